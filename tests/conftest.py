@@ -1,0 +1,87 @@
+"""Small things every test can afford: a byte tokenizer, tiny random models, a few ragged examples. No network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
+
+import pytest
+import torch
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+disable_progress_bars()
+
+EXAMPLES = [
+    {"prompt": "Q: one?", "completion": " A"},
+    {"prompt": "A longer question: two?", "completion": " no, two"},
+    {"prompt": "x", "completion": " yes"},
+    {"prompt": "Q: what follows three?", "completion": " four"},
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, so any text encodes; ids below 320."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<|pad|>", "<|eos|>", *alphabet])}
+    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytes_only, pad_token="<|pad|>", eos_token="<|eos|>", model_max_length=512
+    )
+
+
+def tiny_config(**changes) -> LlamaConfig:
+    sizes = dict(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    return LlamaConfig(**{**sizes, **changes})
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, tokenizer) -> str:
+    """A tiny random Llama with its tokenizer, on disk, so that every way of loading can be tried."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    set_seed(0)
+    model = LlamaForCausalLM(tiny_config())
+    for parameter in model.parameters():  # far from uniform, so that sampling and divergences have something to see
+        parameter.data.mul_(8.0) if parameter.dim() > 1 else None
+    model.generation_config.eos_token_id = [1, *range(200, 270)]  # so that some warmups end early
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def examples() -> Dataset:
+    return Dataset.from_list(EXAMPLES)
+
+
+@pytest.fixture
+def lora() -> LoraConfig:
+    return LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+@pytest.fixture
+def nf4() -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )

@@ -1,0 +1,33 @@
+"""Warmup generations for TRL: let a model write a few tokens to itself before it answers, and learn which help."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from warmup_peft.config import WarmupSFTConfig
+    from warmup_peft.inference.decoding import warmup_generate
+    from warmup_peft.inference.hub import merge_adapter
+    from warmup_peft.trainer import WarmupSFTTrainer
+
+__version__ = "0.1.0"
+__all__ = ["WarmupSFTConfig", "WarmupSFTTrainer", "merge_adapter", "warmup_generate"]
+
+_HOMES = {
+    "WarmupSFTConfig": "warmup_peft.config",
+    "WarmupSFTTrainer": "warmup_peft.trainer",
+    "merge_adapter": "warmup_peft.inference.hub",
+    "warmup_generate": "warmup_peft.inference.decoding",
+}
+
+
+def __getattr__(name: str):
+    """Import on first use: `import warmup_peft` itself loads neither torch nor trl."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'warmup_peft' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,162 @@
+"""Refusals before long work: what would train something else than was asked for, and how to mend it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
+
+from warmup_peft.config import WarmupSFTConfig
+
+LOGITS_HOOKS = ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func")
+
+
+def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) -> None:
+    """Raise ValueError for a call of the trainer that cannot work. Loads nothing but the model's configuration."""
+    for name in LOGITS_HOOKS:
+        if arguments.get(name) is not None:
+            raise ValueError(
+                f"{name} works on the logits of one row an example, which do not exist here: every example is scored "
+                f"once for each warmup. Leave {name} out: the trainer logs its own metrics, and `warmup-peft "
+                "evaluate` scores answers."
+            )
+    if isinstance(arguments.get("processing_class"), ProcessorMixin):
+        raise ValueError("Vision-language models are not supported. Pass a tokenizer and a text-only model.")
+    datasets = arguments.get("eval_dataset")
+    datasets = datasets if isinstance(datasets, dict) else {"eval": datasets}
+    for name, dataset in {"train": arguments.get("train_dataset"), **datasets}.items():
+        if dataset is not None:
+            check_columns(name, dataset, args)
+    check_adapter(arguments["model"], arguments.get("peft_config"), args)
+    check_model_config(model_config(arguments["model"], args), args)
+    check_parallelism(args)
+
+
+def model_config(model: str | PreTrainedModel, args: WarmupSFTConfig) -> PretrainedConfig:
+    if not isinstance(model, str):
+        return model.config
+    revision = (args.model_init_kwargs or {}).get("revision")
+    return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
+
+
+def check_columns(name: str, dataset: Any, args: WarmupSFTConfig) -> None:
+    """The first row must show where the prompt ends."""
+    sample = next(iter(dataset), None)
+    if sample is None:
+        raise ValueError(f"The {name} dataset is empty. Give it at least one row.")
+    if "image" in sample or "images" in sample:
+        raise ValueError(f"The {name} dataset holds images. Warmups are text: use a text-only dataset.")
+    has_boundary = (
+        {"prompt", "completion"} <= set(sample)
+        or ("input_ids" in sample and {"labels", "completion_mask", "assistant_masks"} & set(sample))
+        or ("messages" in sample and args.assistant_only_loss)
+    )
+    if not has_boundary:
+        raise ValueError(
+            f"The {name} dataset (columns {', '.join(sorted(sample))}) does not show where the prompt ends and the "
+            "target begins. Give it the columns `prompt` and `completion`; a `formatting_func` may return them as a "
+            "dictionary."
+        )
+
+
+def check_adapter(model: str | PreTrainedModel, peft_config: Any, args: WarmupSFTConfig) -> None:
+    configs = [peft_config] if peft_config is not None else []
+    if isinstance(model, PeftModel):
+        configs += model.peft_config.values()
+    for config in configs:
+        if getattr(config, "is_prompt_learning", False) or getattr(config, "alora_invocation_tokens", None):
+            raise ValueError(
+                f"{type(config).__name__} depends on where tokens stand in the row (virtual tokens, invocation "
+                "tokens), and warmups move them. Use plain LoRA (peft.LoraConfig)."
+            )
+        if targets_lm_head(config):
+            raise ValueError(
+                "An adapter on `lm_head` is not supported by TRL's SFTTrainer nor here. Remove 'lm_head' from "
+                "target_modules ('all-linear' leaves it out by itself)."
+            )
+    if args.warmup_anchor > 0 and not configs:
+        raise ValueError(
+            f"warmup_anchor={args.warmup_anchor} compares with the model whose adapter is off, but this model "
+            "has no adapter. Pass a peft_config (such as peft.LoraConfig), or set warmup_anchor to 0."
+        )
+
+
+def targets_lm_head(peft_config: Any) -> bool:
+    targets = getattr(peft_config, "target_modules", None) or ()
+    if isinstance(targets, str):
+        return targets != "all-linear" and re.fullmatch(targets, "lm_head") is not None
+    return "lm_head" in targets
+
+
+def check_model_config(config: PretrainedConfig, args: WarmupSFTConfig) -> None:
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"{config.model_type} is an encoder-decoder model; warmups are written by decoder-only models. "
+            "Choose a causal language model."
+        )
+    text_config = config.get_text_config()
+    aux_loss = getattr(text_config, "router_aux_loss_coef", 0.0) if args.router_aux_loss_coef is None else 0.0
+    if hasattr(text_config, "output_router_logits") and aux_loss:
+        raise ValueError(
+            f"{config.model_type} is a mixture of experts whose load-balancing loss (router_aux_loss_coef={aux_loss}) "
+            "is not added to the warmup loss. Set router_aux_loss_coef to 0 to train without it."
+        )
+
+
+def check_parallelism(args: WarmupSFTConfig) -> None:
+    plugin = args.deepspeed_plugin
+    if (plugin is not None and plugin.zero_stage == 3) or args.fsdp:
+        raise ValueError(
+            "Warmups are written by the model between two training steps, which sharded weights (DeepSpeed ZeRO-3, "
+            "FSDP) do not allow here. Use DDP, DeepSpeed ZeRO-2 or a single GPU with 4-bit weights."
+        )
+    parallelism = args.parallelism_config
+    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+        raise ValueError(
+            "Context and sequence parallelism cut rows across GPUs, but a warmup needs its whole prompt. "
+            "Set cp_size and sp_size to 1."
+        )
+
+
+def check_spans(name: str, dataset: Dataset) -> None:
+    """Every prepared row must be one prompt followed by one target.
+
+    Raises:
+        ValueError: naming the first row that is not.
+    """
+    for row, labels in enumerate(dataset["labels"]):
+        supervised = [label != -100 for label in labels]
+        if supervised and supervised[0]:
+            raise ValueError(
+                f"Row {row} of the {name} dataset has no prompt before its target. Give it a non-empty prompt."
+            )
+        starts = sum(now and not before for before, now in itertools.pairwise(supervised))
+        if starts > 1:
+            raise ValueError(
+                f"Row {row} of the {name} dataset has {starts} supervised spans (several assistant turns?), but a "
+                "warmup stands before one target. Split it into one row for each answer, as prompt and completion."
+            )
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Positions the model knows, in tokens; None where its configuration names no limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_context(name: str, dataset: Dataset, context: int | None, extra_tokens: int) -> None:
+    """The longest row, its warmup and its separator must fit the model's context.
+
+    Raises:
+        ValueError: naming that row and its length in tokens.
+    """
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    row = max(range(len(lengths)), key=lengths.__getitem__)
+    if context is not None and lengths[row] + extra_tokens > context:
+        raise ValueError(
+            f"Row {row} of the {name} dataset has {lengths[row]} tokens; with warmup and separator ({extra_tokens}) "
+            f"that is more than the model's context of {context}. Set max_length to {context - extra_tokens} or less."
+        )

@@ -1,0 +1,144 @@
+"""Token rows: an example split at its boundary, and the branches [warmup | separator | target] that follow a prompt.
+
+Tensors only. Knows no model, no tokenizer and no loss.
+
+Shape letters, here and everywhere: B examples, K branches of an example (one a warmup), P prompt tokens, W warmup
+tokens, S separator tokens, Y target tokens, T branch tokens (at most W + S + Y), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+
+
+class Tokens(NamedTuple):
+    """Token ids and which of them are real. Both have the same shape; padding may stand on either side."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def repeat_for_branches(self, num_branches: int) -> Tokens:
+        """(B, ...) -> (B, K, ...), each row K times."""
+        return Tokens(*(x.unsqueeze(1).expand(-1, num_branches, *x.shape[1:]) for x in self))
+
+
+class Warmups(NamedTuple):
+    """K warmups for each of B prompts.
+
+    Attributes:
+        ids: (B, K, W) tokens in the order they were drawn; what stands behind `num_decisions` is padding.
+        lengths: (B, K) tokens that belong to the warmup itself.
+        num_decisions: (B, K) tokens the model drew: the warmup's, and those that ended it (an end token or the
+            separator) where the model stopped by itself. A stop forced by the length limit is no decision.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    num_decisions: Tensor
+
+    @property
+    def stopped(self) -> Tensor:
+        """(B, K) whether the model ended the warmup by itself."""
+        return self.num_decisions > self.lengths
+
+    def tokens(self) -> Tokens:
+        return Tokens(self.ids, prefix_mask(self.lengths, self.ids.size(-1)))
+
+
+class Branches(NamedTuple):
+    """What follows the prompt, one row a branch, padded on the right.
+
+    Position t stands for the prediction *of* branch token t (made at the token before it; for t = 0 that is the
+    prompt's last token), so the masks select predictions and labels alike.
+
+    Attributes:
+        ids: (B, K, T) warmup, separator, target.
+        mask: (B, K, T) real tokens.
+        is_target: (B, K, T) tokens of the target, the only supervised ones.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    is_target: Tensor
+
+
+def prefix_mask(lengths: Tensor, size: int) -> Tensor:
+    """(...) lengths -> (..., size) mask of the first `length` positions."""
+    return torch.arange(size, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def pack(mask: Tensor, *tensors: Tensor, side: str) -> tuple[Tensor, ...]:
+    """Move the masked positions of every row together to one `side` and cut the columns that no row needs.
+
+    Returns the mask and the tensors, all (..., width of the longest row, at least 1).
+    """
+    is_left = side == "left"
+    order = (mask if is_left else ~mask).to(torch.uint8).argsort(dim=-1, stable=True)
+    width = max(int(mask.sum(-1).max()), 1)
+    columns = slice(-width, None) if is_left else slice(None, width)
+    return tuple(x.gather(-1, order)[..., columns] for x in (mask, *tensors))
+
+
+def split_examples(input_ids: Tensor, labels: Tensor, attention_mask: Tensor) -> tuple[Tokens, Tokens]:
+    """Split TRL's right-padded batch (B, L) at the first supervised label of each row.
+
+    Returns:
+        The prompts (B, P), padded on the left, and the targets (B, Y), padded on the right.
+
+    Raises:
+        ValueError: a row has no token before its target, or its supervised tokens are not one block at its end.
+    """
+    is_real = attention_mask.bool()
+    is_target = (labels != IGNORE_INDEX) & is_real
+    is_prompt = is_real & (is_target.cumsum(-1) == 0)
+    num_targets = (is_target & ~is_target.roll(1, -1)).sum(-1)
+    for complaint, rows in (
+        ("has no prompt before its target", ~is_prompt.any(-1)),
+        ("has supervised tokens in more than one place", num_targets > 1),
+    ):
+        if rows.any():
+            raise ValueError(
+                f"Row {int(rows.nonzero()[0])} of the batch {complaint}, but a warmup stands between one prompt and "
+                "one target. Use prompt-completion data with a non-empty prompt."
+            )
+    prompt_mask, prompt_ids = pack(is_prompt, input_ids, side="left")
+    target_mask, target_ids = pack(is_target, input_ids, side="right")
+    return Tokens(prompt_ids, prompt_mask), Tokens(target_ids, target_mask)
+
+
+def lay_out_branches(warmup: Tokens, separator_ids: Tensor, target: Tokens) -> Branches:
+    """Join ids, never text: text tokenised again at a boundary merges tokens.
+
+    Args:
+        warmup: (B, K, W).
+        separator_ids: (S,).
+        target: (B, K, Y).
+
+    Returns:
+        Branches of T = the longest warmup + separator + target.
+    """
+    separator = separator_ids.expand(*warmup.ids.shape[:2], -1)
+    is_separator = torch.ones_like(separator, dtype=torch.bool)
+    ids = torch.cat([warmup.ids, separator, target.ids], dim=-1)
+    mask = torch.cat([warmup.mask, is_separator, target.mask], dim=-1)
+    is_target = torch.cat([warmup.mask & False, is_separator & False, target.mask], dim=-1)
+    mask, ids, is_target = pack(mask, ids, is_target, side="right")
+    return Branches(ids, mask, is_target)
+
+
+def join_rows(prompt: Tokens, branches: Branches) -> Tokens:
+    """One full row a branch: (B, P) prompts and (B, K, T) branches -> (B * K, P + T)."""
+    num_branches = branches.ids.size(1)
+    prompts = prompt.repeat_for_branches(num_branches)
+    joined = (torch.cat(pair, dim=-1).flatten(0, 1) for pair in zip(prompts, (branches.ids, branches.mask)))
+    return Tokens(*joined)
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Position ids that count real tokens only: the first real token of a row stands at 0."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)

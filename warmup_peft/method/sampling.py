@@ -1,0 +1,111 @@
+"""Draws warmups from a causal language model. Knows no loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from warmup_peft.method.branches import Tokens, Warmups
+from warmup_peft.method.scoring import encode_prompt, evaluation_mode, without_peft_wrapper
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """The law warmups are drawn from.
+
+    Attributes:
+        num_warmups: K, how many for each prompt.
+        max_length: W, tokens at most.
+        end_token_ids: tokens that end a warmup.
+        separator_ids: a warmup also ends where the model writes the separator by itself.
+        pad_token_id: what stands behind a warmup's end.
+        num_beams: more than 1 is beam search with sampling, the paper's way; its draws are not independent.
+        temperature, top_k, top_p, min_p: as in `transformers.GenerationConfig`; 1, 0, 1 and None sample the model's
+            own law.
+        do_sample: False decodes greedily (or by plain beam search).
+    """
+
+    num_warmups: int
+    max_length: int
+    end_token_ids: tuple[int, ...]
+    separator_ids: tuple[int, ...]
+    pad_token_id: int
+    num_beams: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float | None = None
+    do_sample: bool = True
+
+    def generation_config(self) -> GenerationConfig:
+        sampling = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+        return GenerationConfig(
+            max_new_tokens=self.max_length,
+            do_sample=self.do_sample,
+            num_beams=self.num_beams,
+            num_return_sequences=self.num_warmups,
+            eos_token_id=list(self.end_token_ids),
+            pad_token_id=self.pad_token_id,
+            **(sampling if self.do_sample else {}),
+        )
+
+
+@contextmanager
+def only_this_generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Keep the model's own generation defaults (a chat model's temperature, top-p, ...) out of the law."""
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def sample_warmups(model: PreTrainedModel, prompt: Tokens, settings: SamplingSettings) -> Warmups:
+    """Draw K warmups for each of the prompts (B, P), padded on the left, without gradient and in eval mode.
+
+    Each prompt is encoded once. Returns warmups of width W (less when all of them ended earlier).
+    """
+    model = without_peft_wrapper(model)
+    batch_size, prompt_width = prompt.ids.shape
+    with evaluation_mode(model), only_this_generation_config(model, settings.generation_config()):
+        sequences = model.generate(
+            input_ids=prompt.ids,
+            attention_mask=prompt.mask.long(),
+            past_key_values=_all_but_last_token(model, prompt, max(settings.num_beams, settings.num_warmups)),
+        )
+    ids_BKW = sequences[:, prompt_width:].unflatten(0, (batch_size, settings.num_warmups))
+    return end_warmups(ids_BKW, settings)
+
+
+def _all_but_last_token(model: PreTrainedModel, prompt: Tokens, num_copies: int):
+    """`generate` would encode each of its expanded rows; give it the prompt's keys and values instead."""
+    if prompt.ids.size(1) == 1:
+        return None
+    cache, _ = encode_prompt(model, Tokens(prompt.ids[:, :-1], prompt.mask[:, :-1]))
+    cache.batch_repeat_interleave(num_copies)
+    return cache
+
+
+def end_warmups(ids_BKW: Tensor, settings: SamplingSettings) -> Warmups:
+    """Cut each drawn sequence at its first end token or separator."""
+    width = ids_BKW.size(-1)
+    end_tokens = torch.tensor(settings.end_token_ids, device=ids_BKW.device)
+    end_at = _first(torch.isin(ids_BKW, end_tokens), width)
+    separator = torch.tensor(settings.separator_ids, device=ids_BKW.device)
+    separator_at = end_at.new_full(end_at.shape, width)
+    if len(separator) <= width:
+        separator_at = _first((ids_BKW.unfold(-1, len(separator), 1) == separator).all(-1), width)
+    lengths = torch.minimum(end_at, separator_at)
+    num_stop_tokens = torch.where(separator_at < end_at, len(separator), 1) * (lengths < width)
+    return Warmups(ids_BKW, lengths, lengths + num_stop_tokens)
+
+
+def _first(hits: Tensor, default: int) -> Tensor:
+    """Index of the first hit on the last axis, `default` where there is none."""
+    return torch.where(hits.any(-1), hits.long().argmax(-1), default)

@@ -1,0 +1,96 @@
+"""The method's own options, apart from TRL's. Plain dataclass: importing it loads neither torch nor trl."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class WarmupOptions:
+    """What a warmup is and how warmups are drawn. Lengths are in tokens."""
+
+    num_warmups: int = field(
+        default=4, metadata={"help": "K: how many warmups are drawn for each example (1 or more)."}
+    )
+    max_warmup_length: int = field(default=8, metadata={"help": "W: tokens of a warmup at most (1 or more)."})
+    warmup_separator: str = field(
+        default=" || ", metadata={"help": "Text between warmup and target. Its token ids are inserted, never drawn."}
+    )
+    warmup_sampling: Literal["multinomial", "beam"] = field(
+        default="multinomial",
+        metadata={
+            "help": "How warmups are drawn: 'multinomial' draws independent ones, 'beam' is the paper's beam search "
+            "with sampling, whose draws are not independent."
+        },
+    )
+    warmup_num_beams: int | None = field(
+        default=None,
+        metadata={"help": "Beams of warmup_sampling 'beam', num_warmups or more; num_warmups where it is not set."},
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Divides the logits when a warmup is drawn."})
+    top_k: int = field(default=0, metadata={"help": "Draw from the top_k most likely tokens; 0 draws from all."})
+    top_p: float = field(
+        default=1.0,
+        metadata={"help": "Draw from the most likely tokens that hold this probability; 1 draws from all."},
+    )
+    min_p: float | None = field(
+        default=None, metadata={"help": "Draw from tokens of at least min_p times the probability of the likeliest."}
+    )
+    warmup_anchor: float = field(
+        default=0.0,
+        metadata={
+            "help": "beta: weight of the divergence KL(model || model with its adapter off) at the warmup's tokens, "
+            "which keeps warmups from collapsing into a draft of the answer. 0 is the paper; 0.3 is a good start."
+        },
+    )
+
+    def check_warmup_options(self) -> None:
+        """Raise ValueError, naming the field and the mend, for values that cannot work."""
+        _require(self.num_warmups >= 1, "num_warmups", self.num_warmups, "Set it to 1 or more; the paper uses 4.")
+        _require(
+            self.max_warmup_length >= 1,
+            "max_warmup_length",
+            self.max_warmup_length,
+            "Set it to 1 or more tokens; for no warmup at all use SFTTrainer.",
+        )
+        _require(self.warmup_separator != "", "warmup_separator", "''", "Give it some text, such as ' || '.")
+        _require(
+            self.warmup_sampling in ("multinomial", "beam"),
+            "warmup_sampling",
+            self.warmup_sampling,
+            "Choose 'multinomial' or 'beam'.",
+        )
+        _require(0 < self.temperature < math.inf, "temperature", self.temperature, "Set it above 0.")
+        _require(self.top_k >= 0, "top_k", self.top_k, "Set it to 0 (off) or more.")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "Set it above 0 and at most 1 (off).")
+        _require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "Leave it out or set 0 to 1.")
+        _require(0 <= self.warmup_anchor < math.inf, "warmup_anchor", self.warmup_anchor, "Set it to 0 (off) or more.")
+        if self.warmup_sampling == "multinomial":
+            _require(
+                self.warmup_num_beams is None,
+                "warmup_num_beams",
+                self.warmup_num_beams,
+                "It belongs to warmup_sampling 'beam'; leave it out or set warmup_sampling to 'beam'.",
+            )
+        else:
+            _require(
+                self.num_beams >= max(2, self.num_warmups),
+                "warmup_num_beams",
+                self.num_beams,
+                f"Beam search returns num_warmups={self.num_warmups} of its beams: set it to "
+                f"{max(2, self.num_warmups)} or more.",
+            )
+
+    @property
+    def num_beams(self) -> int:
+        """Beams that are searched: 1 for independent draws."""
+        if self.warmup_sampling == "multinomial":
+            return 1
+        return self.num_warmups if self.warmup_num_beams is None else self.warmup_num_beams
+
+
+def _require(holds: bool, name: str, value: object, mend: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={value} cannot work. {mend}")

@@ -1,0 +1,276 @@
+"""`WarmupSFTTrainer`: SFT whose target follows warmups that the model wrote itself.
+
+Wiring only: encode -> sample -> score -> objective. The arithmetic is in `warmup_peft.method`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedModel, TrainingArguments
+from trl import SFTTrainer
+from trl.trainer.utils import get_config_model_id
+
+from warmup_peft.checks import check_context, check_spans, check_trainer_arguments, context_length, model_config
+from warmup_peft.config import WarmupSFTConfig
+from warmup_peft.inference.decoding import WarmupConfig, end_token_ids, separator_token_ids
+from warmup_peft.method.branches import Branches, Tokens, Warmups, lay_out_branches, prefix_mask, split_examples
+from warmup_peft.method.objective import divergence, token_logps, warmup_loss
+from warmup_peft.method.sampling import SamplingSettings, sample_warmups
+from warmup_peft.method.scoring import evaluation_mode, score_after_prompt, score_rows
+from warmup_peft.quantization import keep_4bit_weights_in_place
+
+logger = logging.getLogger(__name__)
+
+
+class WarmupSFTTrainer(SFTTrainer):
+    """TRL's `SFTTrainer`, except that the target's likelihood is taken after prompt, warmup and separator.
+
+    For each example the model, as it is now, writes `args.num_warmups` short sequences after the prompt; the loss is
+    the mean over them of the target's negative log-likelihood (and, with `args.warmup_anchor`, a divergence that keeps
+    the warmups where the model without its adapter would have them). Equations: `warmup_peft.method.objective`;
+    source: "Warmup Generations", arXiv 2502.12304.
+
+    Takes exactly what `SFTTrainer` takes. The data must show where the prompt ends: `prompt` and `completion` columns,
+    plain or conversational, or labels that are -100 on the prompt. `formatting_func` may return such a dictionary.
+
+    Raises:
+        ValueError: for what would train something else than asked for, with the mend, before a model is loaded.
+    """
+
+    _tag_names = ["trl", "sft", "warmup-sft"]
+    _name = "Warmup SFT"
+    _paper = {
+        "title": "Warmup Generations: A Task-Agnostic Approach for Guiding Sequence-to-Sequence Learning with "
+        "Unsupervised Initial State Generation",
+        "id": "2502.12304",
+    }
+    loss_is_scaled_for_ga = True  # divided by the targets of the whole accumulated batch, see compute_loss
+
+    @functools.wraps(SFTTrainer.__init__)
+    def __init__(self, *positional, **keywords):
+        call = inspect.signature(SFTTrainer.__init__).bind(self, *positional, **keywords)
+        arguments = call.arguments
+        args = arguments["args"] = as_warmup_config(arguments.get("args"), arguments["model"])
+        apply_dict_formatting(arguments)
+        check_trainer_arguments(arguments, args)
+        if arguments.get("processing_class") is None:
+            arguments["processing_class"] = load_tokenizer(arguments["model"], args)
+        self._warmup_separator_ids = separator_token_ids(arguments["processing_class"], args.warmup_separator)
+        self._context = context_length(model_config(arguments["model"], args))
+        super().__init__(*call.args[1:], **call.kwargs)
+
+        keep_4bit_weights_in_place(self.model)
+        self.model_accepts_loss_kwargs = True  # so that the targets of the accumulated batch are always counted
+        self._sampling = SamplingSettings(
+            num_warmups=args.num_warmups,
+            max_length=args.max_warmup_length,
+            end_token_ids=end_token_ids(self.model, self._tokenizer),
+            separator_ids=tuple(self._warmup_separator_ids),
+            pad_token_id=self._tokenizer.pad_token_id,
+            num_beams=args.num_beams,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            min_p=args.min_p,
+        )
+
+    # ---- A batch, in one direction ----
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if return_outputs:
+            raise ValueError(
+                "Logits are not returned: an example has one set of them for each warmup. Call `evaluate`, or "
+                "`warmup-peft evaluate` for answers."
+            )
+        prompt, target = split_examples(inputs["input_ids"], inputs["labels"], inputs["attention_mask"])
+        warmups = self._sample(model, prompt)
+        separator_ids = torch.tensor(self._warmup_separator_ids, device=prompt.ids.device)
+        branches = lay_out_branches(
+            warmups.tokens(), separator_ids, target.repeat_for_branches(self._sampling.num_warmups)
+        )
+        target_logp_BK, kl_BK = self._score(model, prompt, branches, warmups)
+
+        loss = warmup_loss(target_logp_BK, kl_BK, self.args.warmup_anchor)
+        num_targets = target.mask.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = loss / torch.as_tensor(num_targets).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # `num_items_in_batch` counts every rank's targets, and DDP averages the gradients over the ranks
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+
+        self._count_tokens(inputs)
+        self._record_warmups(warmups, kl_BK)
+        return loss
+
+    def _sample(self, model, prompt: Tokens) -> Warmups:
+        with self.accelerator.autocast():
+            return sample_warmups(self.accelerator.unwrap_model(model), prompt, self._sampling)
+
+    def _score(self, model, prompt: Tokens, branches: Branches, warmups: Warmups) -> tuple[Tensor, Tensor | None]:
+        """(B, K) log-probabilities of the target in nats, and (B, K) divergences where there is an anchor."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        is_decision = torch.zeros_like(branches.mask)
+        if self.args.warmup_anchor > 0:
+            is_decision = prefix_mask(warmups.num_decisions, branches.mask.size(-1))
+        predicted = branches.is_target | is_decision
+        logits = score_rows(model, unwrapped.get_output_embeddings(), prompt, branches, predicted)
+
+        target_logits = logits[branches.is_target[predicted]]
+        target_ids = branches.ids[branches.is_target]
+        logps = token_logps(target_logits, target_ids)
+        self._record_targets(target_logits.detach(), target_ids)
+        target_logp_BK = _scatter(logps, branches.is_target).sum(-1)
+        if self.args.warmup_anchor == 0:
+            return target_logp_BK, None
+
+        with evaluation_mode(unwrapped), unwrapped.disable_adapter(), self.accelerator.autocast():
+            reference_logits = score_after_prompt(unwrapped, prompt, branches, is_decision)
+        kl = divergence(logits[is_decision[predicted]], reference_logits)
+        return target_logp_BK, _scatter(kl, is_decision).sum(-1)
+
+    # ---- Metrics: TRL's own, and the warmups' ----
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _log_metric(self, name: str, numerator: Tensor, denominator: Tensor) -> None:
+        """Append a ratio of sums over all ranks."""
+        sums = self.accelerator.reduce(torch.stack([numerator.float(), denominator.float()]), reduction="sum")
+        self._metrics[self._mode][name].append((sums[0] / sums[1].clamp(min=1)).item())
+
+    @torch.no_grad()
+    def _record_targets(self, logits_NV: Tensor, ids_N: Tensor) -> None:
+        """TRL's `entropy` and `mean_token_accuracy` over target tokens, averaged over the warmups."""
+        count = torch.tensor(len(ids_N), device=ids_N.device)
+        logp_NV = logits_NV.float().log_softmax(-1)
+        self._log_metric("entropy", -(logp_NV.exp() * logp_NV).sum(), count)
+        self._log_metric("mean_token_accuracy", (logits_NV.argmax(-1) == ids_N).sum(), count)
+
+    def _count_tokens(self, inputs: dict[str, Tensor]) -> None:
+        """TRL's `num_tokens`: tokens of the data seen in training, whatever is generated beside them."""
+        if self._mode == "train":
+            count = self.accelerator.reduce(inputs["attention_mask"].sum(), reduction="sum")
+            self._total_train_tokens += count.item() // self._tp_size
+        self._metrics[self._mode]["num_tokens"] = [self._total_train_tokens]
+
+    @torch.no_grad()
+    def _record_warmups(self, warmups: Warmups, kl_BK: Tensor | None) -> None:
+        count = torch.tensor(warmups.lengths.numel(), device=warmups.lengths.device)
+        self._log_metric("warmups/mean_length", warmups.lengths.sum(), count)
+        self._log_metric("warmups/stopped", warmups.stopped.sum(), count)
+        self._log_metric("warmups/distinct", num_distinct(warmups).sum(), count)
+        if kl_BK is not None:
+            self._log_metric("warmups/kl", kl_BK.sum(), count)
+
+    # ---- Around the training loop ----
+
+    def evaluation_loop(self, *positional, **keywords):
+        """Draw the same warmups at every evaluation, and leave the training's random numbers as they are."""
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.args.seed)
+            return super().evaluation_loop(*positional, **keywords)
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        """TRL's preparation, and a count of what its `max_length` costs."""
+        if not isinstance(dataset, Dataset):
+            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        whole_args = copy.copy(args)
+        whole_args.max_length, whole_args.shuffle_dataset = None, False
+        whole = super()._prepare_dataset(dataset, processing_class, whole_args, packing, formatting_func, dataset_name)
+        check_spans(dataset_name, whole)
+        kept = super()._prepare_dataset(whole, processing_class, args, packing, None, dataset_name)
+        report_lengths(dataset_name, whole, kept, args.max_length)
+        check_context(dataset_name, kept, self._context, args.max_warmup_length + len(self._warmup_separator_ids))
+        return kept
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.warmup_config.save(output_dir or self.args.output_dir)
+
+    @property
+    def warmup_config(self) -> WarmupConfig:
+        """What decoding needs; `save_model` and every checkpoint write it beside the adapter."""
+        return WarmupConfig(self.args.warmup_separator, self._warmup_separator_ids, self.args.max_warmup_length)
+
+
+def _scatter(values_N: Tensor, mask: Tensor) -> Tensor:
+    """Put values back where their mask is set, zero elsewhere."""
+    return values_N.new_zeros(mask.shape).masked_scatter(mask, values_N)
+
+
+def num_distinct(warmups: Warmups) -> Tensor:
+    """(B,) how many of the K warmups of each example differ, an empty one counting like any other."""
+    tokens = warmups.tokens()
+    ids_BKW = tokens.ids.masked_fill(~tokens.mask, -1)
+    same_BKK = (ids_BKW.unsqueeze(1) == ids_BKW.unsqueeze(2)).all(-1)
+    return (~same_BKK.tril(-1).any(-1)).sum(-1)
+
+
+def as_warmup_config(args: TrainingArguments | None, model: str | PreTrainedModel) -> WarmupSFTConfig:
+    """Like `SFTTrainer`, take no settings, plain `TrainingArguments` or an `SFTConfig` too."""
+    if isinstance(args, WarmupSFTConfig):
+        return args
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return WarmupSFTConfig(f"{name.split('/')[-1]}-WarmupSFT")
+    return WarmupSFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})  # to_dict hides the token
+
+
+def apply_dict_formatting(arguments: dict[str, Any]) -> None:
+    """Apply a `formatting_func` that returns `prompt` and `completion`; the checks see to one that returns text."""
+    formatting_func: Callable | None = arguments.get("formatting_func")
+    dataset = arguments.get("train_dataset")
+    sample = next(iter(dataset), None) if dataset is not None else None
+    if formatting_func is None or sample is None or not isinstance(formatting_func(sample), dict):
+        return
+    arguments["formatting_func"] = None
+    for name in ("train_dataset", "eval_dataset"):
+        datasets = arguments.get(name)
+        if isinstance(datasets, dict):
+            arguments[name] = {
+                key: each.map(formatting_func, remove_columns=each.column_names) for key, each in datasets.items()
+            }
+        elif datasets is not None:
+            arguments[name] = datasets.map(formatting_func, remove_columns=datasets.column_names)
+
+
+def load_tokenizer(model: str | PreTrainedModel, args: WarmupSFTConfig):
+    """As `SFTTrainer` would, but before the model."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+
+
+def report_lengths(name: str, whole: Dataset, kept: Dataset, max_length: int | None) -> None:
+    """Warn, with numbers, of rows that `max_length` cut or dropped.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    if max_length is None:
+        return
+    lengths = [len(ids) for ids in whole["input_ids"]]
+    dropped = len(whole) - len(kept)
+    if not kept:
+        raise ValueError(
+            f"No row of the {name} dataset is left: all {len(whole)} prompts fill max_length={max_length} tokens by "
+            f"themselves (the shortest row has {min(lengths)}). Set max_length higher, or to null."
+        )
+    cut = sum(length > max_length for length in lengths) - dropped
+    if dropped or cut:
+        logger.warning(
+            "max_length=%d: of %d rows of the %s dataset %d are dropped (no target left) and %d lose the end of their "
+            "target. The longest has %d tokens.",
+            max_length, len(whole), name, dropped, cut, max(lengths),
+        )  # fmt: skip

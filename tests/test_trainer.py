@@ -48,8 +48,8 @@ def record_warmups(trainer):
     drawn = []
     sample = trainer._sample
 
-    def recording(model, prompt):
-        warmups = sample(model, prompt)
+    def recording(model, encoded):
+        warmups, prompt = sample(model, encoded), encoded.prompt
         for b in range(len(prompt.ids)):
             prompt_ids = prompt.ids[b][prompt.mask[b]].tolist()
             rows = [
@@ -98,10 +98,12 @@ def targets_of(tokenizer, rows=EXAMPLES):
 @pytest.mark.parametrize(
     ("num_warmups", "beta", "settings"),
     [
-        (3, 0.0, {}),
-        (1, 0.5, {}),
-        (3, 0.5, {}),
-        (3, 0.5, {"gradient_checkpointing": True}),
+        (3, 0.0, {"prefix_sharing": "true"}),
+        (3, 0.0, {"prefix_sharing": "false"}),
+        (1, 0.5, {"prefix_sharing": "true"}),
+        (1, 0.5, {"prefix_sharing": "false"}),
+        (3, 0.5, {"prefix_sharing": "true", "gradient_checkpointing": True}),
+        (3, 0.5, {"prefix_sharing": "false", "gradient_checkpointing": True}),
         (3, 0.0, {"warmup_sampling": "beam", "warmup_num_beams": 4}),
     ],
 )

@@ -46,8 +46,23 @@ class WarmupOptions:
         },
     )
 
+    prefix_sharing: Literal["auto", "true", "false"] = field(
+        default="auto",
+        metadata={
+            "help": "Encode each prompt once for all its warmups: 'auto' where that is exact, else each prompt once a "
+            "warmup; 'true' refuses instead; 'false' never shares."
+        },
+    )
+
     def check_warmup_options(self) -> None:
         """Raise ValueError, naming the field and the mend, for values that cannot work."""
+        self.prefix_sharing = str(self.prefix_sharing).lower()  # YAML reads true and false as booleans
+        _require(
+            self.prefix_sharing in ("auto", "true", "false"),
+            "prefix_sharing",
+            self.prefix_sharing,
+            "Choose auto, true or false.",
+        )
         _require(self.num_warmups >= 1, "num_warmups", self.num_warmups, "Set it to 1 or more; the paper uses 4.")
         _require(
             self.max_warmup_length >= 1,

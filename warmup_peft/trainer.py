@@ -6,10 +6,12 @@ Wiring only: encode -> sample -> score -> objective. The arithmetic is in `warmu
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import inspect
 import logging
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -22,10 +24,14 @@ from trl.trainer.utils import get_config_model_id
 from warmup_peft.checks import check_context, check_spans, check_trainer_arguments, context_length, model_config
 from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.inference.decoding import WarmupConfig, end_token_ids, separator_token_ids
+from warmup_peft.inference.hub import own_model_card
+from warmup_peft.inference.loading import TrainingRecord
 from warmup_peft.method.branches import Branches, Tokens, Warmups, lay_out_branches, prefix_mask, split_examples
 from warmup_peft.method.objective import divergence, token_logps, warmup_loss
+from warmup_peft.method.prefix import SharedPrefix, install, sliding_window, why_not_shareable
 from warmup_peft.method.sampling import SamplingSettings, sample_warmups
-from warmup_peft.method.scoring import evaluation_mode, score_after_prompt, score_rows
+from warmup_peft.method.scoring import PlainRows, evaluation_mode, score_after_prompt, without_peft_wrapper
+from warmup_peft.options import WarmupOptions
 from warmup_peft.quantization import keep_4bit_weights_in_place
 
 logger = logging.getLogger(__name__)
@@ -53,6 +59,7 @@ class WarmupSFTTrainer(SFTTrainer):
         "Unsupervised Initial State Generation",
         "id": "2502.12304",
     }
+    _said_plain_rows = False
     loss_is_scaled_for_ga = True  # divided by the targets of the whole accumulated batch, see compute_loss
 
     @functools.wraps(SFTTrainer.__init__)
@@ -69,6 +76,8 @@ class WarmupSFTTrainer(SFTTrainer):
         super().__init__(*call.args[1:], **call.kwargs)
 
         keep_4bit_weights_in_place(self.model)
+        self.data_record: dict[str, Any] = {}  # where the rows came from; a caller who knows may say
+        self._choose_encoding()
         self.model_accepts_loss_kwargs = True  # so that the targets of the accumulated batch are always counted
         self._sampling = SamplingSettings(
             num_warmups=args.num_warmups,
@@ -83,6 +92,30 @@ class WarmupSFTTrainer(SFTTrainer):
             min_p=args.min_p,
         )
 
+    def _choose_encoding(self) -> None:
+        """Share each prompt among its branches where that is exact; otherwise say once why not, or refuse."""
+        reason = why_not_shareable(self.model)
+        checkpointing = self.args.gradient_checkpointing_kwargs or {}
+        if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):
+            reason = "reentrant gradient checkpointing loses the gradient that flows through the shared prompt"
+        wanted = self.args.prefix_sharing
+        if wanted == "true" and reason is not None:
+            raise ValueError(f"prefix_sharing=true cannot be had: {reason}. Set prefix_sharing to auto.")
+        self._shares_prefix = wanted != "false" and reason is None
+        self._sliding_window = sliding_window(self.model)
+        self._branch_overhead = self.args.max_warmup_length + len(self._warmup_separator_ids)
+        if self._shares_prefix:
+            install(self.model)
+        elif wanted == "auto":
+            self._report_plain_rows(reason)
+
+    def _report_plain_rows(self, reason: str) -> None:
+        if self.args.prefix_sharing == "true":
+            raise ValueError(f"prefix_sharing=true cannot be had: {reason}. Set prefix_sharing to auto.")
+        if not self._said_plain_rows:
+            logger.warning("Each prompt is encoded once a warmup, which is slower than once: %s.", reason)
+            self._said_plain_rows = True
+
     # ---- A batch, in one direction ----
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -92,12 +125,13 @@ class WarmupSFTTrainer(SFTTrainer):
                 "`warmup-peft evaluate` for answers."
             )
         prompt, target = split_examples(inputs["input_ids"], inputs["labels"], inputs["attention_mask"])
-        warmups = self._sample(model, prompt)
+        encoded = self._encode(model, prompt, target)
+        warmups = self._sample(model, encoded)
         separator_ids = torch.tensor(self._warmup_separator_ids, device=prompt.ids.device)
         branches = lay_out_branches(
             warmups.tokens(), separator_ids, target.repeat_for_branches(self._sampling.num_warmups)
         )
-        target_logp_BK, kl_BK = self._score(model, prompt, branches, warmups)
+        target_logp_BK, kl_BK = self._score(model, encoded, branches, warmups)
 
         loss = warmup_loss(target_logp_BK, kl_BK, self.args.warmup_anchor)
         num_targets = target.mask.sum() if num_items_in_batch is None else num_items_in_batch
@@ -110,18 +144,27 @@ class WarmupSFTTrainer(SFTTrainer):
         self._record_warmups(warmups, kl_BK)
         return loss
 
-    def _sample(self, model, prompt: Tokens) -> Warmups:
-        with self.accelerator.autocast():
-            return sample_warmups(self.accelerator.unwrap_model(model), prompt, self._sampling)
-
-    def _score(self, model, prompt: Tokens, branches: Branches, warmups: Warmups) -> tuple[Tensor, Tensor | None]:
-        """(B, K) log-probabilities of the target in nats, and (B, K) divergences where there is an anchor."""
+    def _encode(self, model, prompt: Tokens, target: Tokens) -> PlainRows | SharedPrefix:
         unwrapped = self.accelerator.unwrap_model(model)
+        longest = prompt.ids.size(1) + self._branch_overhead + target.ids.size(1)
+        fits = self._sliding_window is None or longest <= self._sliding_window
+        if self._shares_prefix and not fits:
+            self._report_plain_rows(f"rows of {longest} tokens exceed its sliding window of {self._sliding_window}")
+        return (SharedPrefix if self._shares_prefix and fits else PlainRows)(model, unwrapped, prompt)
+
+    def _sample(self, model, encoded: PlainRows | SharedPrefix) -> Warmups:
+        with self.accelerator.autocast():
+            return sample_warmups(self.accelerator.unwrap_model(model), encoded, self._sampling)
+
+    def _score(
+        self, model, encoded: PlainRows | SharedPrefix, branches: Branches, warmups: Warmups
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, K) log-probabilities of the target in nats, and (B, K) divergences where there is an anchor."""
         is_decision = torch.zeros_like(branches.mask)
         if self.args.warmup_anchor > 0:
             is_decision = prefix_mask(warmups.num_decisions, branches.mask.size(-1))
         predicted = branches.is_target | is_decision
-        logits = score_rows(model, unwrapped.get_output_embeddings(), prompt, branches, predicted)
+        logits = encoded.predictions(branches, predicted)
 
         target_logits = logits[branches.is_target[predicted]]
         target_ids = branches.ids[branches.is_target]
@@ -131,8 +174,9 @@ class WarmupSFTTrainer(SFTTrainer):
         if self.args.warmup_anchor == 0:
             return target_logp_BK, None
 
+        unwrapped = self.accelerator.unwrap_model(model)
         with evaluation_mode(unwrapped), unwrapped.disable_adapter(), self.accelerator.autocast():
-            reference_logits = score_after_prompt(unwrapped, prompt, branches, is_decision)
+            reference_logits = score_after_prompt(unwrapped, encoded.prompt, branches, is_decision)
         kl = divergence(logits[is_decision[predicted]], reference_logits)
         return target_logp_BK, _scatter(kl, is_decision).sum(-1)
 
@@ -194,14 +238,44 @@ class WarmupSFTTrainer(SFTTrainer):
         return kept
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self.warmup_config.save(output_dir or self.args.output_dir)
+        """Beside the adapter, what decoding and merging need, so that every saved folder is whole."""
+        folder = output_dir or self.args.output_dir
+        with own_model_card(folder):
+            super()._save(output_dir, state_dict)
+            if self.args.should_save:
+                self.warmup_config.save(folder)
+                self.training_record().save(folder)
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
+        """TRL's card would not say how to decode; `_save` writes ours."""
 
     @property
     def warmup_config(self) -> WarmupConfig:
-        """What decoding needs; `save_model` and every checkpoint write it beside the adapter."""
         return WarmupConfig(self.args.warmup_separator, self._warmup_separator_ids, self.args.max_warmup_length)
+
+    def training_record(self) -> TrainingRecord:
+        base = without_peft_wrapper(self.accelerator.unwrap_model(self.model))
+        quantization = getattr(base.config, "quantization_config", None)
+        lora = next(iter(getattr(self.model, "peft_config", {}).values()), None)
+        options = {option.name: getattr(self.args, option.name) for option in dataclasses.fields(WarmupOptions)}
+        return TrainingRecord(
+            base_model=get_config_model_id(base.config),
+            base_revision=getattr(base.config, "_commit_hash", None),
+            dtype=str(base.dtype).removeprefix("torch."),
+            quantization_config=quantization.to_dict() if hasattr(quantization, "to_dict") else quantization,
+            settings={
+                **options,
+                "learning_rate": self.args.learning_rate,
+                "steps": self.state.global_step,
+                "batch_size": self.args.train_batch_size
+                * self.args.gradient_accumulation_steps
+                * self.accelerator.num_processes,
+                "lora_r": getattr(lora, "r", None),
+                "seed": self.args.seed,
+            },
+            data=self.data_record,
+            versions={name: version(name) for name in ("warmup_peft", "trl", "transformers", "peft", "torch")},
+        )
 
 
 def _scatter(values_N: Tensor, mask: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.method.branches import Tokens, Warmups, pack
 from warmup_peft.method.sampling import SamplingSettings, sample_warmups
+from warmup_peft.method.scoring import PlainRows
 
 WARMUP_CONFIG_NAME = "warmup_config.json"
 
@@ -37,6 +38,10 @@ class WarmupConfig:
     def save(self, folder: str | Path) -> None:
         Path(folder, WARMUP_CONFIG_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
+    @staticmethod
+    def is_in(folder: str | Path) -> bool:
+        return Path(folder, WARMUP_CONFIG_NAME).is_file()
+
     @classmethod
     def load(cls, folder: str | Path) -> WarmupConfig:
         """Read `warmup_config.json` of a local folder.
@@ -44,12 +49,12 @@ class WarmupConfig:
         Raises:
             ValueError: there is none, or it is not what `save` wrote.
         """
-        path = Path(folder, WARMUP_CONFIG_NAME)
-        if not path.is_file():
+        if not cls.is_in(folder):
             raise ValueError(
                 f"{folder} holds no {WARMUP_CONFIG_NAME}, so it is no warmup adapter (or its training was cut off). "
                 "Name the folder that `warmup-peft train` or `WarmupSFTTrainer.save_model` wrote."
             )
+        path = Path(folder, WARMUP_CONFIG_NAME)
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, TypeError) as error:
@@ -100,7 +105,7 @@ def write_warmups(
         do_sample=do_sample,
         **sampling,
     )
-    return sample_warmups(model, prompt, settings)
+    return sample_warmups(model, PlainRows(model, model, prompt), settings)
 
 
 @torch.no_grad()

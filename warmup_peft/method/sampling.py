@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from warmup_peft.method.branches import Tokens, Warmups
-from warmup_peft.method.scoring import encode_prompt, evaluation_mode, without_peft_wrapper
+from warmup_peft.method.branches import Warmups
+from warmup_peft.method.prefix import SharedPrefix
+from warmup_peft.method.scoring import PlainRows, evaluation_mode, without_peft_wrapper
 
 
 @dataclass(frozen=True)
@@ -66,30 +67,22 @@ def only_this_generation_config(model: PreTrainedModel, config: GenerationConfig
         model.generation_config = own
 
 
-def sample_warmups(model: PreTrainedModel, prompt: Tokens, settings: SamplingSettings) -> Warmups:
-    """Draw K warmups for each of the prompts (B, P), padded on the left, without gradient and in eval mode.
+def sample_warmups(model: PreTrainedModel, encoded: PlainRows | SharedPrefix, settings: SamplingSettings) -> Warmups:
+    """Draw K warmups for each encoded prompt, without gradient and in eval mode.
 
-    Each prompt is encoded once. Returns warmups of width W (less when all of them ended earlier).
+    Decoding goes on from the prompts' keys and values, so that no prompt is encoded again. Returns warmups of width W
+    (less when all of them ended earlier).
     """
     model = without_peft_wrapper(model)
-    batch_size, prompt_width = prompt.ids.shape
+    batch_size, prompt_width = encoded.prompt.ids.shape
     with evaluation_mode(model), only_this_generation_config(model, settings.generation_config()):
         sequences = model.generate(
-            input_ids=prompt.ids,
-            attention_mask=prompt.mask.long(),
-            past_key_values=_all_but_last_token(model, prompt, max(settings.num_beams, settings.num_warmups)),
+            input_ids=encoded.prompt.ids,
+            attention_mask=encoded.prompt.mask.long(),
+            past_key_values=encoded.cache_without_last_token(max(settings.num_beams, settings.num_warmups)),
         )
     ids_BKW = sequences[:, prompt_width:].unflatten(0, (batch_size, settings.num_warmups))
     return end_warmups(ids_BKW, settings)
-
-
-def _all_but_last_token(model: PreTrainedModel, prompt: Tokens, num_copies: int):
-    """`generate` would encode each of its expanded rows; give it the prompt's keys and values instead."""
-    if prompt.ids.size(1) == 1:
-        return None
-    cache, _ = encode_prompt(model, Tokens(prompt.ids[:, :-1], prompt.mask[:, :-1]))
-    cache.batch_repeat_interleave(num_copies)
-    return cache
 
 
 def end_warmups(ids_BKW: Tensor, settings: SamplingSettings) -> Warmups:

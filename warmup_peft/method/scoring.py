@@ -1,8 +1,8 @@
 """Predictions along branches, as logits at the positions that are asked for and nowhere else.
 
-Two ways to the same numbers. `score_rows` encodes every branch with its own copy of the prompt and carries the
-gradient. `score_after_prompt` encodes the prompt once, keeps its keys and values, and runs the branches behind it; it
-carries none. Knows no loss and no sampling.
+`PlainRows` encodes every branch with its own copy of the prompt: the slow, plain way, with gradient.
+`score_after_prompt` encodes the prompt once with transformers' own cache, for whatever needs no gradient.
+The fast way with gradient is `warmup_peft.method.prefix`. Knows no loss.
 """
 
 from __future__ import annotations
@@ -51,38 +51,47 @@ def lm_head_only_at(lm_head: nn.Module, positions: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def score_rows(
-    model: nn.Module, lm_head: nn.Module, prompt: Tokens, branches: Branches, predicted_BKT: Tensor
-) -> Tensor:
-    """Logits of the selected predictions, one full row [prompt | branch] a branch, with gradient.
+class PlainRows:
+    """One full row [prompt | branch] a branch: K copies of every prompt. Same interface as `SharedPrefix`.
 
     Args:
         model: the causal language model, possibly wrapped for distributed training.
-        lm_head: its output embeddings.
+        unwrapped: the same without that wrapper.
         prompt: (B, P), padded on the left.
-        predicted_BKT: which branch tokens' predictions are wanted.
-
-    Returns:
-        (N, V) in row-major order of `predicted_BKT`.
     """
-    rows = join_rows(prompt, branches)
-    predicted = predicted_BKT.flatten(0, 1)
-    prompt_width = prompt.ids.size(1)
-    columns = torch.zeros_like(rows.mask)
-    columns[:, prompt_width - 1 : -1] = predicted  # a token is predicted one column before it stands
-    with lm_head_only_at(lm_head, columns):
-        output = model(
-            input_ids=rows.ids,
-            attention_mask=rows.mask.long(),
-            position_ids=positions_of(rows.mask),
-            use_cache=False,
-        )
-    return output.logits.squeeze(0)
+
+    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens):
+        self.model, self.unwrapped, self.prompt = model, unwrapped, prompt
+
+    def cache_without_last_token(self, num_copies: int) -> Cache | None:
+        """Keys and values, each prompt's `num_copies` times, for `generate` to go on from."""
+        prompt = Tokens(self.prompt.ids[:, :-1], self.prompt.mask[:, :-1])
+        if prompt.ids.size(1) == 0:
+            return None
+        with evaluation_mode(self.unwrapped):
+            cache, _ = encode_prompt(self.unwrapped, prompt)
+        cache.batch_repeat_interleave(num_copies)
+        return cache
+
+    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
+        """Logits (N, V) of the selected branch tokens' predictions, in row-major order, with gradient."""
+        rows = join_rows(self.prompt, branches)
+        columns = torch.zeros_like(rows.mask)
+        first_column = self.prompt.ids.size(1) - 1  # a token is predicted one column before it stands
+        columns[:, first_column:-1] = predicted_BKT.flatten(0, 1)
+        with lm_head_only_at(self.unwrapped.get_output_embeddings(), columns):
+            output = self.model(
+                input_ids=rows.ids,
+                attention_mask=rows.mask.long(),
+                position_ids=positions_of(rows.mask),
+                use_cache=False,
+            )
+        return output.logits.squeeze(0)
 
 
 def encode_prompt(model: PreTrainedModel, prompt: Tokens) -> tuple[Cache, Tensor]:
     """Keys and values of the prompts (B, P), padded on the left, and the logits (B, V) of what follows them."""
-    output = model(
+    output = without_peft_wrapper(model)(
         input_ids=prompt.ids,
         attention_mask=prompt.mask.long(),
         position_ids=positions_of(prompt.mask),
@@ -93,29 +102,39 @@ def encode_prompt(model: PreTrainedModel, prompt: Tokens) -> tuple[Cache, Tensor
 
 
 def score_after_prompt(model: PreTrainedModel, prompt: Tokens, branches: Branches, predicted_BKT: Tensor) -> Tensor:
-    """The same logits as `score_rows`, each prompt encoded once. Call it in `evaluation_mode`."""
-    model = without_peft_wrapper(model)
+    """The same logits as `PlainRows.predictions`, each prompt encoded once. Call it in `evaluation_mode`."""
     num_branches = branches.ids.size(1)
     cache, first_logits_BV = encode_prompt(model, prompt)
     cache.batch_repeat_interleave(num_branches)
     rows = join_rows(prompt, branches)
     prompt_width = prompt.ids.size(1)
-    predicted = predicted_BKT.flatten(0, 1)
-    lm_head = model.get_output_embeddings()
-    columns = torch.zeros_like(predicted)
-    columns[:, :-1] = predicted[:, 1:]
-    with lm_head_only_at(lm_head, columns):
-        output = model(
+    columns = torch.zeros_like(predicted_BKT)
+    columns[..., :-1] = predicted_BKT[..., 1:]
+    with lm_head_only_at(model.get_output_embeddings(), columns.flatten(0, 1)):
+        output = without_peft_wrapper(model)(
             input_ids=rows.ids[:, prompt_width:],
             attention_mask=rows.mask.long(),
             position_ids=positions_of(rows.mask)[:, prompt_width:],
             past_key_values=cache,
             use_cache=True,
         )
-    logits = first_logits_BV.new_empty(int(predicted.sum()), first_logits_BV.size(-1))
-    is_first = torch.zeros_like(predicted)
-    is_first[:, 0] = True
-    from_prompt = is_first[predicted]
-    logits[from_prompt] = first_logits_BV.repeat_interleave(num_branches, 0)[predicted[:, 0]]
-    logits[~from_prompt] = output.logits.squeeze(0)
-    return logits
+    return with_first_prediction(first_logits_BV, output.logits.squeeze(0), predicted_BKT)
+
+
+def with_first_prediction(first_logits_BV: Tensor, later_logits_MV: Tensor, predicted_BKT: Tensor) -> Tensor:
+    """Put the predictions of branches' first tokens, made at the prompt's end, among those of later tokens.
+
+    Returns:
+        (N, V) in row-major order of `predicted_BKT`.
+    """
+    wants_first_BK = predicted_BKT[..., 0]
+    if not wants_first_BK.any():
+        return later_logits_MV
+    first_logits = first_logits_BV[wants_first_BK.nonzero()[:, 0]]
+    is_first = torch.zeros_like(predicted_BKT)
+    is_first[..., 0] = True
+    from_first = is_first[predicted_BKT]
+    order = torch.empty(len(from_first), dtype=torch.long, device=from_first.device)
+    order[from_first] = torch.arange(len(first_logits), device=order.device)
+    order[~from_first] = torch.arange(len(later_logits_MV), device=order.device) + len(first_logits)
+    return torch.cat([first_logits, later_logits_MV])[order]

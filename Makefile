@@ -1,0 +1,56 @@
+# Everything runs in a virtual environment of its own, made at first need. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+
+HAS_GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
+PROFILE ?= $(if $(HAS_GPU),qlora,tiny)
+OUTPUT ?= runs/logiqa
+MODEL ?=
+DATA ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow test-gpu lint format recipe-logiqa announce clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: $(VENV)/.ready  ## Make the virtual environment with the tested versions
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (once; a few minutes)..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[qlora,dev]"
+	@touch $@
+
+recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS=
+	@$(BIN)/warmup-peft train --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT) \
+		$(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
+	@$(BIN)/warmup-peft evaluate --adapter $(OUTPUT)
+
+announce:
+	$(if $(findstring --output_dir,$(subst --overwrite_output_dir,,$(ARGS))),$(error Choose the folder with OUTPUT=, so that scoring finds it))
+	@echo "LogiQA recipe, profile $(PROFILE): $(if $(filter $(origin PROFILE),command line environment),you chose it,$(if $(HAS_GPU),nvidia-smi answers,no NVIDIA GPU answers to nvidia-smi))."
+
+test: setup  ## Run the tests (no network, no GPU)
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup  ## Run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow
+
+test-gpu: setup  ## Run the tests that need an NVIDIA GPU
+	@$(BIN)/python -m pytest -m gpu
+
+lint: setup  ## Check style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: setup  ## Mend style
+	@$(BIN)/ruff check --fix -q .
+	@$(BIN)/ruff format -q .
+
+clean:  ## Remove the virtual environment and what runs wrote
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache

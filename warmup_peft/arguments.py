@@ -1,0 +1,94 @@
+"""What the commands take, as plain dataclasses: importing them loads neither torch nor trl, so `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class RunOptions:
+    """Options of `train` beside TRL's."""
+
+    task: Literal["logiqa"] | None = field(
+        default=None,
+        metadata={
+            "help": "How rows become prompts and completions: 'logiqa' for columns text, question, options, answer. "
+            "Without it the data has the columns prompt and completion."
+        },
+    )
+    answer_format: Literal["text", "letter"] = field(
+        default="text", metadata={"help": "The completion of a multiple-choice task: the option's text or its letter."}
+    )
+    test_split_size: float = field(
+        default=0.0,
+        metadata={
+            "help": "Where dataset_name is a single file: the share of its rows that is kept out of training, for "
+            "`evaluate`. Folders and Hub ids have splits of their own."
+        },
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace the run that output_dir holds. Other files in it are left alone."}
+    )
+
+
+@dataclass
+class EvaluateArguments:
+    """Options of `evaluate`. Data options that are left out are those of the training."""
+
+    adapter: str = field(metadata={"help": "Folder of the adapter, or of a merged model."})
+    dataset_name: str | None = field(default=None, metadata={"help": "File, folder or Hub id; the training's."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub id."})
+    dataset_test_split: str | None = field(default=None, metadata={"help": "Split to score on; the training's."})
+    task: Literal["logiqa"] | None = field(default=None, metadata={"help": "The task; the training's."})
+    answer_format: Literal["text", "letter"] | None = field(
+        default=None, metadata={"help": "Option's text or letter; the training's."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Score the first so many rows."})
+    batch_size: int = field(default=32, metadata={"help": "Questions at a time."})
+    max_new_tokens: int = field(default=32, metadata={"help": "Limit of a free generation, in tokens."})
+    num_examples: int = field(default=5, metadata={"help": "Examples to show with their warmups."})
+    compare_base: bool = field(
+        default=True, metadata={"help": "Score the base too: answering directly, and after warmups of its own."}
+    )
+
+
+@dataclass
+class GenerateArguments:
+    """Options of `generate`. Prompts come from --prompt, from --prompts_file or from standard input."""
+
+    adapter: str = field(metadata={"help": "Folder of the adapter, or of a merged model."})
+    prompt: str | None = field(default=None, metadata={"help": "One prompt."})
+    prompts_file: str | None = field(
+        default=None, metadata={"help": "A file with one prompt a line, or JSON lines with the field 'prompt'."}
+    )
+    max_new_tokens: int = field(default=64, metadata={"help": "Limit of the answer, in tokens."})
+    do_sample: bool = field(default=False, metadata={"help": "Sample warmup and answer instead of decoding greedily."})
+    temperature: float = field(default=1.0, metadata={"help": "Divides the logits when sampling."})
+    top_p: float = field(default=1.0, metadata={"help": "Sample from the most likely tokens that hold this much."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    batch_size: int = field(default=8, metadata={"help": "Prompts at a time."})
+    json: bool = field(default=False, metadata={"help": "Print JSON lines with prompt, warmup and answer."})
+
+
+@dataclass
+class MergeArguments:
+    """Options of `merge`."""
+
+    adapter: str = field(metadata={"help": "Folder of the adapter."})
+    output_dir: str = field(metadata={"help": "Folder of the merged model; it appears when it is whole."})
+    dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "Of the merged weights; the base's where it is left out."}
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what output_dir holds."})
+
+
+@dataclass
+class PushArguments:
+    """Options of `push`. Log in first with `hf auth login`, or set HF_TOKEN."""
+
+    folder: str = field(metadata={"help": "Folder of the adapter, or of a merged model."})
+    repo_id: str = field(metadata={"help": "<user or organisation>/<name> on the Hub."})
+    private: bool = field(default=True, metadata={"help": "Whether a repo that is made is private."})
+    dry_run: bool = field(default=False, metadata={"help": "Only list what would go up."})

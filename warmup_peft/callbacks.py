@@ -1,0 +1,53 @@
+"""What a person at the terminal gets from a training run: a short line now and then, and a clean stop."""
+
+from __future__ import annotations
+
+import signal
+
+from transformers import ProgressCallback, TrainerCallback
+
+SHOWN = {
+    "loss": "loss {:.3f}",
+    "mean_token_accuracy": "token accuracy {:.2f}",
+    "warmups/mean_length": "warmups {:.1f} tokens",
+    "warmups/distinct": "distinct {:.2f}",
+    "warmups/kl": "KL {:.2f}",
+    "learning_rate": "lr {:.1e}",
+}
+
+
+class ShortProgress(ProgressCallback):
+    """Transformers' progress bar, with one readable line for each log instead of a dictionary."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        is_evaluation = any(key.startswith("eval_") for key in logs)
+        values = {key.removeprefix("eval_"): value for key, value in logs.items()}
+        shown = [text.format(float(values[key])) for key, text in SHOWN.items() if key in values]
+        if shown:
+            name = "evaluation" if is_evaluation else "step"
+            self.training_bar.write("  ".join([f"{name} {state.global_step:>5}", *shown]))
+
+
+class StopOnInterrupt(TrainerCallback):
+    """Ctrl-C ends the run after the step in hand and keeps a checkpoint; a second Ctrl-C ends it at once."""
+
+    def __init__(self):
+        self.interrupted = False
+        self._previous = None
+
+    def _interrupt(self, *_):
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self._previous)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._previous = signal.signal(signal.SIGINT, self._interrupt)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.interrupted:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        signal.signal(signal.SIGINT, self._previous)

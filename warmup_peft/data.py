@@ -1,0 +1,147 @@
+"""From a data set's name to its rows: a local file, a local folder, a folder on the Hub, or a Hub id.
+
+Knows no task and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets import Dataset, load_dataset
+from huggingface_hub import snapshot_download
+
+JSON_ENDINGS = (".jsonl", ".json", ".txt")
+ENDINGS = (*JSON_ENDINGS, ".csv", ".parquet")
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+HUB_FOLDER = "hf://datasets/"
+NO_NETWORK = (
+    "Without a network, download it elsewhere and name the local file or folder instead "
+    "(--dataset_name, or DATA= with make)."
+)
+
+
+def load_split(name: str, split: str, config: str | None = None, test_split_size: float = 0.0) -> Dataset:
+    """Rows of one split.
+
+    Args:
+        name: a JSON-lines, JSON, CSV or Parquet file (which holds one split); a folder of such files named after
+            their splits (`train.jsonl`, `dev.txt`, ...); such a folder on the Hub (`hf://datasets/<user>/<repo>/<folder>`);
+            or a Hub id.
+        split: `train`, `validation`, `test`, or a name of the data set's own.
+        config: configuration of a Hub id.
+        test_split_size: the share of a single file that is held out: `train` gets the other rows, any other split
+            gets these. 0 gives all rows to every split.
+
+    Raises:
+        ValueError: it is not there, cannot be read, or is empty; with the mend.
+    """
+    if name.startswith(HUB_FOLDER):
+        dataset = read_file(find_split(download_folder(name), split))
+    elif Path(name).is_dir():
+        dataset = read_file(find_split(Path(name), split))
+    elif Path(name).is_file():
+        dataset = part_of_file(read_file(Path(name)), split, test_split_size)
+    elif Path(name).suffix in ENDINGS or name.startswith((".", "/", "~")):
+        raise ValueError(f"The data file or folder {name} does not exist. Check --dataset_name (DATA= with make).")
+    else:
+        dataset = load_from_hub(name, split, config)
+    if len(dataset) == 0:
+        raise ValueError(f"The {split} split of {name} is empty. Give it at least one row.")
+    return dataset
+
+
+def part_of_file(dataset: Dataset, split: str, test_split_size: float) -> Dataset:
+    if test_split_size == 0 or len(dataset) < 2:
+        return dataset
+    parts = dataset.train_test_split(test_size=test_split_size, seed=0)
+    return parts["train" if split == "train" else "test"]
+
+
+def has_split(name: str, split: str) -> bool:
+    """Whether a local folder holds the split; other sources are taken at their word."""
+    return not Path(name).is_dir() or bool(split_files(Path(name), split))
+
+
+def split_files(folder: Path, split: str) -> list[Path]:
+    names = SPLIT_NAMES.get(split, (split,))
+    return sorted(path for path in folder.iterdir() if path.stem in names and path.suffix in ENDINGS)
+
+
+def find_split(folder: Path, split: str) -> Path:
+    files = split_files(folder, split)
+    if len(files) != 1:
+        there = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in ENDINGS)) or "no data file"
+        problem = "has no file" if not files else "has more than one file"
+        raise ValueError(
+            f"{folder} {problem} for the split {split} (it holds: {there}). Name the file {split}.jsonl (or .json, "
+            ".csv, .parquet), or choose another split."
+        )
+    return files[0]
+
+
+def download_folder(name: str) -> Path:
+    user, repo, *folder = name.removeprefix(HUB_FOLDER).split("/")
+    try:
+        root = snapshot_download(f"{user}/{repo}", repo_type="dataset", allow_patterns="/".join([*folder, "*"]))
+    except Exception as error:
+        raise ValueError(f"{name} cannot be downloaded ({first_line(error)}). {NO_NETWORK}") from error
+    return Path(root, *folder)
+
+
+def load_from_hub(name: str, split: str, config: str | None) -> Dataset:
+    try:
+        return load_dataset(name, config, split=split)
+    except Exception as error:
+        if "scripts are no longer supported" in str(error):
+            mend = "It is a loading script, which `datasets` no longer runs; find a copy in JSON, CSV or Parquet."
+        else:
+            mend = NO_NETWORK
+        raise ValueError(
+            f"The data set {name} is no local file, and the Hub did not give its split {split} "
+            f"({first_line(error)}). {mend}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def read_file(path: Path) -> Dataset:
+    """Rows of one file.
+
+    Raises:
+        ValueError: it cannot be read; for JSON lines with the line's number.
+    """
+    if path.suffix in JSON_ENDINGS:
+        return Dataset.from_list(list(read_json(path)))
+    try:
+        return Dataset.from_csv(str(path)) if path.suffix == ".csv" else Dataset.from_parquet(str(path))
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {first_line(error)}") from error
+
+
+def read_json(path: Path) -> Iterator[dict]:
+    """Rows of a JSON-lines file, or of a JSON file that is one list."""
+    text = path.read_text(encoding="utf-8")
+    if text.lstrip().startswith("["):
+        lines = [(1, text)]
+    else:
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for number, line in lines:
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}, line {number} is no whole JSON value ({error.msg}); was the file cut off? Mend or remove "
+                "that line."
+            ) from error
+        rows = value if isinstance(value, list) else [value]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{path}, line {number} is no JSON object. Write one row, {{...}}, a line.")
+        yield from rows

@@ -1,0 +1,330 @@
+"""An adapter's way out: merge it, describe it, push it. Paths in, paths out. No trl."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from peft import PeftModel
+from torch import Tensor, nn
+
+from warmup_peft.inference.decoding import WARMUP_CONFIG_NAME, WarmupConfig
+from warmup_peft.inference.loading import (
+    TRAINING_RECORD_NAME,
+    TrainingRecord,
+    is_adapter,
+    load_base,
+    load_tokenizer,
+)
+from warmup_peft.method.scoring import evaluation_mode
+
+METRICS_NAME = "metrics.json"
+CARD_NAME = "README.md"
+NEVER_PUSHED = ("training_args.bin", "trainer_state.json", "checkpoint-*", "optimizer.pt", "*.pth", "runs", ".*")
+MERGED_FROM_ADAPTER = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME, METRICS_NAME)
+PROBE_TOKENS = 128
+
+
+# ---- Merge ----
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """Where the merged model lies, and how far its logits are from the adapter's: |merged - adapter| / |adapter|."""
+
+    output_dir: str
+    relative_logit_error: float
+
+
+def merge_adapter(
+    adapter: str | Path, output_dir: str | Path, *, dtype: torch.dtype | str | None = None, overwrite: bool = False
+) -> MergeReport:
+    """Merge an adapter into its base and save a plain transformers model.
+
+    A 4-bit base is dequantised first and the adapter merged into that: it was trained on the dequantised weights, not
+    on the original ones.
+
+    Args:
+        adapter: the adapter's folder.
+        output_dir: made anew; it appears only when everything in it is written.
+        dtype: of the merged weights; that of the base where it is not given. The sum itself is taken in float32.
+        overwrite: replace an `output_dir` that holds a model.
+
+    Raises:
+        ValueError: no adapter, a base that is gone, or an `output_dir` that is taken.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
+        raise ValueError(f"{output_dir} is not empty. Choose another --output_dir, or pass --overwrite_output_dir.")
+    model = load_base(adapter)
+    WarmupConfig.load(adapter)
+    tokenizer = load_tokenizer(adapter)
+    saved_dtype = model.dtype if dtype is None else getattr(torch, str(dtype).removeprefix("torch."))
+
+    probe = torch.arange(PROBE_TOKENS, device=model.device).remainder(len(tokenizer)).unsqueeze(0)
+    with_adapter = PeftModel.from_pretrained(model, adapter)
+    expected = logits_of(with_adapter, probe)
+    model = with_adapter.unload()
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        model = model.dequantize()
+    model = PeftModel.from_pretrained(model.float(), adapter).merge_and_unload().to(saved_dtype)
+    error = (logits_of(model, probe) - expected).norm() / expected.norm()
+
+    staging = output_dir.with_name(output_dir.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    model.config.dtype = saved_dtype
+    model.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    for name in MERGED_FROM_ADAPTER:
+        if Path(adapter, name).is_file():
+            shutil.copy(Path(adapter, name), staging)
+    write_model_card(staging, title=output_dir.name)
+    if output_dir.exists():
+        shutil.rmtree(output_dir)
+    os.replace(staging, output_dir)
+    return MergeReport(str(output_dir), error.item())
+
+
+def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
+    with evaluation_mode(model):
+        return model(input_ids=ids).logits.float()
+
+
+# ---- Model card ----
+
+CARD_TEXT = """
+# {title}
+
+{kind} that writes a short *warmup* to itself before it answers, trained with `WarmupSFTTrainer` from warmup_peft
+(a plugin for TRL; method: [Warmup Generations](https://arxiv.org/abs/2502.12304)).
+
+| | |
+|---|---|
+| Base model | `{base}` |
+| Data | {data} |
+| Warmup | at most {max_warmup_length} tokens, then the separator `{separator}` (ids {separator_ids}) |
+{settings_rows}
+{scores}
+## Use
+
+With warmup_peft:
+
+```bash
+warmup-peft generate --adapter <this folder> --prompt "..."
+```
+
+With transformers and peft alone, in two calls (the separator's ids go between them, never its text):
+
+```python
+{snippet}
+```
+"""
+
+LOAD_ADAPTER = """from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+folder = "<this folder or repo>"
+model = AutoPeftModelForCausalLM.from_pretrained(folder)"""
+
+LOAD_MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "<this folder or repo>"
+model = AutoModelForCausalLM.from_pretrained(folder)"""
+
+TWO_CALLS = """import torch
+{load}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+
+separator = torch.tensor([{separator_ids}])
+ids = tokenizer("...", return_tensors="pt").input_ids
+warmup = model.generate(input_ids=ids, max_new_tokens={max_warmup_length}, do_sample=False)
+if warmup[0, -1] == tokenizer.eos_token_id:
+    warmup = warmup[:, :-1]
+context = torch.cat([warmup, separator], dim=1)
+answer = model.generate(input_ids=context, max_new_tokens=64, do_sample=False)
+print(tokenizer.decode(answer[0, context.shape[1]:], skip_special_tokens=True))"""
+
+SEAL = "<!-- written by warmup_peft {digest}; edit freely, an edited card is never overwritten -->"
+SEAL_PATTERN = re.compile(SEAL.format(digest="([0-9a-f]{16})"))
+PEFT_TEMPLATE_TITLE = "# Model Card for Model ID"
+SHOWN_SETTINGS = (
+    "num_warmups", "warmup_sampling", "warmup_anchor", "temperature", "learning_rate", "steps", "batch_size", "lora_r",
+)  # fmt: skip
+
+
+def write_model_card(folder: str | Path, title: str | None = None) -> Path:
+    """Write the folder's README.md from what lies in it, unless a person has edited the one that is there."""
+    folder = Path(folder)
+    path = folder / CARD_NAME
+    if path.is_file() and is_edited(path.read_text(encoding="utf-8")):
+        return path
+    record = TrainingRecord.load(folder) or TrainingRecord(base_model="")
+    card = ModelCard(f"---\n{card_metadata(folder, record).to_yaml()}\n---\n{card_text(folder, record, title)}")
+    path.write_text(seal(str(card)), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def own_model_card(folder: str | Path) -> Iterator[None]:
+    """Write our card after whatever the block saves into `folder`, where peft puts a template of its own."""
+    path = Path(folder, CARD_NAME)
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    yield
+    if before is not None and is_edited(before):
+        path.write_text(before, encoding="utf-8")
+    elif WarmupConfig.is_in(folder):
+        path.unlink(missing_ok=True)
+        write_model_card(folder)
+
+
+def card_metadata(folder: Path, record: TrainingRecord) -> ModelCardData:
+    base_is_public = record.base_model and not looks_local(record.base_model)
+    dataset = record.data.get("dataset_name", "")
+    return ModelCardData(
+        base_model=record.base_model if base_is_public else None,
+        datasets=[dataset] if dataset.count("/") == 1 and not looks_local(dataset) else None,
+        library_name="peft" if is_adapter(folder) else "transformers",
+        pipeline_tag="text-generation",
+        tags=["trl", "sft", "warmup-sft", *(["lora"] if is_adapter(folder) else [])],
+    )
+
+
+def looks_local(name: str) -> bool:
+    return name.startswith((".", "/", "~", "hf://")) or name.count("/") > 1 or Path(name).exists()
+
+
+def public_name(name: str) -> str:
+    """A Hub id as it is; of a local path only the last part."""
+    return f"{Path(name).name} (local)" if looks_local(name) else name
+
+
+def card_text(folder: Path, record: TrainingRecord, title: str | None) -> str:
+    warmup_config = WarmupConfig.load(folder)
+    separator_ids = ", ".join(map(str, warmup_config.warmup_separator_ids))
+    snippet = TWO_CALLS.format(
+        load=LOAD_ADAPTER if is_adapter(folder) else LOAD_MERGED,
+        separator_ids=f"[{separator_ids}]",
+        max_warmup_length=warmup_config.max_warmup_length,
+    )
+    rows = [f"| {key} | {record.settings[key]} |" for key in SHOWN_SETTINGS if record.settings.get(key) is not None]
+    if record.base_revision:
+        rows.insert(0, f"| Base revision | `{record.base_revision}` |")
+    return CARD_TEXT.format(
+        title=title or folder.name,
+        kind="A PEFT adapter" if is_adapter(folder) else "A merged model",
+        base=public_name(record.base_model),
+        data=public_name(record.data.get("dataset_name", "")) if record.data else "not recorded",
+        max_warmup_length=warmup_config.max_warmup_length,
+        separator=warmup_config.warmup_separator,
+        separator_ids=separator_ids,
+        settings_rows="\n".join(rows),
+        scores=scores_table(folder),
+        snippet=snippet,
+    )
+
+
+def scores_table(folder: Path) -> str:
+    path = folder / METRICS_NAME
+    if not path.is_file():
+        return ""
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        f"| {name} | {scores['accuracy']:.3f} | {scores['macro_f1']:.3f} | {scores['n']} |"
+        for name, scores in metrics.items()
+        if isinstance(scores, dict) and "accuracy" in scores
+    ]
+    return "\n".join(["\n| held-out data | accuracy | Macro F1 | rows |", "|---|---|---|---|", *rows, ""])
+
+
+def seal(card: str) -> str:
+    """Sign the card, so that a later edit shows."""
+    return f"{card.rstrip()}\n\n{SEAL.format(digest=_digest(card))}\n"
+
+
+def is_edited(card: str) -> bool:
+    """Whether a person has changed, or written, this card. peft's unfilled template is nobody's."""
+    found = SEAL_PATTERN.search(card)
+    if found is None:
+        return PEFT_TEMPLATE_TITLE not in card
+    return found.group(1) != _digest(card[: found.start()])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.rstrip().encode()).hexdigest()[:16]
+
+
+# ---- Push ----
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push uploads. `card_kept` says that the Hub's card was edited and stays."""
+
+    repo_id: str
+    private: bool
+    files: list[str]
+    card_kept: bool = False
+    url: str | None = None
+
+
+def files_to_push(folder: str | Path) -> list[str]:
+    """Paths below `folder` that are uploaded: weights in safetensors, tokenizer, configurations, card, scores.
+
+    Raises:
+        ValueError: the folder is no adapter and no model.
+    """
+    folder = Path(folder)
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return [name for name in names if not is_kept_back(name)]
+
+
+def is_kept_back(name: str) -> bool:
+    return any(fnmatch.fnmatch(part, pattern) for part in Path(name).parts for pattern in NEVER_PUSHED)
+
+
+def push_folder(
+    folder: str | Path, repo_id: str, *, private: bool = True, dry_run: bool = False, api: HfApi | None = None
+) -> PushPlan:
+    """Upload an adapter's or a merged model's folder to the Hub.
+
+    Args:
+        private: of a repo that is made; one that exists keeps its setting.
+        dry_run: only say what would go up; asks the Hub nothing.
+        api: client to use, `HfApi()` where it is not given.
+
+    Raises:
+        ValueError: the folder is no adapter and no model.
+    """
+    files = files_to_push(folder)
+    if dry_run:
+        return PushPlan(repo_id, private, files)
+    api = api or HfApi()
+    card_kept = hub_card_is_edited(api, repo_id)
+    if card_kept:
+        files = [name for name in files if name != CARD_NAME]
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(
+        repo_id=repo_id, folder_path=str(folder), allow_patterns=files, commit_message="Upload with warmup_peft"
+    )
+    return PushPlan(repo_id, private, files, card_kept, str(url))
+
+
+def hub_card_is_edited(api: HfApi, repo_id: str) -> bool:
+    try:
+        path = api.hf_hub_download(repo_id, CARD_NAME)
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        return False
+    return is_edited(Path(path).read_text(encoding="utf-8"))

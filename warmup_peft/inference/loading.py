@@ -1,0 +1,142 @@
+"""From a folder to a model that runs: an adapter on its base, in the precision it was trained in, or a merged model.
+
+`warmup_training.json` beside the adapter says how the base was loaded. No trl.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from warmup_peft.inference.decoding import WarmupConfig
+from warmup_peft.quantization import keep_4bit_weights_in_place
+
+TRAINING_RECORD_NAME = "warmup_training.json"
+
+
+@dataclass
+class TrainingRecord:
+    """How an adapter was made; what merging, scoring and the model card need to know.
+
+    Attributes:
+        base_model: name or path of the base.
+        base_revision: its commit on the Hub, where known.
+        dtype: the base's, such as "bfloat16".
+        quantization_config: as bitsandbytes took it; None without quantisation.
+        settings: the method's options, and the training's.
+        data: where the rows came from and how they were read.
+        versions: of the packages used.
+    """
+
+    base_model: str
+    base_revision: str | None = None
+    dtype: str = "auto"
+    quantization_config: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> None:
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        Path(folder, TRAINING_RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TrainingRecord | None:
+        path = Path(folder, TRAINING_RECORD_NAME)
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+@dataclass
+class LoadedModel:
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    warmup_config: WarmupConfig
+    record: TrainingRecord | None
+
+
+def is_adapter(folder: str | Path) -> bool:
+    return Path(folder, "adapter_config.json").is_file()
+
+
+def load_folder(folder: str | Path) -> LoadedModel:
+    """Load an adapter's folder, or a merged model's, for inference.
+
+    Raises:
+        ValueError: the folder is neither, or the adapter's base cannot be loaded.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"The folder {folder} does not exist. Name the output_dir of a training or of a merge.")
+    warmup_config = WarmupConfig.load(folder)
+    record = TrainingRecord.load(folder)
+    if is_adapter(folder):
+        model = PeftModel.from_pretrained(load_base(folder), folder)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
+    return LoadedModel(model.eval(), load_tokenizer(folder), warmup_config, record)
+
+
+def load_base(adapter: str | Path, *, quantized: bool = True) -> PreTrainedModel:
+    """The base of an adapter, as it was loaded for training; `quantized=False` takes the original weights.
+
+    Raises:
+        ValueError: `adapter` is no adapter's folder, or its base is gone.
+    """
+    if not is_adapter(adapter):
+        raise ValueError(f"{adapter} holds no adapter_config.json, so it is no adapter. Name a training's output_dir.")
+    name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    record = TrainingRecord.load(adapter) or TrainingRecord(base_model=name)
+    quantization = record.quantization_config if quantized else None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=record.base_revision,
+            dtype=record.dtype,
+            quantization_config=None if quantization is None else BitsAndBytesConfig.from_dict(quantization),
+            device_map=_device(),
+        )
+    except OSError as error:
+        raise ValueError(
+            f"The adapter's base model {name} cannot be loaded ({str(error).strip().splitlines()[0]}). Put it back, "
+            f"or set base_model_name_or_path in {Path(adapter, 'adapter_config.json')} to where it lies."
+        ) from error
+    keep_4bit_weights_in_place(model)
+    return model
+
+
+def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder or Hub id.
+
+    Raises:
+        ValueError: there is none, or it has neither a pad nor an end token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{name} gives no tokenizer ({str(error).strip().splitlines()[0]}). Save the model's tokenizer into the "
+            "same folder."
+        ) from error
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"The tokenizer of {name} has no eos_token, so neither warmup nor answer could end. Set eos_token in its "
+            "tokenizer_config.json."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _device() -> dict[str, str]:
+    return {"": "cuda:0" if torch.cuda.is_available() else "cpu"}

@@ -1,0 +1,193 @@
+"""Encode each prompt once: the whole idea of a cheap warmup step.
+
+Written plainly, K warmups encode every prompt 2K times: K times to be drawn, K times in the rows that are scored. But
+in a causal model what follows the prompt reads it only through its keys and values, layer by layer. So:
+
+    encode    one forward over the prompts (B, P), with gradient; every layer's keys and values are kept
+    sample    decodes from those keys and values, detached
+    score     one forward over all branches of an example, laid end to end (B, K * T); each branch attends to the kept
+              keys and values, with gradient, and to itself, never to its siblings
+
+The gradient of the second forward flows through the kept keys and values into the first, exactly as if each branch had
+its own copy of the prompt (`warmup_peft.method.scoring.PlainRows` does that, and is what tests compare with).
+
+How: attention in transformers is a function looked up by name. `install` registers, under a name of ours, a function
+that calls the model's own and, where the forward was given `prefix=`, first keeps or first prepends keys and values.
+The keyword travels with the call, not in a global, so gradient checkpointing recomputes each forward in its own role.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from warmup_peft.method.branches import Branches, Tokens, positions_of
+from warmup_peft.method.scoring import lm_head_only_at, with_first_prediction, without_peft_wrapper
+
+NAME = "warmup_prefix_over_"
+
+
+@dataclass
+class Keep:
+    """Role of the first forward: keep each layer's keys and values (B, heads, P, width)."""
+
+    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass
+class Prepend:
+    """Role of the second forward: put the kept keys and values before each layer's own."""
+
+    layers: dict[int, tuple[Tensor, Tensor]]
+
+
+def attention_over(own_name: str):
+    """The attention function that wraps the model's own, which goes by `own_name`."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        prefix: Keep | Prepend | None = None,
+        **kwargs: Any,
+    ):
+        name = own_name
+        if isinstance(prefix, Keep):
+            # recomputation under gradient checkpointing passes here again and must not replace what was kept
+            prefix.layers.setdefault(module.layer_idx, (key, value))
+        elif isinstance(prefix, Prepend):
+            kept_key, kept_value = prefix.layers[module.layer_idx]
+            key, value = torch.cat([kept_key, key], dim=2), torch.cat([kept_value, value], dim=2)
+            if own_name == "eager":
+                attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(
+                    ~attention_mask, torch.finfo(query.dtype).min
+                )
+            elif "flash" in own_name:
+                name = "sdpa"  # flash attention takes no mask of its own
+        return own_function(module, name)(module, query, key, value, attention_mask, **kwargs)
+
+    return attention
+
+
+def own_function(module: nn.Module, name: str):
+    """A registered attention function, or the model file's own eager one."""
+    if name == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
+def install(model: PreTrainedModel) -> None:
+    """Make the model's attention take `prefix=`. Without that keyword it computes what it did before."""
+    model = without_peft_wrapper(model)
+    own_name = model.config._attn_implementation
+    if own_name.startswith(NAME):
+        return
+    AttentionInterface.register(NAME + own_name, attention_over(own_name))
+    AttentionMaskInterface.register(NAME + own_name, ALL_MASK_ATTENTION_FUNCTIONS[own_name])
+    model.set_attn_implementation(NAME + own_name)
+
+
+def why_not_shareable(model: PreTrainedModel) -> str | None:
+    """In words why this model's prompts cannot be shared; None where they can."""
+    model = without_peft_wrapper(model)
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not model._can_set_attn_implementation():
+        return f"{config.model_type} does not look its attention up in transformers' AttentionInterface"
+    if kinds - {"full_attention", "sliding_attention"} or getattr(model, "_is_stateful", False):
+        return f"{config.model_type} has layers that are not attention ({', '.join(sorted(kinds)) or 'stateful'})"
+    if getattr(config, "attn_logit_softcapping", None):
+        return f"{config.model_type} caps its attention scores, which only its eager attention can do"
+    if (config._attn_implementation or "").startswith("flex"):
+        return "flex_attention takes no mask that is built anew for every batch"
+    dropout = max([m.p for m in model.modules() if isinstance(m, nn.Dropout)], default=0.0)
+    dropout = max(dropout, getattr(config, "attention_dropout", 0.0) or 0.0)
+    if dropout > 0:
+        return f"dropout ({dropout}) would perturb the keys and values that warmups are drawn from"
+    return None
+
+
+def sliding_window(model: PreTrainedModel) -> int | None:
+    """Tokens the narrowest layer sees; None where every layer sees all."""
+    config = without_peft_wrapper(model).config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    if kinds is None and getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+class SharedPrefix:
+    """The prompts of a batch, encoded once. Needs a model that went through `install`.
+
+    Args:
+        model: the causal language model, possibly wrapped for distributed training.
+        unwrapped: the same without that wrapper.
+        prompt: (B, P), padded on the left.
+    """
+
+    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens):
+        self.model, self.prompt = model, prompt
+        self.lm_head = unwrapped.get_output_embeddings()
+        self.config = without_peft_wrapper(unwrapped).config
+        kept = Keep()
+        is_last = torch.zeros_like(prompt.mask)
+        is_last[:, -1] = True
+        with lm_head_only_at(self.lm_head, is_last):
+            output = model(
+                input_ids=prompt.ids,
+                attention_mask=prompt.mask.long(),
+                position_ids=positions_of(prompt.mask),
+                use_cache=False,
+                prefix=kept,
+            )
+        self.layers = kept.layers
+        self.first_logits_BV = output.logits.squeeze(0)
+
+    def cache_without_last_token(self, num_copies: int) -> DynamicCache | None:
+        """Detached keys and values, each prompt's `num_copies` times, for `generate` to go on from."""
+        if self.prompt.ids.size(1) == 1:
+            return None
+        cache = DynamicCache(config=self.config)
+        for layer, pair in sorted(self.layers.items()):
+            key, value = (x.detach()[:, :, :-1].repeat_interleave(num_copies, 0) for x in pair)
+            cache.update(key, value, layer)
+        return cache
+
+    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
+        """Logits (N, V) of the selected branch tokens' predictions, in row-major order, with gradient."""
+        num_branches, num_tokens = branches.ids.shape[1:]
+        offsets = torch.arange(num_tokens, device=branches.ids.device).repeat(num_branches)
+        columns = torch.zeros_like(predicted_BKT)
+        columns[..., :-1] = predicted_BKT[..., 1:]  # a token is predicted at the one before it
+        with lm_head_only_at(self.lm_head, columns.flatten(1)):
+            output = self.model(
+                input_ids=branches.ids.flatten(1),
+                attention_mask=branch_mask(self.prompt.mask, num_branches, num_tokens),
+                position_ids=self.prompt.mask.sum(1, keepdim=True) + offsets,
+                use_cache=False,
+                prefix=Prepend(self.layers),
+            )
+        return with_first_prediction(self.first_logits_BV, output.logits.squeeze(0), predicted_BKT)
+
+
+def branch_mask(prompt_mask: Tensor, num_branches: int, num_tokens: int) -> Tensor:
+    """(B, 1, K * T, P + K * T): who sees whom. Branches see the prompt and, causally, themselves.
+
+    Padding on a branch's right is seen by nothing that counts, so it needs no mask of its own.
+    """
+    itself = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=prompt_mask.device).tril()
+    siblings = torch.block_diag(*[itself] * num_branches)
+    batch_size, length = len(prompt_mask), num_branches * num_tokens
+    prompts = prompt_mask[:, None, None, :].expand(-1, 1, length, -1)
+    return torch.cat([prompts, siblings.expand(batch_size, 1, -1, -1)], dim=-1)

@@ -1,0 +1,348 @@
+"""What the commands do, from parsed options to files and a few lines on the screen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, disable_progress_bars
+from peft import PeftModel
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+from transformers import ProgressCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from warmup_peft.arguments import EvaluateArguments, GenerateArguments, RunOptions
+from warmup_peft.data import has_split, load_split, read_json
+from warmup_peft.evaluation.harness import Prediction, answer_questions, is_an_option, left_padded
+from warmup_peft.evaluation.metrics import multiple_choice_metrics
+from warmup_peft.evaluation.tasks import TASKS, MultipleChoice
+from warmup_peft.inference.decoding import WarmupConfig, append_warmups, write_warmups
+from warmup_peft.inference.hub import METRICS_NAME, write_model_card
+from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, load_tokenizer
+from warmup_peft.method.scoring import evaluation_mode
+
+RUN_FILES = ("adapter_config.json", "adapter_model.safetensors", "warmup_config.json", "warmup_training.json",
+             "trainer_state.json", "training_args.bin", METRICS_NAME)  # fmt: skip
+RECORDED_SETTINGS = ("num_warmups", "warmup_sampling", "warmup_anchor", "seed", "steps")
+
+
+# ---- Train ----
+
+
+def run_training(script_args, options: RunOptions, args, model_args) -> None:
+    """Train an adapter into `args.output_dir`.
+
+    Raises:
+        ValueError: bad input, before anything is loaded or written.
+    """
+    from trl import get_peft_config, get_quantization_config
+
+    from warmup_peft.callbacks import ShortProgress, StopOnInterrupt
+    from warmup_peft.trainer import WarmupSFTTrainer
+
+    if model_args.model_name_or_path is None:
+        raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
+    if script_args.dataset_name is None:
+        raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
+    checkpoint = checkpoint_to_resume(args)
+    check_output_dir(Path(args.output_dir), options.overwrite_output_dir, resuming=checkpoint is not None)
+    disable_progress_bars()
+    train_dataset = training_rows(script_args, options, script_args.dataset_train_split, options.max_train_samples)
+    eval_dataset = None
+    if args.eval_strategy != "no":
+        eval_dataset = training_rows(script_args, options, script_args.dataset_test_split, None)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+
+    args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    interrupt = StopOnInterrupt()
+    trainer = WarmupSFTTrainer(
+        model=model_args.model_name_or_path,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+        callbacks=[interrupt],
+    )
+    trainer.data_record = {
+        "dataset_name": script_args.dataset_name,
+        "dataset_config": script_args.dataset_config,
+        "dataset_test_split": script_args.dataset_test_split,
+        "test_split_size": options.test_split_size,
+        "task": options.task,
+        "answer_format": options.answer_format,
+        "train_rows": len(trainer.train_dataset),
+    }
+    if options.overwrite_output_dir and checkpoint is None:
+        remove_run(Path(args.output_dir))
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ShortProgress())
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if interrupt.interrupted:
+        last = get_last_checkpoint(args.output_dir)
+        print(f"Stopped at step {trainer.state.global_step}. Go on with: --resume_from_checkpoint {last}")
+        raise KeyboardInterrupt
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        write_model_card(args.output_dir)
+        print(f"Trained {trainer.state.global_step} steps. The adapter lies in {args.output_dir}")
+
+
+def training_rows(script_args, options: RunOptions, split: str, limit: int | None) -> Dataset:
+    """Rows with `prompt` and `completion`, or of another form that `SFTTrainer` takes."""
+    rows = load_split(script_args.dataset_name, split, script_args.dataset_config, options.test_split_size)
+    rows = rows.select(range(min(limit or len(rows), len(rows))))
+    if options.task is None:
+        return rows
+    questions = TASKS[options.task](rows, options.answer_format)
+    return Dataset.from_list([{"prompt": q.prompt, "completion": q.completion} for q in questions])
+
+
+def checkpoint_to_resume(args) -> str | None:
+    """The checkpoint's folder; `true` or `last` name the last one in output_dir."""
+    name = args.resume_from_checkpoint
+    if not name or str(name).lower() == "false":
+        return None
+    if str(name).lower() in ("true", "last"):
+        name = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        if name is None:
+            raise ValueError(f"There is no checkpoint in {args.output_dir} to resume from. Start the run without it.")
+    if not Path(name, "trainer_state.json").is_file():
+        raise ValueError(f"{name} is no checkpoint. Name a folder such as {args.output_dir}/checkpoint-100.")
+    return str(name)
+
+
+def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
+    """Refuse a folder that holds a run, or that cannot be written."""
+    holds_run = folder.is_dir() and (any(folder.glob("checkpoint-*")) or any((folder / f).exists() for f in RUN_FILES))
+    if holds_run and not overwrite and not resuming:
+        raise ValueError(
+            f"{folder} holds another run. Pass --overwrite_output_dir to replace it, --resume_from_checkpoint last to "
+            "go on with it, or another --output_dir."
+        )
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise ValueError(
+            f"The output folder {folder} cannot be written ({error.strerror}). Choose another --output_dir."
+        ) from error
+
+
+def remove_run(folder: Path) -> None:
+    """Remove a run's own files and checkpoints, nothing else."""
+    for path in [*folder.glob("checkpoint-*"), *(folder / name for name in RUN_FILES)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+# ---- Evaluate ----
+
+
+def run_evaluation(options: EvaluateArguments) -> None:
+    """Score a model on held-out questions; write `metrics.json` and the card beside it, and show both.
+
+    Raises:
+        ValueError: bad input, before a model is loaded.
+    """
+    record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
+    questions, source = held_out_questions(options, record.data)
+    loaded = load_folder(options.adapter)
+    arms = evaluate_arms(loaded, questions, options)
+    metrics = {name: score(questions, predictions) for name, predictions in arms.items()}
+    metrics["settings"] = {
+        **{key: record.settings.get(key) for key in RECORDED_SETTINGS},
+        "max_warmup_length": loaded.warmup_config.max_warmup_length,
+        "warmup_separator": loaded.warmup_config.warmup_separator,
+        "base_model": record.base_model,
+        "data": source,
+    }
+    path = Path(options.adapter, METRICS_NAME)
+    path.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_model_card(options.adapter)
+
+    console = Console()
+    console.print(scores_table(metrics, source))
+    console.print(examples_table(questions, arms["warmup"], options.num_examples))
+    print(f"Scores: {path}\nAdapter and model card: {options.adapter}")
+    if is_adapter(options.adapter):
+        print(f"Next: warmup-peft merge --adapter {options.adapter} --output_dir {options.adapter}-merged")
+
+
+def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tuple[list[MultipleChoice], str]:
+    """The questions, and in words where they come from."""
+    own = options.dataset_name is None
+    name = data.get("dataset_name") if own else options.dataset_name
+    task = options.task or data.get("task")
+    if name is None or task is None:
+        missing = "--dataset_name" if name is None else "--task"
+        raise ValueError(f"{missing} is not given, and the adapter's folder does not say what it was trained with.")
+    share = data.get("test_split_size", 0.0) if own else 0.0
+    if own and Path(name).is_file() and share == 0:
+        raise ValueError(f"The adapter was trained on all rows of {name}. Name other rows with --dataset_name.")
+    split = options.dataset_test_split or data.get("dataset_test_split") or "test"
+    if not has_split(name, split) and has_split(name, "validation"):
+        print(f"{name} has no split {split}; scoring on its validation split.")
+        split = "validation"
+    rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share)
+    rows = rows.select(range(min(options.max_samples or len(rows), len(rows))))
+    answer_format = options.answer_format or data.get("answer_format") or "text"
+    where = name if Path(name).is_file() else f"{name}, split {split}"
+    return TASKS[task](rows, answer_format), where
+
+
+def evaluate_arms(
+    loaded: LoadedModel, questions: Sequence[MultipleChoice], options: EvaluateArguments
+) -> dict[str, list[Prediction]]:
+    """Predictions of the base (answering directly, and after warmups of its own) and of the adapter."""
+
+    def answer(name: str, warmup_config: WarmupConfig | None) -> list[Prediction]:
+        return answer_questions(
+            loaded.model,
+            loaded.tokenizer,
+            questions,
+            warmup_config,
+            batch_size=options.batch_size,
+            max_new_tokens=options.max_new_tokens,
+            progress=partial(tqdm, desc=f"scoring {name}", unit="batch"),
+        )
+
+    arms = {}
+    if options.compare_base and isinstance(loaded.model, PeftModel):
+        with loaded.model.disable_adapter():
+            arms["base"] = answer("base", None)
+            arms["base_with_warmup"] = answer("base with its own warmup", loaded.warmup_config)
+    arms["warmup"] = answer("warmup", loaded.warmup_config)
+    return arms
+
+
+def score(questions: Sequence[MultipleChoice], predictions: Sequence[Prediction]) -> dict[str, float]:
+    metrics = multiple_choice_metrics(
+        [q.answer for q in questions], [p.choice for p in predictions], len(questions[0].options)
+    )
+    valid = [is_an_option(p.generation, q) for p, q in zip(predictions, questions)]
+    return {**metrics, "generations_that_are_options": sum(valid) / len(valid)}
+
+
+ARM_NAMES = {
+    "base": "base, answering directly",
+    "base_with_warmup": "base, after a warmup of its own",
+    "warmup": "adapter, after its warmup",
+}
+
+
+def scores_table(metrics: dict[str, Any], source: str) -> Table:
+    table = Table(title=f"Held-out questions: {source}")
+    for column in ("", "accuracy", "Macro F1", "writes an option", "questions"):
+        table.add_column(column, justify="left" if column == "" else "right", no_wrap=column == "")
+    for key, name in ARM_NAMES.items():
+        if key in metrics:
+            s = metrics[key]
+            table.add_row(
+                name,
+                f"{s['accuracy']:.3f}",
+                f"{s['macro_f1']:.3f}",
+                f"{s['generations_that_are_options']:.3f}",
+                str(s["n"]),
+            )
+    return table
+
+
+def examples_table(questions: Sequence[MultipleChoice], predictions: Sequence[Prediction], count: int) -> Table:
+    table = Table(title="What it wrote", show_lines=True)
+    for column in ("end of the prompt", "warmup", "chosen", "right answer"):
+        table.add_column(column, overflow="fold")
+    for question, prediction in list(zip(questions, predictions))[:count]:
+        table.add_row(
+            shorten(question.prompt.removesuffix("Answer:").rsplit("\nA. ", 1)[0]),
+            prediction.warmup.strip(),
+            shorten(question.options[prediction.choice].strip(), 60),
+            shorten(question.completion.strip(), 60),
+        )
+    return table
+
+
+def shorten(text: str, length: int = 160) -> str:
+    return text if len(text) <= length else "..." + text[-length:]
+
+
+# ---- Generate ----
+
+
+def run_generation(options: GenerateArguments) -> None:
+    """Answer prompts: answers to standard output, warmups to standard error, or both as JSON lines.
+
+    Raises:
+        ValueError: no prompt, or an empty one.
+    """
+    prompts = read_prompts(options)
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt.strip():
+            raise ValueError(f"Prompt {number} is empty. Give every prompt some text.")
+    if not prompts:
+        raise ValueError("There is no prompt. Pass --prompt, --prompts_file, or lines on standard input.")
+    loaded = load_folder(options.adapter)
+    set_seed(options.seed)
+    batches = [prompts[i : i + options.batch_size] for i in range(0, len(prompts), options.batch_size)]
+    for batch in tqdm(batches, disable=len(batches) == 1, unit="batch", desc="answering"):
+        for prompt, warmup, answer in answer_prompts(loaded, batch, options):
+            if options.json:
+                print(json.dumps({"prompt": prompt, "warmup": warmup, "answer": answer}, ensure_ascii=False))
+            else:
+                print(f"warmup: {warmup.strip()}", file=sys.stderr, flush=True)
+                print(answer.strip(), flush=True)
+
+
+def read_prompts(options: GenerateArguments) -> list[str]:
+    if options.prompt is not None:
+        return [options.prompt]
+    if options.prompts_file is None:
+        return sys.stdin.read().splitlines()
+    path = Path(options.prompts_file)
+    if not path.is_file():
+        raise ValueError(f"The file {path} does not exist. Check --prompts_file.")
+    if path.suffix in (".jsonl", ".json"):
+        rows = list(read_json(path))
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row.get("prompt"), str):
+                raise ValueError(f"{path}, row {number} has no text in the field `prompt`.")
+        return [row["prompt"] for row in rows]
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def answer_prompts(
+    loaded: LoadedModel, prompts: Sequence[str], options: GenerateArguments
+) -> Iterator[tuple[str, str, str]]:
+    """Prompt, warmup and answer of each."""
+    tokenizer, model = loaded.tokenizer, loaded.model
+    prompt = left_padded([tokenizer(text)["input_ids"] for text in prompts], model.device)
+    law = {"do_sample": options.do_sample}
+    if options.do_sample:
+        law |= {"temperature": options.temperature, "top_p": options.top_p}
+    with evaluation_mode(model):
+        warmups = write_warmups(model, prompt, loaded.warmup_config, **law)
+        context = append_warmups(prompt, warmups, loaded.warmup_config)
+        sequences = model.generate(
+            input_ids=context.ids,
+            attention_mask=context.mask.long(),
+            max_new_tokens=options.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            **law,
+        )
+    answers = tokenizer.batch_decode(sequences[:, context.ids.size(1) :], skip_special_tokens=True)
+    for row, (text, answer) in enumerate(zip(prompts, answers)):
+        yield text, tokenizer.decode(warmups.ids[row, 0, : warmups.lengths[row, 0]]), answer

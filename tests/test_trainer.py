@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import EXAMPLES
 from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
+from warmup_peft.method.branches import Warmups
+from warmup_peft.method.prefix import SharedPrefix
+from warmup_peft.method.scoring import PlainRows
+from warmup_peft.trainer import num_distinct
 
 
 def make_trainer(model, tmp_path, tokenizer, *, rows=EXAMPLES, peft_config=None, quantization_config=None, **settings):
@@ -147,3 +162,276 @@ def check_against_plain_loop(trainer, tokenizer, beta, tolerance):
     assert len(set(lengths)) > 1  # ragged warmups, or the test sees too little
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert relative_difference(ours, gradients(model)) < tolerance
+
+
+def make_deterministic(trainer):
+    """Beam search without sampling: the same warmups for a prompt, whatever batch it is in."""
+    trainer._sampling = dataclasses.replace(
+        trainer._sampling, do_sample=False, num_beams=max(2, trainer.args.num_warmups)
+    )
+
+
+@pytest.mark.parametrize("prefix_sharing", ["true", "false"])
+def test_accumulating_four_batches_of_one_equals_one_batch_of_four(
+    model_folder, tokenizer, lora, tmp_path, prefix_sharing
+):
+    """One step of plain gradient descent at a rate of 1 moves the weights by the gradient."""
+    moved = []
+    for batch_size, steps in ((4, 1), (1, 4)):
+        trainer = make_trainer(
+            model_folder,
+            tmp_path,
+            tokenizer,
+            peft_config=lora,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=steps,
+            warmup_anchor=0.5,
+            optim="sgd",
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+            prefix_sharing=prefix_sharing,
+        )
+        randomise_adapter(trainer.model)
+        make_deterministic(trainer)
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        trainer.train()
+        after = dict(trainer.model.named_parameters())
+        moved.append(torch.cat([(after[name] - before[name]).flatten() for name in sorted(before)]))
+    assert moved[0].norm() > 0
+    assert relative_difference(moved[1], moved[0]) < 1e-4
+
+
+def test_loss_and_metrics_are_trls_on_rows_with_the_warmup_written_in(model_folder, tokenizer, lora, tmp_path):
+    """K = 1: `SFTTrainer` on rows [prompt | warmup | separator | target] must log the same numbers."""
+    ours = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, num_warmups=1, logging_steps=1)
+    make_deterministic(ours)
+    drawn = record_warmups(ours)
+    ours.train()
+
+    target_of = {
+        tuple(tokenizer(row["prompt"])["input_ids"]): target for row, target in zip(EXAMPLES, targets_of(tokenizer))
+    }
+    rows = []
+    for prompt_ids, [(warmup_ids, _)] in drawn:
+        context, target = prompt_ids + warmup_ids + tokenizer(" | ")["input_ids"], target_of[tuple(prompt_ids)]
+        rows.append({"input_ids": context + target, "labels": [-100] * len(context) + target})
+    settings = {
+        "per_device_train_batch_size": 4,
+        "bf16": False,
+        "report_to": "none",
+        "max_steps": 1,
+        "logging_steps": 1,
+    }
+    theirs = SFTTrainer(
+        model_folder,
+        SFTConfig(
+            str(tmp_path / "sft"), gradient_checkpointing=False, disable_tqdm=True, save_strategy="no", **settings
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
+    theirs.train()
+    ours_log, theirs_log = ours.state.log_history[0], theirs.state.log_history[0]
+    for key in ("loss", "grad_norm", "entropy", "mean_token_accuracy"):
+        assert ours_log[key] == pytest.approx(theirs_log[key], rel=1e-4), key
+
+
+def test_tokens_are_counted_as_trl_counts_them(model_folder, tokenizer, lora, tmp_path, examples):
+    """Each token of the data once, however many warmups it has."""
+    ours = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, max_steps=2, logging_steps=2)
+    ours.train()
+    tokens = sum(len(tokenizer(row["prompt"] + row["completion"])["input_ids"]) + 1 for row in EXAMPLES)
+    assert ours.state.log_history[0]["num_tokens"] == 2 * tokens
+
+
+def test_evaluation_repeats_itself_and_leaves_training_alone(model_folder, tokenizer, lora, tmp_path, examples):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, warmup_anchor=0.5)
+    state = torch.get_rng_state()
+    first, second = trainer.evaluate(examples), trainer.evaluate(examples)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first["eval_loss"] == second["eval_loss"]
+    for key in (
+        "loss",
+        "entropy",
+        "mean_token_accuracy",
+        "warmups/mean_length",
+        "warmups/stopped",
+        "warmups/distinct",
+    ):
+        assert first[f"eval_{key}"] == pytest.approx(first[f"eval_{key}"])
+    assert first["eval_warmups/kl"] == pytest.approx(0, abs=1e-6)  # a fresh adapter changes nothing
+
+
+def test_distinct_warmups_by_hand():
+    ids = torch.tensor([[[5, 6], [5, 6], [5, 7]], [[5, 6], [5, 9], [8, 8]]])
+    lengths = torch.tensor([[2, 2, 2], [1, 1, 0]])  # the second example: "5", "5", ""
+    assert num_distinct(Warmups(ids, lengths, lengths)).tolist() == [2, 2]
+
+
+def encoding_used(trainer):
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    used = []
+    encode = trainer._encode
+    trainer._encode = lambda *args: used.append(encode(*args)) or used[-1]
+    trainer.compute_loss(trainer.model, batch)
+    return type(used[0])
+
+
+def test_prompts_are_shared_by_default(model_folder, tokenizer, lora, tmp_path):
+    assert encoding_used(make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)) is SharedPrefix
+
+
+@pytest.mark.parametrize(
+    ("settings", "dropout", "reason"),
+    [
+        ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}, 0.0, "reentrant"),
+        ({}, 0.1, "dropout"),
+    ],
+)
+def test_what_cannot_be_shared_falls_back_or_refuses(
+    model_folder, tokenizer, tmp_path, caplog, settings, dropout, reason
+):
+    lora = LoraConfig(r=8, target_modules="all-linear", lora_dropout=dropout)
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **settings)
+    assert encoding_used(trainer) is PlainRows
+    assert reason in caplog.text
+    with pytest.raises(ValueError, match=f"prefix_sharing=true cannot be had: .*{reason}"):
+        make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, prefix_sharing="true", **settings)
+
+
+@pytest.mark.parametrize(("window", "kind"), [(16, PlainRows), (256, SharedPrefix)])
+def test_rows_longer_than_a_sliding_window_are_not_shared(tokenizer, lora, tmp_path, window, kind):
+    config = MistralConfig(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        sliding_window=window,
+    )
+    trainer = make_trainer(MistralForCausalLM(config), tmp_path, tokenizer, peft_config=lora)
+    assert encoding_used(trainer) is kind
+
+
+def test_everything_sfttrainer_takes_is_taken():
+    ours, theirs = (inspect.signature(cls.__init__) for cls in (WarmupSFTTrainer, SFTTrainer))
+    assert ours == theirs
+
+
+def test_the_private_hooks_of_trl_and_transformers_are_there():
+    """What this trainer overrides or reads; a release that moves one fails here, by name."""
+    for hook in ("_prepare_dataset", "compute_loss", "evaluation_loop", "_save", "create_model_card", "get_tp_size"):
+        assert callable(getattr(SFTTrainer, hook)), hook
+    source = inspect.getsource(SFTTrainer)
+    for attribute in ("self._metrics[mode]", "self._total_train_tokens", "self._tp_size", "self._tokenizer"):
+        assert attribute in source, attribute
+
+
+def test_a_formatting_function_may_return_prompt_and_completion(model_folder, tokenizer, lora, tmp_path):
+    rows = Dataset.from_list([{"question": row["prompt"], "answer": row["completion"]} for row in EXAMPLES])
+    trainer = WarmupSFTTrainer(
+        model_folder,
+        WarmupSFTConfig(str(tmp_path), bf16=False, report_to="none"),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=lora,
+        formatting_func=lambda row: {"prompt": row["question"], "completion": row["answer"]},
+    )
+    assert trainer.train_dataset[0]["labels"].count(-100) == len(EXAMPLES[0]["prompt"])
+
+
+def test_conversations_work_as_in_trl(model_folder, tokenizer, lora, tmp_path):
+    tokenizer = tokenizer.__class__.from_pretrained(model_folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completion": [{"role": "assistant", "content": row["completion"]}],
+        }
+        for row in EXAMPLES
+    ]
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora)
+    labels = trainer.train_dataset[0]["labels"]
+    assert tokenizer.decode([label for label in labels if label != -100]) == " A<|eos|>"
+    drawn = record_warmups(trainer)
+    trainer.train()
+    assert {tokenizer.decode(ids) for ids, _ in drawn} == {f"u:{row['prompt']}<|eos|>a:" for row in EXAMPLES}
+
+
+def test_rows_that_max_length_cuts_are_counted(model_folder, tokenizer, lora, tmp_path, caplog):
+    """Prompts of 7, 24, 1 and 22 bytes at 8 tokens: two rows have no target left, and " A" loses its end token."""
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, max_length=8)
+    assert len(trainer.train_dataset) == 2
+    assert "of 4 rows of the train dataset 2 are dropped (no target left) and 1 lose the end" in caplog.text
+    with pytest.raises(ValueError, match=r"No row of the train dataset is left.*shortest row has 6"):
+        make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, max_length=1)
+
+
+def test_rows_beyond_the_context_are_refused(model_folder, tokenizer, lora, tmp_path):
+    """The tiny model knows 512 positions; warmup 5 and separator 3 come on top of 505."""
+    rows = [*EXAMPLES, {"prompt": "y" * 500, "completion": "four"}]
+    with pytest.raises(ValueError, match=r"Row 4 .* 505 tokens; with warmup and separator \(8\).*context of 512"):
+        make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora)
+
+
+def test_a_saved_folder_says_how_to_decode_and_how_it_was_made(model_folder, tokenizer, lora, nf4, tmp_path):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, quantization_config=nf4)
+    trainer.save_model()
+    folder = Path(trainer.args.output_dir)
+    assert json.loads((folder / "warmup_config.json").read_text()) == {
+        "warmup_separator": " | ",
+        "warmup_separator_ids": tokenizer(" | ")["input_ids"],
+        "max_warmup_length": 5,
+    }
+    record = json.loads((folder / "warmup_training.json").read_text())
+    assert record["base_model"] == model_folder
+    assert record["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+    assert "two calls" in (folder / "README.md").read_text()
+
+
+def test_full_fine_tuning_trains_too(model_folder, tokenizer, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    trainer = make_trainer(model, tmp_path, tokenizer, max_steps=3, learning_rate=1e-3, logging_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[2]["loss"] < trainer.state.log_history[0]["loss"]
+
+
+SCRIPT = """
+import sys
+from datasets import load_dataset
+from peft import LoraConfig
+from transformers import AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
+
+model, data, output = sys.argv[1:]
+rows = load_dataset("json", data_files=data, split="train")
+args = SFTConfig(output, max_steps=2, per_device_train_batch_size=2, bf16=False, report_to="none", logging_steps=1,
+                 eval_strategy="steps", eval_steps=1, learning_rate=1e-3)
+trainer = SFTTrainer(model, args=args, train_dataset=rows, eval_dataset=rows, peft_config=LoraConfig(r=8))
+trainer.train()
+trainer.save_model()
+"""
+
+
+def test_a_trl_script_becomes_a_warmup_script_by_changing_two_names(model_folder, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, EXAMPLES)))
+    changed = SCRIPT.replace("args = SFTConfig(", "args = WarmupSFTConfig(").replace(
+        "= SFTTrainer(", "= WarmupSFTTrainer("
+    )
+    words = difflib.ndiff(SCRIPT.replace("(", " (").split(), changed.replace("(", " (").split())
+    assert [w[2:] for w in words if w.startswith("+ ")] == ["WarmupSFTConfig", "WarmupSFTTrainer"]
+    for name, script in (("sft", SCRIPT), ("warmup", changed)):
+        path = tmp_path / f"{name}.py"
+        path.write_text(script)
+        command = [sys.executable, str(path), model_folder, str(data), str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert (tmp_path / name / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "warmup" / "warmup_config.json").is_file()

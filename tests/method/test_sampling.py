@@ -1,0 +1,94 @@
+"""What is drawn: ends of warmups, the law, and that decoding from kept keys and values changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import AutoModelForCausalLM, set_seed
+
+from warmup_peft.method.branches import Tokens
+from warmup_peft.method.prefix import SharedPrefix, install
+from warmup_peft.method.sampling import SamplingSettings, end_warmups, sample_warmups
+from warmup_peft.method.scoring import PlainRows, evaluation_mode
+
+SETTINGS = SamplingSettings(num_warmups=3, max_length=5, end_token_ids=(1,), separator_ids=(8, 9), pad_token_id=0)
+
+
+@pytest.fixture
+def model(model_folder):
+    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+
+
+@pytest.fixture
+def prompt() -> Tokens:
+    ids = torch.tensor([[0, 0, 0, 30, 31], [32, 33, 34, 35, 36], [0, 0, 0, 0, 37]])
+    return Tokens(ids, ids != 0)
+
+
+def test_warmups_end_at_the_first_end_token_or_separator():
+    drawn = torch.tensor([[[5, 1, 0, 0, 0], [5, 6, 8, 9, 7], [8, 5, 9, 6, 7], [1, 8, 9, 0, 0], [5, 6, 7, 5, 1]]])
+    warmups = end_warmups(drawn, SETTINGS)
+    assert warmups.lengths.tolist() == [[1, 2, 5, 0, 4]]
+    assert warmups.num_decisions.tolist() == [[2, 4, 5, 1, 5]]  # the end token, the separator's two, none, ...
+    assert warmups.stopped.tolist() == [[True, True, False, True, True]]
+
+
+def test_a_separator_longer_than_the_warmup_cannot_end_it():
+    settings = dataclasses.replace(SETTINGS, separator_ids=(8, 9, 8, 9))
+    assert end_warmups(torch.tensor([[[8, 9, 8]]]), settings).lengths.tolist() == [[3]]
+
+
+@pytest.mark.parametrize("kind", ["plain", "shared"])
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_same_seed_same_warmups_as_generate_from_the_whole_prompt(model, prompt, kind, num_beams):
+    settings = dataclasses.replace(SETTINGS, num_beams=num_beams)
+    model.generation_config = settings.generation_config()
+    set_seed(0)
+    with torch.no_grad():
+        expected = model.eval().generate(input_ids=prompt.ids, attention_mask=prompt.mask.long())
+    if kind == "shared":
+        install(model)
+    encoded = (PlainRows if kind == "plain" else SharedPrefix)(model, model, prompt)
+    set_seed(0)
+    warmups = sample_warmups(model, encoded, settings)
+    width = warmups.ids.size(-1)
+    assert torch.equal(warmups.ids.flatten(0, 1), expected[:, 5 : 5 + width])
+
+
+def test_sampling_leaves_the_model_as_it_was(model, prompt):
+    """Training mode, generation defaults; and a chat model's own defaults stay out of the law."""
+    model.train()
+    model.generation_config.do_sample, model.generation_config.temperature = True, 0.01
+    before = model.generation_config.to_dict()
+    set_seed(0)
+    warmups = sample_warmups(model, PlainRows(model, model, prompt), dataclasses.replace(SETTINGS, num_warmups=8))
+    assert model.training
+    assert model.generation_config.to_dict() == before
+    assert len({tuple(row) for row in warmups.ids[0].tolist()}) > 1  # at temperature 0.01 all would be equal
+
+
+def test_training_mode_comes_back_after_an_error(model):
+    model.train()
+    with pytest.raises(KeyError), evaluation_mode(model):
+        raise KeyError
+    assert model.training
+
+
+def test_first_tokens_follow_the_models_law(model, prompt):
+    """Chi-square over the likeliest tokens, 4,000 draws."""
+    settings = dataclasses.replace(SETTINGS, num_warmups=4000, max_length=1)
+    single = Tokens(prompt.ids[1:2], prompt.mask[1:2])
+    set_seed(0)
+    first = sample_warmups(model, PlainRows(model, model, single), settings).ids[0, :, 0]
+    with torch.no_grad():
+        law = model(single.ids).logits[0, -1].softmax(-1)
+    likely = (law * 4000 > 10).nonzero().flatten()
+    assert len(likely) >= 3
+    counts = torch.stack([(first == token).sum() for token in likely])
+    observed = [*counts.tolist(), 4000 - int(counts.sum())]
+    expected = [*(law[likely] * 4000).tolist(), (1 - law[likely].sum()).item() * 4000]
+    scale = sum(observed) / sum(expected)
+    assert chisquare(observed, [value * scale for value in expected]).pvalue > 0.001

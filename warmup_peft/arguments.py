@@ -92,3 +92,25 @@ class PushArguments:
     repo_id: str = field(metadata={"help": "<user or organisation>/<name> on the Hub."})
     private: bool = field(default=True, metadata={"help": "Whether a repo that is made is private."})
     dry_run: bool = field(default=False, metadata={"help": "Only list what would go up."})
+
+
+@dataclass
+class BenchArguments:
+    """Options of `bench`: one training step on your model, or on a random one of a given shape."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Your model; without it a random one."})
+    shape: str = field(default="small", metadata={"help": "Random model: small, llama-3.2-1b or llama-3.1-8b."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Load the base in NF4."})
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Of the base and arithmetic."})
+    prompt_length: int = field(default=300, metadata={"help": "Tokens of each prompt."})
+    target_length: int = field(default=2, metadata={"help": "Tokens of each target."})
+    max_warmup_length: int = field(default=8, metadata={"help": "W; all of it is used."})
+    num_warmups: int = field(default=4, metadata={"help": "K."})
+    warmup_anchor: float = field(default=0.0, metadata={"help": "beta; above 0 adds the adapter-off pass."})
+    batch_size: int = field(default=2, metadata={"help": "Examples a step."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations in the backward."})
+    steps: int = field(default=7, metadata={"help": "Timed steps of each arm; the median counts."})
+    arms: list[str] = field(
+        default_factory=lambda: ["sft", "naive", "plain", "shared"], metadata={"help": "Arms; sft among them."}
+    )
+    output_file: str | None = field(default=None, metadata={"help": "Write the figures as JSON."})

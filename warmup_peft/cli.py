@@ -77,8 +77,16 @@ def push(argv: Sequence[str]) -> None:
         print(plan.url)
 
 
+def bench(argv: Sequence[str]) -> None:
+    """Time a training step with and without warmups: warmup-peft bench --shape small"""
+    options = parse_one(arguments.BenchArguments, argv)
+    from warmup_peft.bench import run_bench
+
+    run_bench(options)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (train, evaluate, generate, merge, push)
+    command.__name__: command for command in (train, evaluate, generate, merge, push, bench)
 }
 OPTIONS = {
     "train": (WarmupOptions, arguments.RunOptions),
@@ -86,6 +94,7 @@ OPTIONS = {
     "generate": (arguments.GenerateArguments,),
     "merge": (arguments.MergeArguments,),
     "push": (arguments.PushArguments,),
+    "bench": (arguments.BenchArguments,),
 }
 
 
@@ -187,8 +196,7 @@ def print_options(name: str) -> None:
         print((options.__doc__ or "").strip())
         hints = get_type_hints(options)
         for option in dataclasses.fields(options):
-            required = option.default is dataclasses.MISSING
-            default = "required" if required else f"default: {option.default!r}"
+            default = f"default: {default_of(option)!r}" if has_default(option) else "required"
             print(f"  --{option.name} {describe(hints[option.name])}  ({default})")
             print(f"        {option.metadata['help']}")
         print()
@@ -198,6 +206,14 @@ def print_options(name: str) -> None:
             "--model_name_or_path, --dataset_name, --output_dir, --learning_rate, --load_in_4bit, ...\n"
             "https://huggingface.co/docs/trl/sft_trainer"
         )
+
+
+def has_default(option: dataclasses.Field) -> bool:
+    return option.default is not dataclasses.MISSING or option.default_factory is not dataclasses.MISSING
+
+
+def default_of(option: dataclasses.Field) -> Any:
+    return option.default if option.default is not dataclasses.MISSING else option.default_factory()
 
 
 def describe(hint: Any) -> str:

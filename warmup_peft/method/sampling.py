@@ -50,7 +50,7 @@ class SamplingSettings:
             do_sample=self.do_sample,
             num_beams=self.num_beams,
             num_return_sequences=self.num_warmups,
-            eos_token_id=list(self.end_token_ids),
+            eos_token_id=list(self.end_token_ids) or None,
             pad_token_id=self.pad_token_id,
             **(sampling if self.do_sample else {}),
         )
@@ -88,7 +88,7 @@ def sample_warmups(model: PreTrainedModel, encoded: PlainRows | SharedPrefix, se
 def end_warmups(ids_BKW: Tensor, settings: SamplingSettings) -> Warmups:
     """Cut each drawn sequence at its first end token or separator."""
     width = ids_BKW.size(-1)
-    end_tokens = torch.tensor(settings.end_token_ids, device=ids_BKW.device)
+    end_tokens = torch.tensor(settings.end_token_ids, dtype=torch.long, device=ids_BKW.device)
     end_at = _first(torch.isin(ids_BKW, end_tokens), width)
     separator = torch.tensor(settings.separator_ids, device=ids_BKW.device)
     separator_at = end_at.new_full(end_at.shape, width)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 
 @dataclass
@@ -37,6 +38,13 @@ class WarmupOptions:
     )
     min_p: float | None = field(
         default=None, metadata={"help": "Draw from tokens of at least min_p times the probability of the likeliest."}
+    )
+    objective: Literal["warmup", "jensen", "log_mean_exp", "latro", "verifree", "posterior"] = field(
+        default="warmup",
+        metadata={
+            "help": "What is maximised, see the table in warmup_peft/method/objective.py: 'warmup' is Warmup "
+            "Generations; the others also train what is written as a warmup."
+        },
     )
     warmup_anchor: float = field(
         default=0.0,
@@ -82,6 +90,7 @@ class WarmupOptions:
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "Set it above 0 and at most 1 (off).")
         _require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "Leave it out or set 0 to 1.")
         _require(0 <= self.warmup_anchor < math.inf, "warmup_anchor", self.warmup_anchor, "Set it to 0 (off) or more.")
+        self._check_objective()
         if self.warmup_sampling == "multinomial":
             _require(
                 self.warmup_num_beams is None,
@@ -98,12 +107,38 @@ class WarmupOptions:
                 f"{max(2, self.num_warmups)} or more.",
             )
 
+    def _check_objective(self) -> None:
+        close = difflib.get_close_matches(str(self.objective), OBJECTIVE_NAMES, n=1)
+        _require(
+            self.objective in OBJECTIVE_NAMES,
+            "objective",
+            self.objective,
+            f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(OBJECTIVE_NAMES)}.",
+        )
+        if self.objective == "warmup":
+            return
+        _require(
+            self.warmup_sampling == "multinomial",
+            "warmup_sampling",
+            self.warmup_sampling,
+            f"objective {self.objective} needs independent draws, which beams are not. Set it to 'multinomial'.",
+        )
+        _require(
+            self.num_warmups >= 2 or self.objective == "posterior",
+            "num_warmups",
+            self.num_warmups,
+            f"objective {self.objective} compares warmups with each other. Set it to 2 or more.",
+        )
+
     @property
     def num_beams(self) -> int:
         """Beams that are searched: 1 for independent draws."""
         if self.warmup_sampling == "multinomial":
             return 1
         return self.num_warmups if self.warmup_num_beams is None else self.warmup_num_beams
+
+
+OBJECTIVE_NAMES = get_args(get_type_hints(WarmupOptions)["objective"])
 
 
 def _require(holds: bool, name: str, value: object, mend: str) -> None:

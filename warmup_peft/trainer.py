@@ -12,7 +12,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -27,7 +27,7 @@ from warmup_peft.inference.decoding import WarmupConfig, end_token_ids, separato
 from warmup_peft.inference.hub import own_model_card
 from warmup_peft.inference.loading import TrainingRecord
 from warmup_peft.method.branches import Branches, Tokens, Warmups, lay_out_branches, prefix_mask, split_examples
-from warmup_peft.method.objective import divergence, token_logps, warmup_loss
+from warmup_peft.method.objective import NEEDS_WARMUP_LOGP, divergence, token_logps, warmup_loss
 from warmup_peft.method.prefix import SharedPrefix, install, sliding_window, why_not_shareable
 from warmup_peft.method.sampling import SamplingSettings, sample_warmups
 from warmup_peft.method.scoring import PlainRows, evaluation_mode, score_after_prompt, without_peft_wrapper
@@ -131,9 +131,9 @@ class WarmupSFTTrainer(SFTTrainer):
         branches = lay_out_branches(
             warmups.tokens(), separator_ids, target.repeat_for_branches(self._sampling.num_warmups)
         )
-        target_logp_BK, kl_BK = self._score(model, encoded, branches, warmups)
+        scores = self._score(model, encoded, branches, warmups)
 
-        loss = warmup_loss(target_logp_BK, kl_BK, self.args.warmup_anchor)
+        loss = warmup_loss(*scores, objective=self.args.objective, beta=self.args.warmup_anchor)
         num_targets = target.mask.sum() if num_items_in_batch is None else num_items_in_batch
         loss = loss / torch.as_tensor(num_targets).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -141,7 +141,7 @@ class WarmupSFTTrainer(SFTTrainer):
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
 
         self._count_tokens(inputs)
-        self._record_warmups(warmups, kl_BK)
+        self._record_warmups(warmups, scores.kl_BK)
         return loss
 
     def _encode(self, model, prompt: Tokens, target: Tokens) -> PlainRows | SharedPrefix:
@@ -156,29 +156,28 @@ class WarmupSFTTrainer(SFTTrainer):
         with self.accelerator.autocast():
             return sample_warmups(self.accelerator.unwrap_model(model), encoded, self._sampling)
 
-    def _score(
-        self, model, encoded: PlainRows | SharedPrefix, branches: Branches, warmups: Warmups
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, K) log-probabilities of the target in nats, and (B, K) divergences where there is an anchor."""
-        is_decision = torch.zeros_like(branches.mask)
-        if self.args.warmup_anchor > 0:
-            is_decision = prefix_mask(warmups.num_decisions, branches.mask.size(-1))
+    def _score(self, model, encoded: PlainRows | SharedPrefix, branches: Branches, warmups: Warmups) -> Scores:
+        """One forward over the branches, with gradient; with an anchor another one, adapter off, without."""
+        has_anchor, has_advantage = self.args.warmup_anchor > 0, self.args.objective in NEEDS_WARMUP_LOGP
+        num_decisions = warmups.num_decisions * (has_anchor or has_advantage)
+        is_decision = prefix_mask(num_decisions, branches.mask.size(-1))
         predicted = branches.is_target | is_decision
         logits = encoded.predictions(branches, predicted)
 
-        target_logits = logits[branches.is_target[predicted]]
-        target_ids = branches.ids[branches.is_target]
-        logps = token_logps(target_logits, target_ids)
+        target_logits, target_ids = logits[branches.is_target[predicted]], branches.ids[branches.is_target]
         self._record_targets(target_logits.detach(), target_ids)
-        target_logp_BK = _scatter(logps, branches.is_target).sum(-1)
-        if self.args.warmup_anchor == 0:
-            return target_logp_BK, None
-
-        unwrapped = self.accelerator.unwrap_model(model)
-        with evaluation_mode(unwrapped), unwrapped.disable_adapter(), self.accelerator.autocast():
-            reference_logits = score_after_prompt(unwrapped, encoded.prompt, branches, is_decision)
-        kl = divergence(logits[is_decision[predicted]], reference_logits)
-        return target_logp_BK, _scatter(kl, is_decision).sum(-1)
+        target_logp_BK = _sum_tokens(token_logps(target_logits, target_ids), branches.is_target)
+        warmup_logp_BK = kl_BK = None
+        decision_logits = logits[is_decision[predicted]]
+        if has_advantage:
+            drawn_ids = warmups.ids[prefix_mask(num_decisions, warmups.ids.size(-1))]
+            warmup_logp_BK = _sum_tokens(self._sampling.logps(decision_logits, drawn_ids), is_decision)
+        if has_anchor:
+            unwrapped = self.accelerator.unwrap_model(model)
+            with evaluation_mode(unwrapped), unwrapped.disable_adapter(), self.accelerator.autocast():
+                reference_logits = score_after_prompt(unwrapped, encoded.prompt, branches, is_decision)
+            kl_BK = _sum_tokens(divergence(decision_logits, reference_logits), is_decision)
+        return Scores(target_logp_BK, warmup_logp_BK, kl_BK)
 
     # ---- Metrics: TRL's own, and the warmups' ----
 
@@ -278,9 +277,17 @@ class WarmupSFTTrainer(SFTTrainer):
         )
 
 
-def _scatter(values_N: Tensor, mask: Tensor) -> Tensor:
-    """Put values back where their mask is set, zero elsewhere."""
-    return values_N.new_zeros(mask.shape).masked_scatter(mask, values_N)
+class Scores(NamedTuple):
+    """(B, K) each, in nats: log P(y|x,c,s), log P(c|x) where the objective asks for it, and the anchor's KL."""
+
+    target_logp_BK: Tensor
+    warmup_logp_BK: Tensor | None
+    kl_BK: Tensor | None
+
+
+def _sum_tokens(values_N: Tensor, mask_BKT: Tensor) -> Tensor:
+    """(B, K) sums of token values that stand, in row-major order, where the mask is set."""
+    return values_N.new_zeros(mask_BKT.shape).masked_scatter(mask_BKT, values_N).sum(-1)
 
 
 def num_distinct(warmups: Warmups) -> Tensor:

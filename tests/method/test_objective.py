@@ -20,7 +20,7 @@ def test_anchor_adds_beta_times_the_mean_divergence():
     """5 + 0.5 * ((2 + 4) / 2 + (0 + 6) / 2) = 5 + 0.5 * 6 = 8."""
     logp_BK = torch.tensor([[-1.0, -3.0], [-2.0, -4.0]])
     kl_BK = torch.tensor([[2.0, 4.0], [0.0, 6.0]])
-    assert warmup_loss(logp_BK, kl_BK, beta=0.5).item() == pytest.approx(8.0)
+    assert warmup_loss(logp_BK, None, kl_BK, beta=0.5).item() == pytest.approx(8.0)
 
 
 def test_each_warmup_gets_one_kth_of_the_gradient():

@@ -7,44 +7,167 @@ For a prompt x, a target y, a separator s and warmups c drawn from the model its
     P(y|x) = E_{c ~ P(c|x)} [ P(y|x,c,s) ]
     -log P(y|x)  <=  E_c [ -log P(y|x,c,s) ]                                        (Jensen)
 
-and the right-hand side is estimated with K warmups, drawn without gradient ("Warmup Generations", Li et al.,
-arXiv 2502.12304). With R_i = log P(y|x,c_i,s), in nats, summed over the tokens of y, never averaged:
+and everything below is estimated with K warmups, drawn without gradient. Let R_i = log P(y|x,c_i,s), in nats, summed
+over the tokens of y, never averaged, and p_i = exp(R_i). Every method of this family is two K-vectors, both without
+gradient: a weight w_i on R_i and an advantage A_i on log P(c_i|x):
 
-    loss(x) = 1/K sum_i ( -R_i  +  beta * KL_i )
+    gradient of loss(x) = - sum_i ( w_i grad R_i + A_i grad log P(c_i|x) )  +  beta/K sum_i grad KL_i
+
+| objective      | w_i           | A_i                                    | maximises            | source              |
+|----------------|---------------|----------------------------------------|----------------------|---------------------|
+| `warmup`       | 1/K           | 0                                      | E[R], through R only | 2502.12304          |
+| `jensen`       | 1/K           | (R_i - mean_{j!=i} R_j) / K            | E[R]                 | JEPO 2503.19618 (5) |
+| `log_mean_exp` | softmax(R)_i  | log mean_j p_j - log mean_{j!=i} p_j   | E[log mean_j p_j]    | JEPO (7), VIMCO     |
+| `latro`        | 1/K           | as `jensen`, Q = R - beta KL for R     | E[R] - beta E[KL]    | LaTRO 2411.04282    |
+| `verifree`     | p_i / K       | (p_i - mean_{j!=i} p_j) / K            | E[p] = P(y|x)        | VeriFree 2505.21493 |
+| `posterior`    | softmax(R)_i  | softmax(R)_i                           | log P(y|x), sampled  | RWS 1406.2751       |
+
+Another method is one function of a few lines and one row here. The leave-one-out means make the estimates unbiased: a
+mean that includes i would shrink the gradient to (K-1)/K. In `log_mean_exp` the advantages are summed, not averaged.
 
 A batch's loss is the sum of loss(x) divided by the number of target tokens, each target counted once however many
-warmups it has, so that with beta = 0 it reads like TRL's cross-entropy in nats a token.
+warmups it has. The number that is logged is what the row maximises, negated; so with `warmup` and beta = 0 it reads
+like TRL's cross-entropy in nats a token.
 
-Where this departs from the paper:
+Where this departs from the papers:
 
-1. Warmups may be drawn independently (`multinomial`) beside the paper's beam search with sampling (`beam`). Only
-   independent draws make the mean above an unbiased estimate of the bound.
-2. The gradient of the bound has a second term, through P(c|x). Like the paper, this loss leaves it out: the gradient
-   reaches the warmups' law only through the weights that warmup and target share.
-3. Because of 2, that law drifts, and with short answers it collapses into a draft of the answer. `beta` > 0 (the
-   anchor, 0 in the paper) holds it near the model with its adapter switched off, KL_i being the divergence
+1. Warmups may be drawn independently (`multinomial`) beside Warmup Generations' beam search with sampling (`beam`).
+   Only independent draws make these estimates unbiased, so every row with an A_i refuses `beam`.
+2. The gradient of E[R] has a second term, through P(c|x), which Warmup Generations leaves out, and `warmup` too: its
+   gradient reaches the warmups' law only through the weights that warmup and target share. `jensen` has the term.
+3. Because of 2 that law drifts, and with short answers it collapses into a draft of the answer. `beta` > 0 (the
+   anchor, 0 in the paper) holds it near the model with its adapter switched off. KL_i is the divergence
    KL(P(.|x,c_<t) || P_off(.|x,c_<t)) over the whole vocabulary, summed over the decisions t of warmup i: each of its
    tokens, and the stop where the model stopped by itself.
+4. `latro` takes that KL_i, not the sampled log-ratio, into its reward: the same mean, less variance, and exact
+   together with the gradient of KL_i itself.
+5. R_i of -inf (a target the model cannot write) counts as the lowest finite one of its example and gets no weight.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Credit = tuple[Tensor, Tensor]
 
-def warmup_loss(target_logp_BK: Tensor, kl_BK: Tensor | None = None, beta: float = 0.0) -> Tensor:
+
+def leave_one_out(values_BK: Tensor) -> Tensor:
+    """Mean of the other K - 1 values."""
+    return (values_BK.sum(1, keepdim=True) - values_BK) / (values_BK.size(1) - 1)
+
+
+def warmup(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
+    return torch.full_like(logp_BK, 1 / logp_BK.size(1)), torch.zeros_like(logp_BK)
+
+
+def jensen(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
+    num_warmups = logp_BK.size(1)
+    return torch.full_like(logp_BK, 1 / num_warmups), (logp_BK - leave_one_out(logp_BK)) / num_warmups
+
+
+def log_mean_exp(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
+    num_warmups = logp_BK.size(1)
+    others_BKK = logp_BK.unsqueeze(1).expand(-1, num_warmups, -1)
+    itself = torch.eye(num_warmups, dtype=torch.bool, device=logp_BK.device)
+    without_it_BK = others_BKK.masked_fill(itself, -math.inf).logsumexp(-1) - math.log(num_warmups - 1)
+    with_it_B1 = logp_BK.logsumexp(1, keepdim=True) - math.log(num_warmups)
+    return logp_BK.softmax(1), with_it_B1 - without_it_BK
+
+
+def latro(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
+    return jensen(logp_BK - penalty_BK, penalty_BK)
+
+
+def verifree(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
+    p_BK, num_warmups = logp_BK.exp(), logp_BK.size(1)
+    return p_BK / num_warmups, (p_BK - leave_one_out(p_BK)) / num_warmups
+
+
+def posterior(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
+    return logp_BK.softmax(1), logp_BK.softmax(1)
+
+
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Credit]] = {
+    function.__name__: function for function in (warmup, jensen, log_mean_exp, latro, verifree, posterior)
+}
+NEEDS_WARMUP_LOGP = frozenset(OBJECTIVES) - {"warmup"}
+NEEDS_TWO_WARMUPS = NEEDS_WARMUP_LOGP - {"posterior"}
+
+
+def assign_credit(target_logp_BK: Tensor, objective: str = "warmup", penalty_BK: Tensor | None = None) -> Credit:
+    """Weights w and advantages A of the table above, (B, K) each, in float32 and without gradient.
+
+    Args:
+        target_logp_BK: R, log P(y|x,c_i,s) in nats, summed over the tokens of y.
+        objective: a row of the table.
+        penalty_BK: beta * KL_i, for `latro`; zeros where it is not given.
+
+    Raises:
+        ValueError: an unknown objective, or one that compares warmups where there is only one.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective={objective} is unknown. Choose one of {', '.join(OBJECTIVES)}.")
+    if objective in NEEDS_TWO_WARMUPS and target_logp_BK.size(1) < 2:
+        raise ValueError(f"objective={objective} compares warmups with each other. Set num_warmups to 2 or more.")
+    possible_BK, logp_BK = _finite(target_logp_BK)
+    penalty_BK = torch.zeros_like(logp_BK) if penalty_BK is None else penalty_BK.detach().float()
+    weight_BK, advantage_BK = OBJECTIVES[objective](logp_BK, penalty_BK)
+    return weight_BK * possible_BK, advantage_BK * possible_BK.any(1, keepdim=True)
+
+
+def _finite(target_logp_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Which R are finite, and R with the others set to the lowest finite one of their example (0 where none is)."""
+    logp_BK = target_logp_BK.detach().float()
+    possible_BK = logp_BK.isfinite()
+    lowest_B1 = logp_BK.masked_fill(~possible_BK, 0.0).amin(1, keepdim=True)
+    return possible_BK, torch.where(possible_BK, logp_BK, lowest_B1)
+
+
+def objective_value(target_logp_BK: Tensor, objective: str) -> Tensor:
+    """(B,) what the row of the table maximises, estimated from the K warmups, without its KL; to be logged.
+
+    An example whose target is impossible after every warmup counts 0.
+    """
+    _, logp_BK = _finite(target_logp_BK)
+    if objective == "verifree":
+        return logp_BK.exp().mean(1)
+    if objective in ("log_mean_exp", "posterior"):
+        return logp_BK.logsumexp(1) - math.log(logp_BK.size(1))
+    return logp_BK.mean(1)
+
+
+def warmup_loss(
+    target_logp_BK: Tensor,
+    warmup_logp_BK: Tensor | None = None,
+    kl_BK: Tensor | None = None,
+    *,
+    objective: str = "warmup",
+    beta: float = 0.0,
+) -> Tensor:
     """Sum over the batch of loss(x), in nats; the caller divides by the number of target tokens.
+
+    Its gradient is that of the table; its value is the objective's, negated, plus the anchor.
 
     Args:
         target_logp_BK: log P(y|x,c_i,s), summed over the tokens of y.
+        warmup_logp_BK: log P(c_i|x) under the law that was drawn from; None for `warmup`, which has no use for it.
         kl_BK: the anchor's divergence, summed over the decisions of each warmup; None without an anchor.
+        objective: a row of the table.
         beta: weight of the anchor.
     """
-    loss_BK = -target_logp_BK
-    if kl_BK is not None:
-        loss_BK = loss_BK + beta * kl_BK
-    return loss_BK.mean(dim=1).sum()
+    penalty_BK = None if kl_BK is None else beta * kl_BK
+    weight_BK, advantage_BK = assign_credit(target_logp_BK, objective, penalty_BK)
+    surrogate = -(weight_BK * torch.where(weight_BK > 0, target_logp_BK, 0.0)).sum()
+    if warmup_logp_BK is not None:
+        surrogate = surrogate - (advantage_BK * warmup_logp_BK).sum()
+    value = -objective_value(target_logp_BK, objective).sum()
+    loss = surrogate + (value - surrogate).detach()
+    return loss if penalty_BK is None else loss + penalty_BK.mean(1).sum()
 
 
 def token_logps(logits_NV: Tensor, ids_N: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Draws warmups from a causal language model. Knows no loss."""
+"""Draws warmups from a causal language model, and says how likely a draw was. Knows no objective."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from warmup_peft.method.branches import Warmups
+from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.scoring import PlainRows, evaluation_mode, without_peft_wrapper
 
@@ -54,6 +62,25 @@ class SamplingSettings:
             pad_token_id=self.pad_token_id,
             **(sampling if self.do_sample else {}),
         )
+
+    def logps(self, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+        """(N,) log-probabilities in nats of drawn tokens under this law, temperature and truncation included.
+
+        A drawn token always belongs to its truncated set, even where rounding would now put it just outside.
+        """
+        logits_NV = logits_NV.float() / self.temperature
+        scores = logits_NV.detach()
+        for warper in self._truncations():
+            scores = warper(None, scores)
+        is_drawn = F.one_hot(ids_N, logits_NV.size(-1)).bool()
+        return token_logps(logits_NV.masked_fill(scores.isinf() & ~is_drawn, -torch.inf), ids_N)
+
+    def _truncations(self) -> list[LogitsProcessor]:
+        return [
+            *([TopKLogitsWarper(self.top_k)] if self.top_k else []),
+            *([TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []),
+            *([MinPLogitsWarper(self.min_p)] if self.min_p else []),
+        ]
 
 
 @contextmanager

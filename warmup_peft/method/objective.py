@@ -13,14 +13,14 @@ gradient: a weight w_i on R_i and an advantage A_i on log P(c_i|x):
 
     gradient of loss(x) = - sum_i ( w_i grad R_i + A_i grad log P(c_i|x) )  +  beta/K sum_i grad KL_i
 
-| objective      | w_i           | A_i                                    | maximises            | source              |
-|----------------|---------------|----------------------------------------|----------------------|---------------------|
-| `warmup`       | 1/K           | 0                                      | E[R], through R only | 2502.12304          |
-| `jensen`       | 1/K           | (R_i - mean_{j!=i} R_j) / K            | E[R]                 | JEPO 2503.19618 (5) |
-| `log_mean_exp` | softmax(R)_i  | log mean_j p_j - log mean_{j!=i} p_j   | E[log mean_j p_j]    | JEPO (7), VIMCO     |
-| `latro`        | 1/K           | as `jensen`, Q = R - beta KL for R     | E[R] - beta E[KL]    | LaTRO 2411.04282    |
-| `verifree`     | p_i / K       | (p_i - mean_{j!=i} p_j) / K            | E[p] = P(y|x)        | VeriFree 2505.21493 |
-| `posterior`    | softmax(R)_i  | softmax(R)_i                           | log P(y|x), sampled  | RWS 1406.2751       |
+| objective      | w_i          | A_i                                    | maximises            | source              |
+|----------------|--------------|----------------------------------------|----------------------|---------------------|
+| `warmup`       | 1/K          | 0                                      | E[R], through R only | 2502.12304          |
+| `jensen`       | 1/K          | (R_i - mean_{j!=i} R_j) / K            | E[R]                 | JEPO 2503.19618 (5) |
+| `log_mean_exp` | softmax(R)_i | log mean_j p_j - log mean_{j!=i} p_j   | E[log mean_j p_j]    | JEPO (7), VIMCO     |
+| `latro`        | 1/K          | as `jensen`, Q = R - beta KL for R     | E[R] - beta E[KL]    | LaTRO 2411.04282    |
+| `verifree`     | p_i / K      | (p_i - mean_{j!=i} p_j) / K            | E[p] = P(y|x)        | VeriFree 2505.21493 |
+| `posterior`    | softmax(R)_i | softmax(R)_i                           | log P(y|x), sampled  | RWS 1406.2751       |
 
 Another method is one function of a few lines and one row here. The leave-one-out means make the estimates unbiased: a
 mean that includes i would shrink the gradient to (K-1)/K. In `log_mean_exp` the advantages are summed, not averaged.

@@ -61,6 +61,11 @@ def check_columns(name: str, dataset: Any, args: WarmupSFTConfig) -> None:
             "target begins. Give it the columns `prompt` and `completion`; a `formatting_func` may return them as a "
             "dictionary."
         )
+    if isinstance(dataset, Dataset):
+        for column in ({"prompt", "completion"} & set(sample)) or ():
+            for row, value in enumerate(dataset[column]):
+                if value is None:
+                    raise ValueError(f"Row {row} of the {name} dataset has no `{column}`. Mend or remove the row.")
 
 
 def check_adapter(model: str | PreTrainedModel, peft_config: Any, args: WarmupSFTConfig) -> None:

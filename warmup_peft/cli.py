@@ -10,7 +10,8 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from warmup_peft import __version__, arguments
 from warmup_peft.options import WarmupOptions
@@ -143,13 +144,14 @@ def parse(dataclass_types: tuple[type, ...], argv: Sequence[str]) -> tuple[Any, 
         def error(self, message: str):
             raise ValueError(message[0].upper() + message[1:] + ".")
 
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     parser = StrictParser(dataclass_types, allow_abbrev=False, add_help=False)
     flags = [flag for action in parser._actions for flag in action.option_strings]
     for flag in (arg.split("=")[0] for arg in argv if arg.startswith("--")):
         if flag not in (*flags, "--config"):
             raise ValueError(f"There is no option {flag}. {nearest(flag, flags)}")
     if "--config" in argv:
-        check_config_file(argv, [action.dest for action in parser._actions])
+        check_config_file(argv, {k: hint for kind in dataclass_types for k, hint in get_type_hints(kind).items()})
     return parser.parse_args_and_config(argv)
 
 
@@ -157,7 +159,8 @@ def parse_one(dataclass_type: type, argv: Sequence[str]) -> Any:
     return parse((dataclass_type,), argv)[0]
 
 
-def check_config_file(argv: Sequence[str], known: Sequence[str]) -> None:
+def check_config_file(argv: Sequence[str], hints: dict[str, Any]) -> None:
+    """Keys and kinds of values: argparse looks at neither where they come from a file."""
     import yaml
 
     index = argv.index("--config") + 1
@@ -170,9 +173,37 @@ def check_config_file(argv: Sequence[str], known: Sequence[str]) -> None:
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no `key: value` lines.")
-    for key in config:
-        if key not in known and key != "env":
-            raise ValueError(f"{path} has an unknown key '{key}'. {nearest(str(key), known)}")
+    for key, value in config.items():
+        if key == "env":
+            continue
+        if key not in hints:
+            raise ValueError(f"{path} has an unknown key '{key}'. {nearest(str(key), list(hints))}")
+        if not fits(value, hints[key]):
+            raise ValueError(f"{path} has {key}: {value!r}, which does not fit. It takes {describe(hints[key])}.")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value can stand for a field; text passes where argparse will convert it."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return any(fits_kind(value, kind) for kind in kinds)
+
+
+def fits_kind(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind)
+    if origin is Literal:
+        return value in get_args(kind) or (isinstance(value, bool) and str(value).lower() in get_args(kind))
+    if kind is type(None):
+        return value is None
+    if kind in (int, float):
+        is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+        return is_number or isinstance(value, str)
+    if kind is bool:
+        return isinstance(value, bool | str)
+    if kind is str:
+        return isinstance(value, str)
+    if origin in (list, dict) or kind in (list, dict):
+        return isinstance(value, (origin or kind, str))
+    return True
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

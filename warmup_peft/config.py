@@ -34,7 +34,6 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
     """
 
     def __post_init__(self):
-        super().__post_init__()
         self.check_warmup_options()
         for name, mend in REFUSED_SETTINGS.items():
             if getattr(self, name):
@@ -49,3 +48,4 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
                 "completion_only_loss=False trains on the prompt too, but only the target after a warmup is "
                 "supervised. Leave completion_only_loss out or set it to true."
             )
+        super().__post_init__()

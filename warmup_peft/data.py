@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow
 from datasets import Dataset, load_dataset
 from huggingface_hub import snapshot_download
 
@@ -57,6 +58,8 @@ def load_split(name: str, split: str, config: str | None = None, test_split_size
 
 
 def part_of_file(dataset: Dataset, split: str, test_split_size: float) -> Dataset:
+    if not 0 <= test_split_size < 1:
+        raise ValueError(f"test_split_size={test_split_size} cannot work. Set it to 0 or more and below 1.")
     if test_split_size == 0 or len(dataset) < 2:
         return dataset
     parts = dataset.train_test_split(test_size=test_split_size, seed=0)
@@ -119,10 +122,18 @@ def read_file(path: Path) -> Dataset:
         ValueError: it cannot be read; for JSON lines with the line's number.
     """
     if path.suffix in JSON_ENDINGS:
-        return Dataset.from_list(list(read_json(path)))
+        try:
+            return Dataset.from_list(list(read_json(path)))
+        except pyarrow.ArrowException as error:
+            raise ValueError(
+                f"The rows of {path} disagree on what a column holds ({first_line(error)}). Give each column one kind "
+                "of value."
+            ) from error
     try:
         return Dataset.from_csv(str(path)) if path.suffix == ".csv" else Dataset.from_parquet(str(path))
     except Exception as error:
+        if "corresponds to no data" in str(error):
+            return Dataset.from_dict({})
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {first_line(error)}") from error
 
 
@@ -138,8 +149,8 @@ def read_json(path: Path) -> Iterator[dict]:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"{path}, line {number} is no whole JSON value ({error.msg}); was the file cut off? Mend or remove "
-                "that line."
+                f"{path}, line {number + error.lineno - 1} is no whole JSON value ({error.msg}). Was the file cut "
+                "off? Mend or remove that line."
             ) from error
         rows = value if isinstance(value, list) else [value]
         if not all(isinstance(row, dict) for row in rows):

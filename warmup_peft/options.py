@@ -71,6 +71,22 @@ class WarmupOptions:
             self.prefix_sharing,
             "Choose auto, true or false.",
         )
+        for name in ("num_warmups", "max_warmup_length", "top_k", "warmup_num_beams"):
+            value = getattr(self, name)
+            _require(
+                isinstance(value, int) or (value is None and name == "warmup_num_beams"),
+                name,
+                value,
+                "Set it to a whole number.",
+            )
+        for name in ("temperature", "top_p", "min_p", "warmup_anchor"):
+            value = getattr(self, name)
+            _require(
+                isinstance(value, int | float) or (value is None and name == "min_p"),
+                name,
+                value,
+                "Set it to a number.",
+            )
         _require(self.num_warmups >= 1, "num_warmups", self.num_warmups, "Set it to 1 or more; the paper uses 4.")
         _require(
             self.max_warmup_length >= 1,

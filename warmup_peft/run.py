@@ -24,7 +24,7 @@ from warmup_peft.data import has_split, load_split, read_json
 from warmup_peft.evaluation.harness import Prediction, answer_questions, is_an_option, left_padded
 from warmup_peft.evaluation.metrics import multiple_choice_metrics
 from warmup_peft.evaluation.tasks import TASKS, MultipleChoice
-from warmup_peft.inference.decoding import WarmupConfig, append_warmups, write_warmups
+from warmup_peft.inference.decoding import WarmupConfig, append_warmups, pad_token_id, write_warmups
 from warmup_peft.inference.hub import METRICS_NAME, write_model_card
 from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, load_tokenizer
 from warmup_peft.method.scoring import evaluation_mode
@@ -52,6 +52,7 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
         raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
     if script_args.dataset_name is None:
         raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
+    check_counts(options, max_train_samples=1)
     checkpoint = checkpoint_to_resume(args)
     check_output_dir(Path(args.output_dir), options.overwrite_output_dir, resuming=checkpoint is not None)
     disable_progress_bars()
@@ -159,6 +160,8 @@ def run_evaluation(options: EvaluateArguments) -> None:
     Raises:
         ValueError: bad input, before a model is loaded.
     """
+    check_counts(options, batch_size=1, max_samples=1, max_new_tokens=0, num_examples=0)
+    WarmupConfig.load(options.adapter)
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
     questions, source = held_out_questions(options, record.data)
     loaded = load_folder(options.adapter)
@@ -185,8 +188,8 @@ def run_evaluation(options: EvaluateArguments) -> None:
 
 def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tuple[list[MultipleChoice], str]:
     """The questions, and in words where they come from."""
-    own = options.dataset_name is None
-    name = data.get("dataset_name") if own else options.dataset_name
+    name = options.dataset_name or data.get("dataset_name")
+    own = name is not None and is_same_source(name, data.get("dataset_name"))
     task = options.task or data.get("task")
     if name is None or task is None:
         missing = "--dataset_name" if name is None else "--task"
@@ -203,6 +206,18 @@ def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tupl
     answer_format = options.answer_format or data.get("answer_format") or "text"
     where = name if Path(name).is_file() else f"{name}, split {split}"
     return TASKS[task](rows, answer_format), where
+
+
+def is_same_source(name: str, other: str | None) -> bool:
+    return other is not None and (name == other or Path(name).resolve() == Path(other).resolve())
+
+
+def check_counts(options: Any, **least: int) -> None:
+    """Raise ValueError for a count, where one is given, below its least sensible value."""
+    for name, minimum in least.items():
+        value = getattr(options, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"{name}={value} cannot work. Set it to {minimum} or more.")
 
 
 def evaluate_arms(
@@ -247,7 +262,7 @@ ARM_NAMES = {
 
 def scores_table(metrics: dict[str, Any], source: str) -> Table:
     table = Table(title=f"Held-out questions: {source}")
-    for column in ("", "accuracy", "Macro F1", "writes an option", "questions"):
+    for column in ("", "accuracy", "Macro F1", "writes an option", "n"):
         table.add_column(column, justify="left" if column == "" else "right", no_wrap=column == "")
     for key, name in ARM_NAMES.items():
         if key in metrics:
@@ -289,6 +304,7 @@ def run_generation(options: GenerateArguments) -> None:
     Raises:
         ValueError: no prompt, or an empty one.
     """
+    check_counts(options, batch_size=1, max_new_tokens=1)
     prompts = read_prompts(options)
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
@@ -335,7 +351,7 @@ def answer_prompts(
         law |= {"temperature": options.temperature, "top_p": options.top_p}
     with evaluation_mode(model):
         warmups = write_warmups(model, prompt, loaded.warmup_config, **law)
-        context = append_warmups(prompt, warmups, loaded.warmup_config)
+        context = append_warmups(prompt, warmups, loaded.warmup_config, pad_token_id(model))
         sequences = model.generate(
             input_ids=context.ids,
             attention_mask=context.mask.long(),

@@ -309,12 +309,21 @@ def as_warmup_config(args: TrainingArguments | None, model: str | PreTrainedMode
 
 
 def apply_dict_formatting(arguments: dict[str, Any]) -> None:
-    """Apply a `formatting_func` that returns `prompt` and `completion`; the checks see to one that returns text."""
+    """Apply a `formatting_func` that returns `prompt` and `completion`.
+
+    Raises:
+        ValueError: it returns text.
+    """
     formatting_func: Callable | None = arguments.get("formatting_func")
     dataset = arguments.get("train_dataset")
     sample = next(iter(dataset), None) if dataset is not None else None
-    if formatting_func is None or sample is None or not isinstance(formatting_func(sample), dict):
+    if formatting_func is None or sample is None or "input_ids" in sample:
         return
+    if not isinstance(formatting_func(sample), dict):
+        raise ValueError(
+            "formatting_func returns text, which does not show where the prompt ends and the target begins. Let it "
+            "return {'prompt': ..., 'completion': ...}."
+        )
     arguments["formatting_func"] = None
     for name in ("train_dataset", "eval_dataset"):
         datasets = arguments.get(name)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.evaluation.tasks import MultipleChoice
-from warmup_peft.inference.decoding import WarmupConfig, append_warmups, end_token_ids, write_warmups
+from warmup_peft.inference.decoding import WarmupConfig, append_warmups, pad_token_id, write_warmups
 from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.scoring import evaluation_mode, score_after_prompt
@@ -139,13 +139,13 @@ def generate_texts(
 ) -> list[str]:
     if max_new_tokens == 0:
         return [""] * len(prompt.ids)
-    context = prompt if warmup_config is None else append_warmups(prompt, warmups, warmup_config)
+    context = prompt if warmup_config is None else append_warmups(prompt, warmups, warmup_config, pad_token_id(model))
     sequences = model.generate(
         input_ids=context.ids,
         attention_mask=context.mask.long(),
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        pad_token_id=end_token_ids(model, tokenizer)[0],
+        pad_token_id=pad_token_id(model),
     )
     return tokenizer.batch_decode(sequences[:, context.ids.size(1) :], skip_special_tokens=True)
 

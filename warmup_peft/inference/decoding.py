@@ -85,6 +85,22 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
     return tuple(sorted(set(ids)))
 
 
+def pad_token_id(model: PreTrainedModel) -> int:
+    """What stands where there is no token.
+
+    Raises:
+        ValueError: the model names neither a pad nor an end token.
+    """
+    pad_id = model.generation_config.pad_token_id
+    ids = end_token_ids(model) if pad_id is None else (pad_id,)
+    if not ids:
+        raise ValueError(
+            "The model names no end token, so neither warmup nor answer could end. Set "
+            "model.generation_config.eos_token_id, to the tokenizer's for example."
+        )
+    return ids[0]
+
+
 def write_warmups(
     model: PreTrainedModel,
     prompt: Tokens,
@@ -95,13 +111,12 @@ def write_warmups(
 ) -> Warmups:
     """One warmup (B, 1, W) for each of the prompts (B, P), padded on the left; greedy unless told otherwise."""
     end_ids = end_token_ids(model)
-    pad_id = model.generation_config.pad_token_id
     settings = SamplingSettings(
         num_warmups=1,
         max_length=warmup_config.max_warmup_length,
         end_token_ids=end_ids,
         separator_ids=tuple(warmup_config.warmup_separator_ids),
-        pad_token_id=end_ids[0] if pad_id is None else pad_id,
+        pad_token_id=pad_token_id(model),
         do_sample=do_sample,
         **sampling,
     )
@@ -144,7 +159,7 @@ def warmup_generate(
         raise ValueError(f"Prompt {row} is empty. Give every prompt at least one token.")
     law = {key: generate_kwargs[key] for key in _SAMPLING_KEYS if generate_kwargs.get(key) is not None}
     warmups = write_warmups(model, Tokens(input_ids, mask.bool()), warmup_config, **law)
-    context = append_warmups(Tokens(input_ids, mask.bool()), warmups, warmup_config)
+    context = append_warmups(Tokens(input_ids, mask.bool()), warmups, warmup_config, pad_token_id(model))
     sequences = model.generate(input_ids=context.ids, attention_mask=context.mask.long(), **generate_kwargs)
     if return_warmup:
         return sequences
@@ -155,11 +170,11 @@ def warmup_generate(
 _SAMPLING_KEYS = ("do_sample", "temperature", "top_k", "top_p", "min_p")
 
 
-def append_warmups(prompt: Tokens, warmups: Warmups, warmup_config: WarmupConfig) -> Tokens:
+def append_warmups(prompt: Tokens, warmups: Warmups, warmup_config: WarmupConfig, pad_id: int) -> Tokens:
     """(B, P) prompts and (B, 1, W) warmups -> rows [prompt | warmup | separator], padded on the left."""
     warmup = warmups.tokens()
     separator = torch.tensor(warmup_config.warmup_separator_ids, device=prompt.ids.device).expand(len(prompt.ids), -1)
     ids = torch.cat([prompt.ids, warmup.ids[:, 0], separator], dim=1)
     mask = torch.cat([prompt.mask, warmup.mask[:, 0], torch.ones_like(separator, dtype=torch.bool)], dim=1)
     mask, ids = pack(mask, ids, side="left")
-    return Tokens(ids, mask)
+    return Tokens(ids.masked_fill(~mask, pad_id), mask)

@@ -15,23 +15,26 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
-from peft import PeftModel
+from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 
 from warmup_peft.inference.decoding import WARMUP_CONFIG_NAME, WarmupConfig
 from warmup_peft.inference.loading import (
     TRAINING_RECORD_NAME,
     TrainingRecord,
+    end_with_the_tokenizer,
     is_adapter,
     load_base,
     load_tokenizer,
+    looks_like_a_path,
 )
 from warmup_peft.method.scoring import evaluation_mode
 
 METRICS_NAME = "metrics.json"
 CARD_NAME = "README.md"
-NEVER_PUSHED = ("training_args.bin", "trainer_state.json", "checkpoint-*", "optimizer.pt", "*.pth", "runs", ".*")
+PUSHED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", CARD_NAME, "LICENSE*", "NOTICE*")
+NOT_PUSHED = ("trainer_state.json",)
 MERGED_FROM_ADAPTER = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME, METRICS_NAME)
 PROBE_TOKENS = 128
 
@@ -65,12 +68,12 @@ def merge_adapter(
         ValueError: no adapter, a base that is gone, or an `output_dir` that is taken.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
-        raise ValueError(f"{output_dir} is not empty. Choose another --output_dir, or pass --overwrite_output_dir.")
-    model = load_base(adapter)
+    check_merge_target(output_dir, Path(adapter), overwrite)
     WarmupConfig.load(adapter)
+    saved_dtype = None if dtype is None else as_dtype(dtype)
     tokenizer = load_tokenizer(adapter)
-    saved_dtype = model.dtype if dtype is None else getattr(torch, str(dtype).removeprefix("torch."))
+    model = load_base(adapter)
+    saved_dtype = saved_dtype or model.dtype
 
     probe = torch.arange(PROBE_TOKENS, device=model.device).remainder(len(tokenizer)).unsqueeze(0)
     with_adapter = PeftModel.from_pretrained(model, adapter)
@@ -79,21 +82,57 @@ def merge_adapter(
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         model = model.dequantize()
     model = PeftModel.from_pretrained(model.float(), adapter).merge_and_unload().to(saved_dtype)
+    end_with_the_tokenizer(model, tokenizer)
     error = (logits_of(model, probe) - expected).norm() / expected.norm()
 
-    staging = output_dir.with_name(output_dir.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)
     model.config.dtype = saved_dtype
-    model.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    for name in MERGED_FROM_ADAPTER:
-        if Path(adapter, name).is_file():
-            shutil.copy(Path(adapter, name), staging)
-    write_model_card(staging, title=output_dir.name)
-    if output_dir.exists():
-        shutil.rmtree(output_dir)
-    os.replace(staging, output_dir)
+    with whole_or_nothing(output_dir) as staging:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        for name in MERGED_FROM_ADAPTER:
+            if Path(adapter, name).is_file():
+                shutil.copy(Path(adapter, name), staging)
+        write_model_card(staging, title=output_dir.name)
     return MergeReport(str(output_dir), error.item())
+
+
+def check_merge_target(output_dir: Path, adapter: Path, overwrite: bool) -> None:
+    """Refuse an output folder whose replacement would take something that is needed."""
+    if not is_adapter(adapter):
+        raise ValueError(f"{adapter} holds no adapter_config.json, so it is no adapter. Name a training's output_dir.")
+    base = Path(PeftConfig.from_pretrained(adapter).base_model_name_or_path)
+    for needed in (adapter, *([base] if base.is_dir() else [])):
+        if needed.resolve().is_relative_to(output_dir.resolve()):
+            raise ValueError(f"{output_dir} holds {needed}, which the merge reads. Choose another --output_dir.")
+    for folder in (output_dir, *output_dir.absolute().parents):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file, so {output_dir} cannot be a folder. Choose another --output_dir.")
+    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+        return
+    if not (output_dir / "config.json").is_file():
+        raise ValueError(f"{output_dir} is not empty and holds no model. Choose another --output_dir.")
+    if not overwrite:
+        raise ValueError(f"{output_dir} is not empty. Choose another --output_dir, or pass --overwrite_output_dir.")
+
+
+def as_dtype(name: torch.dtype | str) -> torch.dtype:
+    dtype = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype={name} is none that torch knows. Choose float32, bfloat16 or float16.")
+    return dtype
+
+
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` at the end, and is gone if there is an error."""
+    staging = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        yield staging
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
@@ -201,7 +240,7 @@ def card_metadata(folder: Path, record: TrainingRecord) -> ModelCardData:
 
 
 def looks_local(name: str) -> bool:
-    return name.startswith((".", "/", "~", "hf://")) or name.count("/") > 1 or Path(name).exists()
+    return looks_like_a_path(name) or name.startswith("hf://") or Path(name).exists()
 
 
 def public_name(name: str) -> str:
@@ -257,7 +296,7 @@ def is_edited(card: str) -> bool:
     found = SEAL_PATTERN.search(card)
     if found is None:
         return PEFT_TEMPLATE_TITLE not in card
-    return found.group(1) != _digest(card[: found.start()])
+    return found.group(1) != _digest(card[: found.start()]) or card[found.end() :].strip() != ""
 
 
 def _digest(text: str) -> str:
@@ -287,12 +326,8 @@ def files_to_push(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return [name for name in names if not is_kept_back(name)]
-
-
-def is_kept_back(name: str) -> bool:
-    return any(fnmatch.fnmatch(part, pattern) for part in Path(name).parts for pattern in NEVER_PUSHED)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in NOT_PUSHED)
+    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
 
 
 def push_folder(
@@ -325,6 +360,6 @@ def push_folder(
 def hub_card_is_edited(api: HfApi, repo_id: str) -> bool:
     try:
         path = api.hf_hub_download(repo_id, CARD_NAME)
-    except (EntryNotFoundError, RepositoryNotFoundError):
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError):
         return False
     return is_edited(Path(path).read_text(encoding="utf-8"))

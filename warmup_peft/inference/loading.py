@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,7 +21,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from warmup_peft.inference.decoding import WarmupConfig
+from warmup_peft.inference.decoding import WarmupConfig, end_token_ids
+from warmup_peft.method.scoring import without_peft_wrapper
 from warmup_peft.quantization import keep_4bit_weights_in_place
 
 TRAINING_RECORD_NAME = "warmup_training.json"
@@ -54,8 +56,19 @@ class TrainingRecord:
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainingRecord | None:
+        """Read `warmup_training.json` of a local folder; None where there is none, unknown fields left out.
+
+        Raises:
+            ValueError: it is not what `save` wrote.
+        """
         path = Path(folder, TRAINING_RECORD_NAME)
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
+        except (json.JSONDecodeError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}). Take it anew from the training's folder.") from error
 
 
 @dataclass
@@ -80,11 +93,28 @@ def load_folder(folder: str | Path) -> LoadedModel:
         raise ValueError(f"The folder {folder} does not exist. Name the output_dir of a training or of a merge.")
     warmup_config = WarmupConfig.load(folder)
     record = TrainingRecord.load(folder)
-    if is_adapter(folder):
-        model = PeftModel.from_pretrained(load_base(folder), folder)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
-    return LoadedModel(model.eval(), load_tokenizer(folder), warmup_config, record)
+    tokenizer = load_tokenizer(folder)
+    try:
+        if is_adapter(folder):
+            model = PeftModel.from_pretrained(load_base(folder), folder)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
+    except SafetensorError as error:
+        name = "adapter_model" if is_adapter(folder) else "model"
+        raise ValueError(
+            f"{Path(folder, name)}.safetensors cannot be read ({error}). Was it cut off? Copy it anew."
+        ) from error
+    end_with_the_tokenizer(model, tokenizer)
+    return LoadedModel(model.eval(), tokenizer, warmup_config, record)
+
+
+def end_with_the_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the tokenizer's end token end what the model writes, as in training, and its pad token pad."""
+    config = without_peft_wrapper(model).generation_config
+    config.eos_token_id = list(end_token_ids(without_peft_wrapper(model), tokenizer))
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config = config
 
 
 def load_base(adapter: str | Path, *, quantized: bool = True) -> PreTrainedModel:
@@ -121,13 +151,15 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     Raises:
         ValueError: there is none, or it has neither a pad nor an end token.
     """
+    if looks_like_a_path(str(name)) and not Path(name).is_dir():
+        raise ValueError(f"The model folder {name} does not exist. Name a folder, or a model's id on the Hub.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{name} gives no tokenizer ({str(error).strip().splitlines()[0]}). Save the model's tokenizer into the "
-            "same folder."
-        ) from error
+        mend = "Save the model's tokenizer into the same folder."
+        if not Path(name).is_dir():
+            mend = "Check its id and the network, or name a local folder."
+        raise ValueError(f"{name} gives no tokenizer ({str(error).strip().splitlines()[0]}). {mend}") from error
     if tokenizer.eos_token is None:
         raise ValueError(
             f"The tokenizer of {name} has no eos_token, so neither warmup nor answer could end. Set eos_token in its "
@@ -136,6 +168,11 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def looks_like_a_path(name: str) -> bool:
+    """Whether this can be no id on the Hub."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _device() -> dict[str, str]:

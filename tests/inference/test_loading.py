@@ -1,0 +1,297 @@
+"""Folders become models again: the same numbers as before saving, and clear words for what is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from folders import random_adapter, save_adapter, tree, warmup_config
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from warmup_peft import merge_adapter
+from warmup_peft.inference.decoding import end_token_ids
+from warmup_peft.inference.hub import METRICS_NAME
+from warmup_peft.inference.loading import (
+    TRAINING_RECORD_NAME,
+    TrainingRecord,
+    is_adapter,
+    load_base,
+    load_folder,
+    load_tokenizer,
+)
+
+IDS = torch.arange(3, 120).unsqueeze(0)
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model(input_ids=IDS).logits.float()
+
+
+def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.fixture(params=["float32", "nf4"])
+def trained(request, tmp_path, model_folder, tokenizer, lora, nf4):
+    """The adapter's folder, and the logits of the model that was saved there."""
+    quantization = nf4 if request.param == "nf4" else None
+    model = random_adapter(model_folder, lora, quantization)
+    return save_adapter(tmp_path / "adapter", model, tokenizer, model_folder, quantization), logits(model)
+
+
+@pytest.fixture
+def adapter(tmp_path, model_folder, tokenizer, lora) -> Path:
+    return save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
+
+
+# ---- Loading ----
+
+
+def test_adapter_comes_back_on_the_base_it_was_trained_on(trained, tokenizer):
+    folder, expected = trained
+    loaded = load_folder(folder)
+    assert isinstance(loaded.model, PeftModel)
+    assert not loaded.model.training
+    assert loaded.warmup_config == warmup_config(tokenizer)
+    assert loaded.record == TrainingRecord.load(folder)
+    assert loaded.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert relative_difference(logits(loaded.model), expected) < 1e-6
+
+
+def test_adapter_changes_the_base(adapter):
+    model = load_folder(adapter).model
+    with_adapter = logits(model)
+    with model.disable_adapter():
+        assert relative_difference(logits(model), with_adapter) > 1e-2
+
+
+def test_base_is_quantized_as_in_training_or_not_at_all(trained):
+    folder, _ = trained
+    quantized = TrainingRecord.load(folder).quantization_config is not None
+    assert getattr(load_base(folder), "is_loaded_in_4bit", False) is quantized
+    assert not getattr(load_base(folder, quantized=False), "is_loaded_in_4bit", False)
+
+
+def test_dtype_is_that_of_the_training(adapter):
+    record = TrainingRecord.load(adapter)
+    record.dtype = "bfloat16"
+    record.save(adapter)
+    assert load_base(adapter).dtype == torch.bfloat16
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"^The folder .*nowhere does not exist\. Name the output_dir"):
+        load_folder(tmp_path / "nowhere")
+
+
+def test_folder_that_is_no_warmup_model(model_folder):
+    with pytest.raises(ValueError, match="it is no warmup adapter"):
+        load_folder(model_folder)
+
+
+def test_base_that_is_gone(adapter, tmp_path):
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path / "gone")}))
+    with pytest.raises(ValueError, match=r"base model .*gone cannot be loaded .*Put it back, or set base_model_name"):
+        load_folder(adapter)
+
+
+def test_adapter_weights_that_are_cut_off(adapter):
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors"):
+        load_folder(adapter)
+
+
+@pytest.mark.parametrize("text", ['{"base_mod', "[]"])
+def test_broken_training_record_is_named(adapter, text):
+    (adapter / TRAINING_RECORD_NAME).write_text(text)
+    with pytest.raises(ValueError, match=TRAINING_RECORD_NAME):
+        load_folder(adapter)
+
+
+def test_a_training_record_of_a_newer_version_still_loads(adapter):
+    path = adapter / TRAINING_RECORD_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), "unknown": 1}))
+    assert load_folder(adapter).record is not None
+
+
+def test_adapter_without_training_record_still_loads(adapter):
+    expected = logits(load_folder(adapter).model)
+    (adapter / TRAINING_RECORD_NAME).unlink()
+    loaded = load_folder(adapter)
+    assert loaded.record is None
+    assert relative_difference(logits(loaded.model), expected) < 1e-6
+
+
+def test_training_record_comes_back(tmp_path):
+    record = TrainingRecord(
+        "base", "abc", "bfloat16", {"load_in_4bit": True}, {"seed": 1}, {"task": None}, {"trl": "1"}
+    )
+    record.save(tmp_path)
+    assert TrainingRecord.load(tmp_path) == record
+    assert TrainingRecord.load(tmp_path / "nowhere") is None
+
+
+# ---- Tokenizers ----
+
+
+def copy_with_tokenizer_settings(model_folder, folder, drop=()) -> str:
+    shutil.copytree(model_folder, folder)
+    path = folder / "tokenizer_config.json"
+    kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in drop}
+    path.write_text(json.dumps(kept))
+    return str(folder)
+
+
+def test_pad_token_falls_back_to_the_end_token(model_folder, tmp_path):
+    tokenizer = load_tokenizer(copy_with_tokenizer_settings(model_folder, tmp_path / "copy", drop=["pad_token"]))
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|eos|>"
+    assert load_tokenizer(model_folder).pad_token == "<|pad|>"
+
+
+@pytest.mark.parametrize("drop", [["eos_token"], ["eos_token", "pad_token"]])
+def test_tokenizer_without_end_token_is_refused(model_folder, tmp_path, drop):
+    folder = copy_with_tokenizer_settings(model_folder, tmp_path / "copy", drop)
+    with pytest.raises(ValueError, match=r"has no eos_token.*Set eos_token in its tokenizer_config.json"):
+        load_tokenizer(folder)
+
+
+def test_folder_without_tokenizer(model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "copy", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(ValueError, match=r"copy gives no tokenizer .*Save the model's tokenizer"):
+        load_tokenizer(tmp_path / "copy")
+
+
+def test_model_that_names_no_end_token_ends_where_its_tokenizer_says(model_folder, tmp_path, tokenizer, lora):
+    """In training a warmup, and every target, ends at the tokenizer's end token; so must they in use."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model.config.eos_token_id = model.generation_config.eos_token_id = None
+    base = str(tmp_path / "base")
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    loaded = load_folder(save_adapter(tmp_path / "adapter", random_adapter(base, lora), tokenizer, base))
+    assert loaded.tokenizer.eos_token_id in end_token_ids(loaded.model)
+
+
+# ---- Merging ----
+
+
+def test_merged_model_is_the_adapter_in_plain_weights(trained, tmp_path):
+    folder, expected = trained
+    report = merge_adapter(folder, tmp_path / "merged", dtype="float32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").eval()
+    assert merged.dtype == torch.float32
+    assert getattr(merged.config, "quantization_config", None) is None
+    assert report.output_dir == str(tmp_path / "merged")
+    assert report.relative_logit_error < 1e-5
+    assert relative_difference(logits(merged), expected) < 1e-5
+
+
+def test_reported_error_is_that_of_the_saved_weights(adapter, tmp_path):
+    expected = logits(load_folder(adapter).model)
+    exact = merge_adapter(adapter, tmp_path / "exact")
+    rounded = merge_adapter(adapter, tmp_path / "rounded", dtype=torch.bfloat16)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "rounded", dtype="auto").eval()
+    assert merged.dtype == torch.bfloat16
+    assert exact.relative_logit_error < 1e-5 < 1e-3 < rounded.relative_logit_error
+    assert rounded.relative_logit_error == pytest.approx(relative_difference(logits(merged), expected), rel=0.5)
+
+
+def test_nf4_merge_starts_from_the_dequantized_base(tmp_path, model_folder, tokenizer, lora, nf4):
+    """Merged into the original weights instead, the logits would be off by as much as the quantization is."""
+    model = random_adapter(model_folder, lora, nf4)
+    expected = logits(model)
+    folder = save_adapter(tmp_path / "adapter", model, tokenizer, model_folder, nf4)
+    original = PeftModel.from_pretrained(load_base(folder, quantized=False), folder)
+    merge_adapter(folder, tmp_path / "merged", dtype="float32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert relative_difference(logits(original), expected) > 100 * relative_difference(logits(merged), expected)
+
+
+def test_merged_folder_is_whole(adapter, tmp_path):
+    scores = {"warmup": {"accuracy": 0.5, "macro_f1": 0.25, "n": 8}}
+    (adapter / METRICS_NAME).write_text(json.dumps(scores))
+    merge_adapter(adapter, tmp_path / "merged")
+    loaded = load_folder(tmp_path / "merged")
+    assert not is_adapter(tmp_path / "merged")
+    assert not isinstance(loaded.model, PeftModel)
+    assert (loaded.warmup_config, loaded.record) == (load_folder(adapter).warmup_config, TrainingRecord.load(adapter))
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "# merged\n" in card
+    assert "| warmup | 0.500 | 0.250 | 8 |" in card
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
+
+
+def test_merge_refuses_what_is_no_adapter(model_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"holds no adapter_config.json, so it is no adapter"):
+        merge_adapter(model_folder, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_merge_refuses_a_base_that_is_gone(tmp_path, model_folder, tokenizer, lora):
+    base = shutil.copytree(model_folder, tmp_path / "base")
+    adapter = save_adapter(tmp_path / "adapter", random_adapter(str(base), lora), tokenizer, str(base))
+    shutil.rmtree(base)
+    with pytest.raises(ValueError, match=r"base model .*base cannot be loaded .*Put it back"):
+        merge_adapter(adapter, tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_merge_refuses_an_unknown_dtype(adapter, tmp_path):
+    with pytest.raises(ValueError, match="float33"):
+        merge_adapter(adapter, tmp_path / "merged", dtype="float33")
+
+
+def test_merge_refuses_a_folder_that_is_taken_until_told_otherwise(adapter, tmp_path):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"taken is not empty\. .*--overwrite_output_dir"):
+        merge_adapter(adapter, taken)
+    assert tree(taken) == {"config.json": b"{}"}
+    merge_adapter(adapter, taken, overwrite=True)
+    assert "model.safetensors" in tree(taken)
+    assert tree(taken)["config.json"] != b"{}"
+
+
+def test_merge_into_an_empty_folder_needs_no_leave(adapter, tmp_path):
+    (tmp_path / "empty").mkdir()
+    merge_adapter(adapter, tmp_path / "empty")
+    assert (tmp_path / "empty" / "model.safetensors").is_file()
+
+
+def test_merge_into_a_folder_not_yet_there(adapter, tmp_path):
+    merge_adapter(adapter, tmp_path / "new" / "merged")
+    assert (tmp_path / "new" / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("target", ["adapter", "base", "parent"])
+def test_merge_never_replaces_the_adapter_or_its_base(tmp_path, model_folder, tokenizer, lora, target):
+    base = tmp_path / "here" / "base"
+    shutil.copytree(model_folder, base)
+    adapter = save_adapter(tmp_path / "here" / "adapter", random_adapter(str(base), lora), tokenizer, str(base))
+    output_dir = {"adapter": adapter, "base": base, "parent": tmp_path / "here"}[target]
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match="output_dir"):
+        merge_adapter(adapter, output_dir, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("part", ["write_model_card", "shutil.copy", "os.replace"])
+def test_failed_merge_leaves_nothing_behind(adapter, tmp_path, monkeypatch, part):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    before = tree(tmp_path)
+    monkeypatch.setattr(f"warmup_peft.inference.hub.{part}", full)
+    with pytest.raises(OSError, match="No space left"):
+        merge_adapter(adapter, tmp_path / "merged")
+    assert tree(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

@@ -1,0 +1,89 @@
+"""The LogiQA recipe's files: they parse, they are what their scripts make, they have the sizes that 4 bit needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoTokenizer
+from trl import ModelConfig, ScriptArguments
+
+from warmup_peft.arguments import RunOptions
+from warmup_peft.cli import parse
+from warmup_peft.config import WarmupSFTConfig
+from warmup_peft.evaluation.tasks import logiqa
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "recipes" / "logiqa" / "tiny"
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+def test_there_are_recipes():
+    assert {path.name for path in RECIPES} >= {"tiny.yaml", "qlora.yaml"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_go_through_the_real_parser(path):
+    kinds = (ScriptArguments, RunOptions, WarmupSFTConfig, ModelConfig)
+    script, options, args, model = parse(kinds, ["--config", str(path), "--bf16", "false"])
+    assert model.load_in_4bit
+    assert model.use_bnb_nested_quant
+    assert model.dtype == "bfloat16"  # also the dtype of 4-bit arithmetic, which TRL would leave at float32
+    assert model.lora_dropout == 0.0  # above it prompts cannot be shared
+    assert (args.num_warmups, args.max_warmup_length, args.warmup_separator) == (4, 8, " || ")
+    assert options.task == "logiqa"
+    assert script.dataset_test_split == "test"
+
+
+def run_script(name: str, *arguments: str) -> None:
+    command = [sys.executable, str(TINY / name), *arguments]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=240)
+
+
+def test_the_puzzles_are_what_their_script_makes(tmp_path):
+    run_script("make_data.py", "--folder", str(tmp_path))
+    for name in ("train.jsonl", "validation.jsonl", "test.jsonl"):
+        assert (tmp_path / name).read_bytes() == (TINY / name).read_bytes(), name
+
+
+def test_the_tokenizer_is_what_its_script_makes(tmp_path):
+    run_script("make_tokenizer.py", "--folder", str(tmp_path))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (TINY / "base" / name).read_bytes(), name
+
+
+def test_the_base_still_derives_in_4_bit():
+    """Asserts in the script: derivations at least 0.97 exact in float32 and NF4, direct answers at most 0.45."""
+    run_script("make_base.py", "--check")
+
+
+def test_sizes():
+    config = AutoConfig.from_pretrained(TINY / "base")
+    head_width = config.head_dim * config.num_key_value_heads
+    for size in (config.hidden_size, config.intermediate_size, config.vocab_size, head_width):
+        assert size % 64 == 0
+    assert (TINY / "base" / "model.safetensors").stat().st_size <= 8 * 2**20
+
+
+def test_a_derivation_of_four_fits_a_warmup():
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "base")
+    assert len(tokenizer(" Ann > Bob > Cid > Dan .")["input_ids"]) == 8
+    text = "Odd “characters” — naïve, 中文, \U0001f600\t\x00"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_no_puzzle_is_in_two_splits():
+    rows = {
+        name: [json.loads(line) for line in (TINY / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "validation", "test")
+    }
+    assert {name: len(split) for name, split in rows.items()} == {"train": 12800, "validation": 256, "test": 512}
+    keys = [(row["text"], row["question"]) for split in rows.values() for row in split]
+    assert len(set(keys)) == len(keys)
+    for split in rows.values():
+        questions = logiqa(split)
+        counts = [sum(question.answer == index for question in questions) for index in range(4)]
+        assert max(counts) - min(counts) <= 1

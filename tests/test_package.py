@@ -1,0 +1,124 @@
+"""The package as a whole: quick to import, lazy, and layered."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import warmup_peft
+
+PACKAGE = Path(warmup_peft.__file__).parent
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "numpy")
+MODULES = {
+    "warmup_peft." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__init__.py"
+}
+
+
+def imported_modules(source: str) -> set[str]:
+    """Full names of what the source imports, anywhere in it; `from a import b` gives both a and a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def modules_below(*prefixes: str) -> list[str]:
+    return [name for name in MODULES if is_within(name, prefixes)]
+
+
+def is_within(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def forbidden_imports(module: str, forbidden: tuple[str, ...]) -> set[str]:
+    return {
+        name for name in imported_modules(MODULES[module].read_text(encoding="utf-8")) if is_within(name, forbidden)
+    }
+
+
+def test_import_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys, time\nstart = time.perf_counter()\nimport warmup_peft\n"
+        f"print(time.perf_counter() - start, [name for name in {HEAVY} if name in sys.modules])"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    seconds, loaded = zip(*(run.stdout.strip().split(" ", 1) for run in runs))
+    assert set(loaded) == {"[]"}
+    assert min(map(float, seconds)) < 0.3
+
+
+def test_options_and_arguments_load_nothing_heavy():
+    code = (
+        "import sys, warmup_peft.options, warmup_peft.arguments, warmup_peft.cli\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", warmup_peft.__all__)
+def test_public_names_resolve_to_the_things_of_that_name(name):
+    assert getattr(warmup_peft, name).__name__ == name
+    assert name in dir(warmup_peft)
+
+
+def test_star_import_gives_the_public_names():
+    namespace: dict = {}
+    exec("from warmup_peft import *", namespace)
+    assert set(warmup_peft.__all__) <= set(namespace)
+
+
+def test_unknown_attribute():
+    with pytest.raises(AttributeError, match="WarmupTrainer"):
+        _ = warmup_peft.WarmupTrainer
+    assert not hasattr(warmup_peft, "nothing")
+
+
+def test_import_parser_sees_every_kind_of_import():
+    source = "import a.b\nfrom c import d\ndef f():\n    from e.f import g as h\n"
+    assert imported_modules(source) == {"a.b", "c", "c.d", "e.f", "e.f.g"}
+
+
+@pytest.mark.parametrize("module", modules_below("warmup_peft.method"))
+def test_method_knows_only_torch_transformers_and_itself(module):
+    imports = imported_modules(MODULES[module].read_text(encoding="utf-8"))
+    own = {name for name in imports if is_within(name, ("warmup_peft",))}
+    assert {name for name in own if not is_within(name, ("warmup_peft.method",))} == set()
+    assert {name for name in imports if is_within(name, ("trl", "peft"))} == set()
+
+
+@pytest.mark.parametrize("module", modules_below("warmup_peft.inference"))
+def test_inference_knows_no_training(module):
+    above = ("trl", *(f"warmup_peft.{name}" for name in ("evaluation", "trainer", "config", "checks", "cli", "run")))
+    assert forbidden_imports(module, above) == set()
+
+
+@pytest.mark.parametrize("module", modules_below("warmup_peft.evaluation"))
+def test_evaluation_knows_no_training(module):
+    above = ("trl", *(f"warmup_peft.{name}" for name in ("trainer", "config", "checks", "cli", "run")))
+    assert forbidden_imports(module, above) == set()
+
+
+@pytest.mark.parametrize("name", ["config", "options", "checks", "data", "arguments"])
+def test_settings_know_nothing_above_them(name):
+    above = tuple(f"warmup_peft.{other}" for other in ("trainer", "cli", "run"))
+    assert forbidden_imports(f"warmup_peft.{name}", above) == set()
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "warmup_peft.cli"])
+def test_nothing_imports_the_command_line(module):
+    assert forbidden_imports(module, ("warmup_peft.cli",)) == set()
+
+
+def test_only_the_command_line_imports_run():
+    assert [name for name in MODULES if forbidden_imports(name, ("warmup_peft.run",))] == ["warmup_peft.cli"]

@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from warmup_peft.method.objective import divergence, token_logps, warmup_loss
+from warmup_peft.method.objective import (
+    NEEDS_TWO_WARMUPS,
+    OBJECTIVES,
+    assign_credit,
+    divergence,
+    objective_value,
+    token_logps,
+    warmup_loss,
+)
+from warmup_peft.options import OBJECTIVE_NAMES
 
 
 def test_loss_is_the_mean_over_warmups_and_the_sum_over_examples():
@@ -56,3 +65,118 @@ def test_long_targets_do_not_underflow():
     logps = token_logps(torch.zeros(2000, 1000), torch.zeros(2000, dtype=torch.long))
     loss = warmup_loss(logps.sum().reshape(1, 1))
     assert loss.item() == pytest.approx(2000 * math.log(1000), rel=1e-5)
+
+
+LOG_1_2_5 = torch.tensor([[1.0, 2.0, 5.0]]).div(10).log()  # p = 0.1, 0.2, 0.5
+
+
+def credit(name, logp_BK=LOG_1_2_5, penalty_BK=None):
+    return [[pytest.approx(v, rel=1e-5) for v in x[0].tolist()] for x in assign_credit(logp_BK, name, penalty_BK)]
+
+
+def test_warmup_by_hand():
+    assert credit("warmup") == [[1 / 3] * 3, [0, 0, 0]]
+
+
+def test_jensen_by_hand():
+    """R = -1, -2, -6: the others' means are -4, -3.5, -1.5, the advantages 3/3, 1.5/3, -4.5/3."""
+    assert credit("jensen", torch.tensor([[-1.0, -2.0, -6.0]])) == [[1 / 3] * 3, [1.0, 0.5, -1.5]]
+
+
+def test_latro_is_jensen_with_the_penalty_in_the_reward():
+    """R = -1, -2, -6 less 5, 4, 0 leaves -6 for all: nothing to prefer."""
+    penalty = torch.tensor([[5.0, 4.0, 0.0]])
+    assert credit("latro", torch.tensor([[-1.0, -2.0, -6.0]]), penalty) == [[1 / 3] * 3, [0, 0, 0]]
+
+
+def test_verifree_by_hand():
+    """p = 0.1, 0.2, 0.5: the others' means are 0.35, 0.3, 0.15."""
+    assert credit("verifree") == [[0.1 / 3, 0.2 / 3, 0.5 / 3], [-0.25 / 3, -0.1 / 3, 0.35 / 3]]
+
+
+def test_log_mean_exp_by_hand():
+    """Mean of p 0.8/3; without one of them 0.35, 0.3, 0.15. Weights 1/8, 2/8, 5/8."""
+    mean = 0.8 / 3
+    advantages = [math.log(mean / 0.35), math.log(mean / 0.3), math.log(mean / 0.15)]
+    assert credit("log_mean_exp") == [[1 / 8, 2 / 8, 5 / 8], advantages]
+
+
+def test_posterior_by_hand():
+    assert credit("posterior") == [[1 / 8, 2 / 8, 5 / 8], [1 / 8, 2 / 8, 5 / 8]]
+
+
+def test_the_logged_value_is_what_the_row_maximises():
+    assert objective_value(LOG_1_2_5, "verifree").item() == pytest.approx(0.8 / 3)
+    assert objective_value(LOG_1_2_5, "log_mean_exp").item() == pytest.approx(math.log(0.8 / 3))
+    assert objective_value(LOG_1_2_5, "jensen").item() == pytest.approx(math.log(0.1 * 0.2 * 0.5) / 3)
+    for name in OBJECTIVES:
+        loss = warmup_loss(LOG_1_2_5, torch.zeros(1, 3), objective=name)
+        assert loss.item() == pytest.approx(-objective_value(LOG_1_2_5, name).item(), rel=1e-5)
+
+
+def test_the_command_line_knows_every_objective():
+    assert tuple(OBJECTIVES) == OBJECTIVE_NAMES
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_permuting_the_warmups_permutes_their_credit(name):
+    logp = -torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) * 20
+    order = torch.tensor([3, 1, 4, 0, 2])
+    for before, after in zip(assign_credit(logp, name), assign_credit(logp[:, order], name)):
+        torch.testing.assert_close(before[:, order], after)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    "row",
+    [
+        [-math.inf, -1.0, -2.0],
+        [-math.inf] * 3,
+        [-14000.0, -13000.0, -12990.0],
+        [-7.0, -7.0, -7.0],
+        [0.0, -math.inf, -1e30],
+    ],
+)
+def test_credit_and_loss_stay_finite(name, row):
+    logp = torch.tensor([row], requires_grad=True)
+    weight, advantage = assign_credit(logp, name)
+    assert weight.isfinite().all()
+    assert advantage.isfinite().all()
+    assert not weight.requires_grad
+    assert (weight[~logp.isfinite()] == 0).all()
+    loss = warmup_loss(logp, torch.zeros(1, 3), objective=name)
+    loss.backward()
+    assert loss.isfinite()
+    assert logp.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_equal_warmups_have_no_advantage_over_each_other(name):
+    _, advantage = assign_credit(torch.full((2, 4), -7.0), name)
+    assert torch.allclose(advantage, advantage[:, :1].expand(-1, 4))
+    if name != "posterior":
+        assert advantage.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_is_computed_in_float32(name, dtype):
+    logp = torch.tensor([[-1.0, -2.0, -5.0]])
+    for low, full in zip(assign_credit(logp.to(dtype), name), assign_credit(logp, name)):
+        assert low.dtype == torch.float32
+        torch.testing.assert_close(low, full)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_one_warmup_is_defined_or_refused(name):
+    single = torch.tensor([[-3.0]])
+    if name in NEEDS_TWO_WARMUPS:
+        with pytest.raises(ValueError, match=f"objective={name} compares warmups"):
+            assign_credit(single, name)
+    else:
+        assert assign_credit(single, name)[0].item() == 1.0
+
+
+def test_an_unknown_objective_is_named():
+    with pytest.raises(ValueError, match="objective=jepo is unknown"):
+        assign_credit(LOG_1_2_5, "jepo")

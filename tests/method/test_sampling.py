@@ -92,3 +92,24 @@ def test_first_tokens_follow_the_models_law(model, prompt):
     expected = [*(law[likely] * 4000).tolist(), (1 - law[likely].sum()).item() * 4000]
     scale = sum(observed) / sum(expected)
     assert chisquare(observed, [value * scale for value in expected]).pvalue > 0.001
+
+
+def test_a_draws_log_probability_is_that_of_the_law_it_was_drawn_from():
+    """p = 0.5, 0.3, 0.15, 0.05; top_k 3 and then top_p 0.8 leave the first two: 5/8 and 3/8."""
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    for settings, expected in (
+        ({}, [0.5, 0.3]),
+        ({"top_k": 3}, [0.5 / 0.95, 0.3 / 0.95]),
+        ({"top_k": 3, "top_p": 0.8}, [5 / 8, 3 / 8]),
+        ({"min_p": 0.5}, [5 / 8, 3 / 8]),
+        ({"temperature": 0.5}, [0.25 / 0.365, 0.09 / 0.365]),
+    ):
+        law = dataclasses.replace(SETTINGS, **settings)
+        found = torch.cat([law.logps(logits, torch.tensor([token])) for token in (0, 1)]).exp()
+        torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_a_drawn_token_is_never_outside_its_law():
+    logits = torch.tensor([[0.6, 0.4]]).log()
+    logp = dataclasses.replace(SETTINGS, top_k=1).logps(logits, torch.tensor([1]))
+    assert logp.exp().item() == pytest.approx(0.4)

@@ -1,0 +1,193 @@
+"""Every objective's gradient against the exact one, by listing all warmups of a tiny world.
+
+Four words, a separator and a stop; W = 2: 26 warmups, 676 pairs of them. The average of the trainer's own
+gradient over all pairs, weighted by their probability, must be the gradient of the exact objective by autograd.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_trainer import make_trainer, randomise_adapter, relative_difference
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from warmup_peft.method import objective as objective_page
+from warmup_peft.method.branches import Warmups
+
+WORDS, SEPARATOR, STOP = (0, 1, 2, 3), 4, 5
+PROMPT, TARGET = [0, 1, 2], [3, STOP]
+BETA = 0.5
+
+
+class Outcome(NamedTuple):
+    """One way sampling can go: the tokens drawn, and how many of them are the warmup."""
+
+    drawn: tuple[int, ...]
+    length: int
+
+
+def all_outcomes() -> list[Outcome]:
+    """Both ends of an empty warmup, both ends of each one-word warmup, and the two-word ones cut by the limit."""
+    ended = [Outcome((*words, end), len(words)) for words in [(), *((w,) for w in WORDS)] for end in (SEPARATOR, STOP)]
+    return ended + [Outcome(pair, 2) for pair in itertools.product(WORDS, repeat=2)]
+
+
+OUTCOMES = all_outcomes()
+
+
+@pytest.fixture(scope="module")
+def world():
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=6,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=STOP,
+        pad_token_id=STOP,
+    )
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(6.0)
+    vocabulary = {word: i for i, word in enumerate(["a", "b", "c", "d", "|", "<stop>"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<stop>", pad_token="<stop>")
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0))
+    randomise_adapter(model)
+    return model, tokenizer
+
+
+def build_trainer(world, tmp_path, objective, beta=0.0):
+    model, tokenizer = world
+    rows = [{"input_ids": PROMPT + TARGET, "labels": [-100] * len(PROMPT) + TARGET}]
+    return make_trainer(
+        model,
+        tmp_path,
+        tokenizer,
+        rows=rows,
+        num_warmups=2,
+        max_warmup_length=2,
+        warmup_separator="|",
+        objective=objective,
+        warmup_anchor=beta,
+    )
+
+
+def drawn_warmups(pair: tuple[Outcome, Outcome]) -> Warmups:
+    ids = torch.tensor([[[*outcome.drawn, STOP][:2] for outcome in pair]])
+    lengths = torch.tensor([[outcome.length for outcome in pair]])
+    return Warmups(ids, lengths, torch.tensor([[len(outcome.drawn) for outcome in pair]]))
+
+
+def flat_gradient(model, loss: Tensor) -> Tensor:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double()
+
+
+def quantities(model) -> tuple[Tensor, Tensor, Tensor]:
+    """log P(c|x), R(c) and KL(c) of every outcome, with gradient, by plain forwards."""
+    logp, reward, kl = [], [], []
+    for drawn, length in OUTCOMES:
+        context = torch.tensor([[*PROMPT, *drawn]])
+        law = model(context).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
+        with torch.no_grad(), model.disable_adapter():
+            reference = model(context).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
+        logp.append(sum(law[t, token] for t, token in enumerate(drawn)))
+        kl.append((law.exp() * (law - reference)).sum())
+        row = torch.tensor([[*PROMPT, *drawn[:length], SEPARATOR, *TARGET]])
+        target_law = model(row).logits[0, -3:-1].log_softmax(-1)
+        reward.append(target_law[0, TARGET[0]] + target_law[1, TARGET[1]])
+    return torch.stack(logp), torch.stack(reward), torch.stack(kl)
+
+
+def exact_objective(name: str, model, beta: float) -> Tensor:
+    logp, reward, kl = quantities(model)
+    p = logp.exp()
+    assert p.sum().item() == pytest.approx(1.0, abs=1e-5)  # all outcomes are listed
+    if name == "warmup":
+        return (p.detach() * reward).sum()
+    if name == "jensen":
+        return (p * reward).sum()
+    if name == "latro":
+        return (p * (reward - beta * kl)).sum()
+    if name == "verifree":
+        return (p * reward.exp()).sum()
+    pairs = torch.logaddexp(reward[:, None], reward[None, :]) - torch.tensor(2.0).log()
+    return (p[:, None] * p[None, :] * pairs).sum()
+
+
+def expected_gradient(trainer, change=lambda warmups: warmups) -> Tensor:
+    """The trainer's gradient, averaged over all pairs; pairs are exchangeable, so each unordered one is seen once."""
+    model = trainer.model
+    model.train()
+    with torch.no_grad():
+        p = quantities(model)[0].exp().double()
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    total = 0.0
+    for i, j in itertools.combinations_with_replacement(range(len(OUTCOMES)), 2):
+        warmups = change(drawn_warmups((OUTCOMES[i], OUTCOMES[j])))
+        trainer._sample = lambda *_, warmups=warmups: warmups
+        weight = p[i] * p[j] * (1 if i == j else 2)
+        total = total + weight * flat_gradient(model, trainer.compute_loss(model, dict(batch)))
+    return total
+
+
+def exact_gradient(name: str, model, beta: float) -> Tensor:
+    return flat_gradient(model, -exact_objective(name, model, beta) / len(TARGET))
+
+
+@pytest.mark.parametrize(
+    ("name", "beta"), [("warmup", 0.0), ("jensen", 0.0), ("log_mean_exp", 0.0), ("latro", BETA), ("verifree", 0.0)]
+)
+def test_average_over_all_pairs_is_the_exact_gradient(world, tmp_path, name, beta):
+    trainer = build_trainer(world, tmp_path, name, beta)
+    assert relative_difference(expected_gradient(trainer), exact_gradient(name, trainer.model, beta)) < 1e-5
+
+
+def mean_with_itself(logp_BK, penalty_BK):
+    num_warmups = logp_BK.size(1)
+    return torch.full_like(logp_BK, 1 / num_warmups), (logp_BK - logp_BK.mean(1, keepdim=True)) / num_warmups
+
+
+def mean_of_advantages(logp_BK, penalty_BK):
+    weight_BK, advantage_BK = objective_page.log_mean_exp(logp_BK, penalty_BK)
+    return weight_BK, advantage_BK / logp_BK.size(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("jensen", mean_with_itself), ("log_mean_exp", mean_of_advantages)],
+    ids=["a baseline that includes i", "a mean where the sum belongs"],
+)
+def test_a_wrong_advantage_is_caught(world, tmp_path, monkeypatch, name, wrong):
+    trainer = build_trainer(world, tmp_path, name)
+    monkeypatch.setitem(objective_page.OBJECTIVES, name, wrong)
+    assert relative_difference(expected_gradient(trainer), exact_gradient(name, trainer.model, 0.0)) > 1e-2
+
+
+def test_a_stop_decision_left_out_is_caught(world, tmp_path):
+    trainer = build_trainer(world, tmp_path, "jensen")
+    wrong = expected_gradient(trainer, change=lambda warmups: warmups._replace(num_decisions=warmups.lengths))
+    assert relative_difference(wrong, exact_gradient("jensen", trainer.model, 0.0)) > 1e-2
+
+
+def test_every_outcome_ends_as_the_sampler_would_end_it(world, tmp_path):
+    from warmup_peft.method.sampling import end_warmups
+
+    trainer = build_trainer(world, tmp_path, "jensen")
+    for outcome in OUTCOMES:
+        drawn = torch.tensor([[[*outcome.drawn, STOP][:2]]])
+        ended = end_warmups(drawn, trainer._sampling)
+        assert (ended.lengths.item(), ended.num_decisions.item()) == (outcome.length, len(outcome.drawn)), outcome

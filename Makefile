@@ -13,7 +13,7 @@ DATA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-gpu lint format recipe-logiqa announce clean
+.PHONY: help setup test test-slow test-gpu lint format recipe-logiqa announce bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -26,6 +26,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[qlora,dev]"
 	@touch $@
 
+# The tiny model's tensors are too small for two threads: they would only wait for each other.
+recipe-logiqa: export OMP_NUM_THREADS := $(if $(filter tiny,$(PROFILE)),1,$(OMP_NUM_THREADS))
 recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS=
 	@$(BIN)/warmup-peft train --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT) \
 		$(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
@@ -34,6 +36,9 @@ recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes 
 announce:
 	$(if $(findstring --output_dir,$(subst --overwrite_output_dir,,$(ARGS))),$(error Choose the folder with OUTPUT=, so that scoring finds it))
 	@echo "LogiQA recipe, profile $(PROFILE): $(if $(filter $(origin PROFILE),command line environment),you chose it,$(if $(HAS_GPU),nvidia-smi answers,no NVIDIA GPU answers to nvidia-smi))."
+
+bench: setup  ## Time a training step with and without warmups; takes ARGS=, such as "--shape llama-3.2-1b"
+	@$(BIN)/warmup-peft bench $(ARGS)
 
 test: setup  ## Run the tests (no network, no GPU)
 	@$(BIN)/python -m pytest -m "not slow and not gpu"

@@ -19,10 +19,8 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
-from warmup_peft.method.branches import Warmups
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.scoring import PlainRows
-from warmup_peft.trainer import num_distinct
 
 
 def make_trainer(model, tmp_path, tokenizer, *, rows=EXAMPLES, peft_config=None, quantization_config=None, **settings):
@@ -261,12 +259,6 @@ def test_evaluation_repeats_itself_and_leaves_training_alone(model_folder, token
     ):
         assert first[f"eval_{key}"] == pytest.approx(first[f"eval_{key}"])
     assert first["eval_warmups/kl"] == pytest.approx(0, abs=1e-6)  # a fresh adapter changes nothing
-
-
-def test_distinct_warmups_by_hand():
-    ids = torch.tensor([[[5, 6], [5, 6], [5, 7]], [[5, 6], [5, 9], [8, 8]]])
-    lengths = torch.tensor([[2, 2, 2], [1, 1, 0]])  # the second example: "5", "5", ""
-    assert num_distinct(Warmups(ids, lengths, lengths)).tolist() == [2, 2]
 
 
 def encoding_used(trainer):

@@ -26,7 +26,7 @@ from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.inference.decoding import WarmupConfig, end_token_ids, separator_token_ids
 from warmup_peft.inference.hub import own_model_card
 from warmup_peft.inference.loading import TrainingRecord
-from warmup_peft.method.branches import Branches, Tokens, Warmups, lay_out_branches, prefix_mask, split_examples
+from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, prefix_mask, split_examples
 from warmup_peft.method.objective import NEEDS_WARMUP_LOGP, divergence, token_logps, warmup_loss
 from warmup_peft.method.prefix import SharedPrefix, install, sliding_window, why_not_shareable
 from warmup_peft.method.sampling import SamplingSettings, sample_warmups
@@ -127,11 +127,7 @@ class WarmupSFTTrainer(SFTTrainer):
         prompt, target = split_examples(inputs["input_ids"], inputs["labels"], inputs["attention_mask"])
         encoded = self._encode(model, prompt, target)
         warmups = self._sample(model, encoded)
-        separator_ids = torch.tensor(self._warmup_separator_ids, device=prompt.ids.device)
-        branches = lay_out_branches(
-            warmups.tokens(), separator_ids, target.repeat_for_branches(self._sampling.num_warmups)
-        )
-        scores = self._score(model, encoded, branches, warmups)
+        scores = self._score(model, encoded, warmups, target)
 
         loss = warmup_loss(*scores, objective=self.args.objective, beta=self.args.warmup_anchor)
         num_targets = target.mask.sum() if num_items_in_batch is None else num_items_in_batch
@@ -156,27 +152,37 @@ class WarmupSFTTrainer(SFTTrainer):
         with self.accelerator.autocast():
             return sample_warmups(self.accelerator.unwrap_model(model), encoded, self._sampling)
 
-    def _score(self, model, encoded: PlainRows | SharedPrefix, branches: Branches, warmups: Warmups) -> Scores:
-        """One forward over the branches, with gradient; with an anchor another one, adapter off, without."""
+    def _score(self, model, encoded: PlainRows | SharedPrefix, warmups: Warmups, target: Tokens) -> Scores:
+        """One forward over the branches, with gradient; with an anchor another one, adapter off, without.
+
+        Warmups of an example that coincide are scored once.
+        """
+        distinct, index_BK = warmups.distinct()
+        separator_ids = torch.tensor(self._warmup_separator_ids, device=target.ids.device)
+        branches = lay_out_branches(distinct.tokens(), separator_ids, target.repeat_for_branches(distinct.ids.size(1)))
         has_anchor, has_advantage = self.args.warmup_anchor > 0, self.args.objective in NEEDS_WARMUP_LOGP
-        num_decisions = warmups.num_decisions * (has_anchor or has_advantage)
+        num_decisions = distinct.num_decisions * (has_anchor or has_advantage)
         is_decision = prefix_mask(num_decisions, branches.mask.size(-1))
         predicted = branches.is_target | is_decision
         logits = encoded.predictions(branches, predicted)
 
+        def to_warmups(values_N: Tensor, mask: Tensor) -> Tensor:
+            """(B, K) sums over the tokens whose values these are, in row-major order of the mask."""
+            return values_N.new_zeros(mask.shape).masked_scatter(mask, values_N).sum(-1).gather(1, index_BK)
+
         target_logits, target_ids = logits[branches.is_target[predicted]], branches.ids[branches.is_target]
-        self._record_targets(target_logits.detach(), target_ids)
-        target_logp_BK = _sum_tokens(token_logps(target_logits, target_ids), branches.is_target)
+        target_logp_BK = to_warmups(token_logps(target_logits, target_ids), branches.is_target)
+        self._record_targets(target_logits.detach(), target_ids, lambda values: to_warmups(values, branches.is_target))
         warmup_logp_BK = kl_BK = None
         decision_logits = logits[is_decision[predicted]]
         if has_advantage:
-            drawn_ids = warmups.ids[prefix_mask(num_decisions, warmups.ids.size(-1))]
-            warmup_logp_BK = _sum_tokens(self._sampling.logps(decision_logits, drawn_ids), is_decision)
+            drawn_ids = distinct.ids[prefix_mask(num_decisions, distinct.ids.size(-1))]
+            warmup_logp_BK = to_warmups(self._sampling.logps(decision_logits, drawn_ids), is_decision)
         if has_anchor:
             unwrapped = self.accelerator.unwrap_model(model)
             with evaluation_mode(unwrapped), unwrapped.disable_adapter(), self.accelerator.autocast():
                 reference_logits = score_after_prompt(unwrapped, encoded.prompt, branches, is_decision)
-            kl_BK = _sum_tokens(divergence(decision_logits, reference_logits), is_decision)
+            kl_BK = to_warmups(divergence(decision_logits, reference_logits), is_decision)
         return Scores(target_logp_BK, warmup_logp_BK, kl_BK)
 
     # ---- Metrics: TRL's own, and the warmups' ----
@@ -191,12 +197,12 @@ class WarmupSFTTrainer(SFTTrainer):
         self._metrics[self._mode][name].append((sums[0] / sums[1].clamp(min=1)).item())
 
     @torch.no_grad()
-    def _record_targets(self, logits_NV: Tensor, ids_N: Tensor) -> None:
+    def _record_targets(self, logits_NV: Tensor, ids_N: Tensor, to_warmups: Callable[[Tensor], Tensor]) -> None:
         """TRL's `entropy` and `mean_token_accuracy` over target tokens, averaged over the warmups."""
-        count = torch.tensor(len(ids_N), device=ids_N.device)
         logp_NV = logits_NV.float().log_softmax(-1)
-        self._log_metric("entropy", -(logp_NV.exp() * logp_NV).sum(), count)
-        self._log_metric("mean_token_accuracy", (logits_NV.argmax(-1) == ids_N).sum(), count)
+        count = to_warmups(torch.ones_like(ids_N)).sum()
+        self._log_metric("entropy", to_warmups(-(logp_NV.exp() * logp_NV).sum(-1)).sum(), count)
+        self._log_metric("mean_token_accuracy", to_warmups((logits_NV.argmax(-1) == ids_N).long()).sum(), count)
 
     def _count_tokens(self, inputs: dict[str, Tensor]) -> None:
         """TRL's `num_tokens`: tokens of the data seen in training, whatever is generated beside them."""
@@ -210,7 +216,8 @@ class WarmupSFTTrainer(SFTTrainer):
         count = torch.tensor(warmups.lengths.numel(), device=warmups.lengths.device)
         self._log_metric("warmups/mean_length", warmups.lengths.sum(), count)
         self._log_metric("warmups/stopped", warmups.stopped.sum(), count)
-        self._log_metric("warmups/distinct", num_distinct(warmups).sum(), count)
+        is_repeated = warmups.same_draws().tril(-1).any(-1)
+        self._log_metric("warmups/distinct", (~is_repeated).sum(), count)
         if kl_BK is not None:
             self._log_metric("warmups/kl", kl_BK.sum(), count)
 
@@ -283,19 +290,6 @@ class Scores(NamedTuple):
     target_logp_BK: Tensor
     warmup_logp_BK: Tensor | None
     kl_BK: Tensor | None
-
-
-def _sum_tokens(values_N: Tensor, mask_BKT: Tensor) -> Tensor:
-    """(B, K) sums of token values that stand, in row-major order, where the mask is set."""
-    return values_N.new_zeros(mask_BKT.shape).masked_scatter(mask_BKT, values_N).sum(-1)
-
-
-def num_distinct(warmups: Warmups) -> Tensor:
-    """(B,) how many of the K warmups of each example differ, an empty one counting like any other."""
-    tokens = warmups.tokens()
-    ids_BKW = tokens.ids.masked_fill(~tokens.mask, -1)
-    same_BKK = (ids_BKW.unsqueeze(1) == ids_BKW.unsqueeze(2)).all(-1)
-    return (~same_BKK.tril(-1).any(-1)).sum(-1)
 
 
 def as_warmup_config(args: TrainingArguments | None, model: str | PreTrainedModel) -> WarmupSFTConfig:

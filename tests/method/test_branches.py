@@ -88,3 +88,29 @@ def test_a_warmup_has_stopped_when_it_has_more_decisions_than_tokens():
     warmups = Warmups(torch.zeros(1, 3, 4), torch.tensor([[4, 2, 0]]), torch.tensor([[4, 3, 1]]))
     assert warmups.stopped.tolist() == [[False, True, True]]
     assert torch.equal(warmups.tokens().mask, prefix_mask(warmups.lengths, 4))
+
+
+def test_distinct_warmups_by_hand():
+    """First example: "5 6" ended by 1, the same again, and "5 6" ended by 2: another draw. Second: all equal."""
+    ids = torch.tensor([[[5, 6, 1], [5, 6, 1], [5, 6, 2]], [[7, 1, 9], [7, 1, 8], [7, 1, 0]]])
+    warmups = Warmups(ids, torch.tensor([[2, 2, 2], [1, 1, 1]]), torch.tensor([[3, 3, 3], [2, 2, 2]]))
+    distinct, index = warmups.distinct()
+    assert distinct.ids.shape == (2, 2, 3)
+    assert distinct.ids[0].tolist() == [[5, 6, 1], [5, 6, 2]]
+    assert index.tolist() == [[0, 0, 1], [0, 0, 0]]
+
+
+def test_distinct_draws_put_back_are_the_draws():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 2, (50, 6, 3), generator=generator)
+    decisions = torch.randint(0, 4, (50, 6), generator=generator)
+    warmups = Warmups(ids, decisions, decisions)
+    distinct, index = warmups.distinct()
+    for b in range(50):
+        drawn = [tuple(ids[b, k, : decisions[b, k]].tolist()) for k in range(6)]
+        kept = [
+            tuple(distinct.ids[b, d, : distinct.num_decisions[b, d]].tolist()) for d in range(distinct.ids.size(1))
+        ]
+        assert [kept[index[b, k]] for k in range(6)] == drawn
+        assert len(set(drawn)) == len(set(kept))
+    assert distinct.ids.size(1) == max(len({tuple(r[:d].tolist()) for r, d in zip(*x)}) for x in zip(ids, decisions))

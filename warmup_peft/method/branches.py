@@ -49,6 +49,28 @@ class Warmups(NamedTuple):
     def tokens(self) -> Tokens:
         return Tokens(self.ids, prefix_mask(self.lengths, self.ids.size(-1)))
 
+    def distinct(self) -> tuple[Warmups, Tensor]:
+        """Each example's distinct draws once, in the order they first occur, and where each draw now stands.
+
+        Returns:
+            Warmups (B, D), D being the most that any example has; the rest of a row repeats its first. And (B, K)
+            indices into D, with which whatever is computed of distinct draws is put back to all K: exact, gradients
+            included, whatever is done with it.
+        """
+        same_BKK = self.same_draws()
+        is_first_BK = ~same_BKK.tril(-1).any(-1)
+        num_distinct = int(is_first_BK.sum(1).max())
+        chosen_BD = (~is_first_BK).to(torch.uint8).argsort(dim=1, stable=True)[:, :num_distinct]
+        chosen_BD = torch.where(is_first_BK.gather(1, chosen_BD), chosen_BD, 0)
+        index_BK = same_BKK.gather(2, chosen_BD.unsqueeze(1).expand(-1, same_BKK.size(1), -1)).long().argmax(-1)
+        ids = self.ids.gather(1, chosen_BD.unsqueeze(-1).expand(-1, -1, self.ids.size(-1)))
+        return Warmups(ids, self.lengths.gather(1, chosen_BD), self.num_decisions.gather(1, chosen_BD)), index_BK
+
+    def same_draws(self) -> Tensor:
+        """(B, K, K) which draws are equal, stop included."""
+        drawn = self.ids.masked_fill(~prefix_mask(self.num_decisions, self.ids.size(-1)), -1)
+        return (drawn.unsqueeze(1) == drawn.unsqueeze(2)).all(-1)
+
 
 class Branches(NamedTuple):
     """What follows the prompt, one row a branch, padded on the right.

@@ -117,6 +117,7 @@ def targets_of(tokenizer, rows=EXAMPLES):
         (1, 0.5, {"prefix_sharing": "false"}),
         (3, 0.5, {"prefix_sharing": "true", "gradient_checkpointing": True}),
         (3, 0.5, {"prefix_sharing": "false", "gradient_checkpointing": True}),
+        (3, 0.5, {"temperature": 0.3}),  # some warmups of an example coincide
         (3, 0.0, {"warmup_sampling": "beam", "warmup_num_beams": 4}),
     ],
 )

@@ -168,8 +168,9 @@ def test_cached_keys_and_values_carry_no_gradient():
     model = build("Llama")
     install(model)
     prompt, _, _ = ragged_batch(1)
-    cache = SharedPrefix(model, model, prompt).cache_without_last_token(2)
+    cache = SharedPrefix(model, model, prompt).prompt_cache(2, without_last=True)
     assert cache.get_seq_length() == 8
+    assert SharedPrefix(model, model, prompt).prompt_cache(2).get_seq_length() == 9
     assert not cache.layers[0].keys.requires_grad
     assert len(cache.layers[0].keys) == 6
 

@@ -154,15 +154,20 @@ class SharedPrefix:
         self.layers = kept.layers
         self.first_logits_BV = output.logits.squeeze(0)
 
-    def cache_without_last_token(self, num_copies: int) -> DynamicCache | None:
-        """Detached keys and values, each prompt's `num_copies` times, for `generate` to go on from."""
-        if self.prompt.ids.size(1) == 1:
+    def prompt_cache(self, num_copies: int, *, without_last: bool = False) -> DynamicCache | None:
+        """Detached keys and values, each prompt's `num_copies` times, to decode from."""
+        length = self.prompt.ids.size(1) - without_last  # `generate` wants the last token itself
+        if length == 0:
             return None
         cache = DynamicCache(config=self.config)
         for layer, pair in sorted(self.layers.items()):
-            key, value = (x.detach()[:, :, :-1].repeat_interleave(num_copies, 0) for x in pair)
+            key, value = (x.detach()[:, :, :length].repeat_interleave(num_copies, 0) for x in pair)
             cache.update(key, value, layer)
         return cache
+
+    def first_logits(self) -> Tensor:
+        """(B, V) logits of what follows the prompts, without gradient."""
+        return self.first_logits_BV.detach()
 
     def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
         """Logits (N, V) of the selected branch tokens' predictions, in row-major order, with gradient."""

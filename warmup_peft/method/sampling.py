@@ -63,8 +63,17 @@ class SamplingSettings:
             **(sampling if self.do_sample else {}),
         )
 
+    def draw(self, logits_NV: Tensor) -> Tensor:
+        """(N, 1) tokens drawn from this law, or the likeliest ones without `do_sample`."""
+        scores = logits_NV.float() / self.temperature
+        if not self.do_sample:
+            return scores.argmax(-1, keepdim=True)
+        for warper in self._truncations():
+            scores = warper(None, scores)
+        return torch.multinomial(scores.softmax(-1), num_samples=1)
+
     def logps(self, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
-        """(N,) log-probabilities in nats of drawn tokens under this law, temperature and truncation included.
+        """(N,) log-probabilities in nats of tokens that `draw` gave, temperature and truncation included.
 
         A drawn token always belongs to its truncated set, even where rounding would now put it just outside.
         """
@@ -101,19 +110,46 @@ def sample_warmups(model: PreTrainedModel, encoded: PlainRows | SharedPrefix, se
     (less when all of them ended earlier).
     """
     model = without_peft_wrapper(model)
-    batch_size, prompt_width = encoded.prompt.ids.shape
-    with evaluation_mode(model), only_this_generation_config(model, settings.generation_config()):
+    with evaluation_mode(model):
+        sequences = (_search_beams if settings.num_beams > 1 else _draw_tokens)(model, encoded, settings)
+    return end_warmups(sequences.unflatten(0, (len(encoded.prompt.ids), settings.num_warmups)), settings)
+
+
+def _draw_tokens(model: PreTrainedModel, encoded: PlainRows | SharedPrefix, settings: SamplingSettings) -> Tensor:
+    """(B * K, W) independent draws. The first comes from the prompt's own forward; stops when every row has ended."""
+    num_copies = settings.num_warmups
+    mask = encoded.prompt.mask.repeat_interleave(num_copies, 0)
+    position = mask.sum(1, keepdim=True)
+    cache = encoded.prompt_cache(num_copies)
+    logits = encoded.first_logits().repeat_interleave(num_copies, 0)
+    drawn = mask.new_empty(len(mask), 0, dtype=torch.long)
+    while True:
+        drawn = torch.cat([drawn, settings.draw(logits)], dim=1)
+        if drawn.size(1) == settings.max_length or end_warmups(drawn, settings).stopped.all():
+            return drawn
+        mask = torch.cat([mask, torch.ones_like(position, dtype=torch.bool)], dim=1)
+        logits = model(
+            input_ids=drawn[:, -1:],
+            attention_mask=mask.long(),
+            position_ids=position + drawn.size(1) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+
+
+def _search_beams(model: PreTrainedModel, encoded: PlainRows | SharedPrefix, settings: SamplingSettings) -> Tensor:
+    """(B * K, W) by transformers' beam search, with sampling or without."""
+    with only_this_generation_config(model, settings.generation_config()):
         sequences = model.generate(
             input_ids=encoded.prompt.ids,
             attention_mask=encoded.prompt.mask.long(),
-            past_key_values=encoded.cache_without_last_token(max(settings.num_beams, settings.num_warmups)),
+            past_key_values=encoded.prompt_cache(settings.num_beams, without_last=True),
         )
-    ids_BKW = sequences[:, prompt_width:].unflatten(0, (batch_size, settings.num_warmups))
-    return end_warmups(ids_BKW, settings)
+    return sequences[:, encoded.prompt.ids.size(1) :]
 
 
 def end_warmups(ids_BKW: Tensor, settings: SamplingSettings) -> Warmups:
-    """Cut each drawn sequence at its first end token or separator."""
+    """Cut each drawn sequence (..., W) at its first end token or separator."""
     width = ids_BKW.size(-1)
     end_tokens = torch.tensor(settings.end_token_ids, dtype=torch.long, device=ids_BKW.device)
     end_at = _first(torch.isin(ids_BKW, end_tokens), width)

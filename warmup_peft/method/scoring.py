@@ -63,15 +63,21 @@ class PlainRows:
     def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens):
         self.model, self.unwrapped, self.prompt = model, unwrapped, prompt
 
-    def cache_without_last_token(self, num_copies: int) -> Cache | None:
-        """Keys and values, each prompt's `num_copies` times, for `generate` to go on from."""
-        prompt = Tokens(self.prompt.ids[:, :-1], self.prompt.mask[:, :-1])
+    def prompt_cache(self, num_copies: int, *, without_last: bool = False) -> Cache | None:
+        """Keys and values, each prompt's `num_copies` times, to decode from (`generate` adds the last token)."""
+        prompt = self.prompt
+        if without_last:
+            prompt = Tokens(prompt.ids[:, :-1], prompt.mask[:, :-1])
         if prompt.ids.size(1) == 0:
             return None
         with evaluation_mode(self.unwrapped):
-            cache, _ = encode_prompt(self.unwrapped, prompt)
+            cache, self._first_logits_BV = encode_prompt(self.unwrapped, prompt)
         cache.batch_repeat_interleave(num_copies)
         return cache
+
+    def first_logits(self) -> Tensor:
+        """(B, V) logits of what follows the prompts, without gradient; call it after `prompt_cache`."""
+        return self._first_logits_BV
 
     def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
         """Logits (N, V) of the selected branch tokens' predictions, in row-major order, with gradient."""

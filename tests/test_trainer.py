@@ -428,3 +428,23 @@ def test_a_trl_script_becomes_a_warmup_script_by_changing_two_names(model_folder
         assert done.returncode == 0, done.stderr[-2000:]
         assert (tmp_path / name / "adapter_model.safetensors").is_file()
     assert (tmp_path / "warmup" / "warmup_config.json").is_file()
+
+
+def test_the_first_batch_may_be_checked_against_plain_rows(model_folder, tokenizer, lora, tmp_path, monkeypatch):
+    make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, prefix_sharing_check=True).train()
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, prefix_sharing_check=True)
+    predictions = SharedPrefix.predictions
+    monkeypatch.setattr(SharedPrefix, "predictions", lambda *args: predictions(*args) * 1.1)
+    with pytest.raises(ValueError, match=r"Shared prompts give .* nats a token .* plain rows"):
+        trainer.train()
+
+
+def test_running_out_of_memory_says_what_to_change(model_folder, tokenizer, lora, tmp_path, monkeypatch):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
+
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "compute_loss", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match=r"train_batch_size=4.*checkpointing.*num_warmups=3.*4bit"):
+        trainer.train()

@@ -173,6 +173,7 @@ def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
                 num_warmups=options.num_warmups,
                 max_warmup_length=options.max_warmup_length,
                 warmup_separator=SEPARATOR,
+                objective=options.objective,
                 warmup_anchor=options.warmup_anchor,
                 prefix_sharing="true" if name == "shared" else "false",
                 **common,

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from warmup_peft.config import WarmupSFTConfig
@@ -165,3 +166,21 @@ def check_context(name: str, dataset: Dataset, context: int | None, extra_tokens
             f"Row {row} of the {name} dataset has {lengths[row]} tokens; with warmup and separator ({extra_tokens}) "
             f"that is more than the model's context of {context}. Set max_length to {context - extra_tokens} or less."
         )
+
+
+def memory_advice(args: WarmupSFTConfig, model: nn.Module) -> str:
+    """What to change when memory ran out in the middle of a step, and what each change would save."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**30
+    advice = []
+    if args.per_device_train_batch_size > 1:
+        advice.append(
+            f"halve per_device_train_batch_size={args.per_device_train_batch_size} and double "
+            "gradient_accumulation_steps (half of the activations, the same gradient)"
+        )
+    if not args.gradient_checkpointing:
+        advice.append("set gradient_checkpointing (all activations but one layer's, for about a third more time)")
+    if args.num_warmups > 1:
+        advice.append(f"lower num_warmups={args.num_warmups} (the branches' share falls in proportion)")
+    if not getattr(model, "is_loaded_in_4bit", False):
+        advice.append(f"set load_in_4bit (weights of {weights:.1f} GiB now; a 16-bit model takes a third in 4 bit)")
+    return f"Out of memory in the middle of a step. In this order: {'; '.join(advice)}."

@@ -62,6 +62,11 @@ class WarmupOptions:
         },
     )
 
+    prefix_sharing_check: bool = field(
+        default=False,
+        metadata={"help": "Score the first batch both ways, and stop the run where they differ beyond rounding."},
+    )
+
     def check_warmup_options(self) -> None:
         """Raise ValueError, naming the field and the mend, for values that cannot work."""
         self.prefix_sharing = str(self.prefix_sharing).lower()  # YAML reads true and false as booleans

@@ -21,12 +21,19 @@ from transformers import AutoProcessor, PreTrainedModel, TrainingArguments
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
-from warmup_peft.checks import check_context, check_spans, check_trainer_arguments, context_length, model_config
+from warmup_peft.checks import (
+    check_context,
+    check_spans,
+    check_trainer_arguments,
+    context_length,
+    memory_advice,
+    model_config,
+)
 from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.inference.decoding import WarmupConfig, end_token_ids, separator_token_ids
 from warmup_peft.inference.hub import own_model_card
 from warmup_peft.inference.loading import TrainingRecord
-from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, prefix_mask, split_examples
+from warmup_peft.method.branches import Branches, Tokens, Warmups, lay_out_branches, prefix_mask, split_examples
 from warmup_peft.method.objective import NEEDS_WARMUP_LOGP, divergence, token_logps, warmup_loss
 from warmup_peft.method.prefix import SharedPrefix, install, sliding_window, why_not_shareable
 from warmup_peft.method.sampling import SamplingSettings, sample_warmups
@@ -35,6 +42,8 @@ from warmup_peft.options import WarmupOptions
 from warmup_peft.quantization import keep_4bit_weights_in_place
 
 logger = logging.getLogger(__name__)
+
+SHARING_TOLERANCE = {"float32": 1e-3, "low": 0.1}  # nats a token; of bfloat16 logits rounding alone is some hundredths
 
 
 class WarmupSFTTrainer(SFTTrainer):
@@ -60,6 +69,7 @@ class WarmupSFTTrainer(SFTTrainer):
         "id": "2502.12304",
     }
     _said_plain_rows = False
+    _checked_sharing = False
     loss_is_scaled_for_ga = True  # divided by the targets of the whole accumulated batch, see compute_loss
 
     @functools.wraps(SFTTrainer.__init__)
@@ -108,6 +118,28 @@ class WarmupSFTTrainer(SFTTrainer):
             install(self.model)
         elif wanted == "auto":
             self._report_plain_rows(reason)
+
+    @torch.no_grad()
+    def _check_sharing(self, model, encoded: SharedPrefix, branches: Branches, predicted: Tensor, logits: Tensor):
+        """Raise ValueError where the first batch, scored with shared prompts and with plain rows, differs."""
+        self._checked_sharing = True
+        rows = PlainRows(model, self.accelerator.unwrap_model(model), encoded.prompt)
+        ids = branches.ids[predicted]
+        shared, plain = token_logps(logits, ids), token_logps(rows.predictions(branches, predicted), ids)
+        is_exact = encoded.layers[0][0].dtype == torch.float32
+        tolerance = SHARING_TOLERANCE["float32" if is_exact else "low"]
+        if (shared - plain).abs().mean() > tolerance:
+            raise ValueError(
+                f"Shared prompts give {shared.mean():.5f} nats a token on the first batch, plain rows "
+                f"{plain.mean():.5f}, and tokens differ by more than {tolerance} on average. Set prefix_sharing to "
+                "false, and please report the model."
+            )
+
+    def training_step(self, *positional, **keywords):
+        try:
+            return super().training_step(*positional, **keywords)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(memory_advice(self.args, self.model)) from error
 
     def _report_plain_rows(self, reason: str) -> None:
         if self.args.prefix_sharing == "true":
@@ -165,6 +197,8 @@ class WarmupSFTTrainer(SFTTrainer):
         is_decision = prefix_mask(num_decisions, branches.mask.size(-1))
         predicted = branches.is_target | is_decision
         logits = encoded.predictions(branches, predicted)
+        if self.args.prefix_sharing_check and not self._checked_sharing and isinstance(encoded, SharedPrefix):
+            self._check_sharing(model, encoded, branches, predicted, logits)
 
         def to_warmups(values_N: Tensor, mask: Tensor) -> Tensor:
             """(B, K) sums over the tokens whose values these are, in row-major order of the mask."""

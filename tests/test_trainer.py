@@ -143,6 +143,9 @@ def check_against_plain_loop(trainer, tokenizer, beta, tolerance):
     model = trainer.model
     randomise_adapter(model)
     drawn = record_warmups(trainer)
+    if trainer.args.gradient_checkpointing:  # `Trainer.train` would do it
+        model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+        assert model.is_gradient_checkpointing
     model.train()
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     loss = trainer.compute_loss(model, batch)

@@ -70,6 +70,17 @@ def test_sampling_leaves_the_model_as_it_was(model, prompt):
     assert len({tuple(row) for row in warmups.ids[0].tolist()}) > 1  # at temperature 0.01 all would be equal
 
 
+def test_an_inner_block_does_not_wake_what_an_outer_one_put_to_sleep(model):
+    """The wrapper around a model (peft's, say) may still be in training mode while the model itself is evaluated."""
+    wrapper = torch.nn.Sequential(model).train()
+    with evaluation_mode(model):
+        with evaluation_mode(wrapper):
+            assert not model.training
+        assert not model.training
+        assert wrapper.training
+    assert all(module.training for module in wrapper.modules())
+
+
 def test_training_mode_comes_back_after_an_error(model):
     model.train()
     with pytest.raises(KeyError), evaluation_mode(model):

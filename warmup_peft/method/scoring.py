@@ -24,13 +24,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     In training mode with gradient checkpointing transformers drops the cache, and everything decoded after the first
     token would be written without its context.
     """
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module in training:  # those alone: an inner block must not wake what an outer one put into eval mode
+            module.training = True
 
 
 def without_peft_wrapper(model: nn.Module) -> PreTrainedModel:

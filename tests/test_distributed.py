@@ -1,0 +1,60 @@
+"""Two ranks on a CPU (gloo): one step of gradient descent moves the weights as it does on one rank."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import EXAMPLES
+
+SCRIPT = """
+import dataclasses, json, sys, torch
+from datasets import Dataset
+from peft import LoraConfig
+from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
+
+model, rows, output, batch_size, sharing = sys.argv[1:]
+torch.set_num_threads(1)
+args = WarmupSFTConfig(
+    output, max_steps=1, per_device_train_batch_size=int(batch_size), num_warmups=3, max_warmup_length=5,
+    warmup_anchor=0.5, prefix_sharing=sharing, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant",
+    max_grad_norm=0.0, bf16=False, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+    gradient_checkpointing=True, logging_steps=1,
+)
+lora = LoraConfig(r=8, target_modules="all-linear", lora_dropout=0.0)
+trainer = WarmupSFTTrainer(model, args, train_dataset=Dataset.from_list(json.loads(rows)), peft_config=lora)
+generator = torch.Generator().manual_seed(1)
+for name, parameter in trainer.model.named_parameters():
+    if "lora_B" in name:
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+trainer._sampling = dataclasses.replace(trainer._sampling, do_sample=False, num_beams=3)  # the same in every batch
+before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+trainer.train()
+if trainer.is_world_process_zero():
+    after = dict(trainer.model.named_parameters())
+    moved = torch.cat([(after[name].detach() - before[name]).flatten() for name in sorted(before)])
+    torch.save({"moved": moved, "log": trainer.state.log_history[0]}, output + ".pt")
+"""
+
+
+@pytest.mark.parametrize("sharing", ["true", "false"])
+def test_two_ranks_move_the_weights_like_one(model_folder, tmp_path, sharing):
+    script = tmp_path / "step.py"
+    script.write_text(SCRIPT)
+    results = []
+    for ranks in (1, 2):
+        output = str(tmp_path / f"ranks{ranks}")
+        launch = [sys.executable]
+        if ranks > 1:
+            launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        command = [*launch, str(script), model_folder, json.dumps(EXAMPLES), output, str(4 // ranks), sharing]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(torch.load(output + ".pt"))
+    one, two = results
+    assert ((two["moved"] - one["moved"]).norm() / one["moved"].norm()).item() < 1e-4
+    for key in ("loss", "num_tokens", "warmups/kl", "mean_token_accuracy"):
+        assert two["log"][key] == pytest.approx(one["log"][key], rel=1e-3), key

@@ -535,3 +535,21 @@ def test_anchor_without_adapter(refused):
 def test_missing_evaluation_split(refused, tmp_path):
     folder = write_rows(tmp_path / "data" / "train.jsonl", EXAMPLES).parent
     assert "has no file for the split test (it holds: train.jsonl)" in refused(folder, eval_strategy="epoch")
+
+
+def test_only_a_runs_own_checkpoints_are_removed(tmp_path):
+    from warmup_peft.run import remove_run
+
+    for name in ("checkpoint-10", "checkpoint-best-by-me"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-notes.txt").write_text("keep")
+    remove_run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-best-by-me", "checkpoint-notes.txt"]
+
+
+def test_the_bases_own_folder_is_no_output_folder(model_folder, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Q", "completion": " A"}\n')
+    argv = ["train", "--model_name_or_path", model_folder, "--dataset_name", str(rows), "--output_dir", model_folder]
+    assert main([*argv, "--bf16", "false"]) == 2
+    assert "base model's own folder" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
+from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer, warmup_generate
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.scoring import PlainRows
 
@@ -451,3 +451,71 @@ def test_running_out_of_memory_says_what_to_change(model_folder, tokenizer, lora
     monkeypatch.setattr(trainer, "compute_loss", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError, match=r"train_batch_size=4.*checkpointing.*num_warmups=3.*4bit"):
         trainer.train()
+
+
+@pytest.mark.parametrize("prefix_sharing", ["true", "false"])
+def test_warmups_are_drawn_in_eval_mode_also_under_checkpointing(
+    model_folder, tokenizer, lora, tmp_path, prefix_sharing
+):
+    trainer = make_trainer(
+        model_folder,
+        tmp_path,
+        tokenizer,
+        peft_config=lora,
+        prefix_sharing=prefix_sharing,
+        gradient_checkpointing=True,
+    )
+    base, decoding = trainer.model.get_base_model(), []
+    forward = base.forward
+
+    def watched(*args, **kwargs):
+        if kwargs.get("past_key_values") is not None:
+            decoding.append(any(module.training for module in base.modules()))
+        return forward(*args, **kwargs)
+
+    base.forward = watched
+    trainer.train()
+    assert decoding
+    assert not any(decoding)
+
+
+def test_decoding_right_after_training_is_decoding_in_eval_mode(model_folder, tokenizer, lora, tmp_path):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, gradient_checkpointing=True)
+    trainer.train()
+    ids = tokenizer("Q: what follows three?", return_tensors="pt")["input_ids"]
+    assert trainer.model.training
+    now = warmup_generate(trainer.model, ids, warmup_config=trainer.warmup_config, max_new_tokens=6, do_sample=False)
+    assert trainer.model.training
+    later = warmup_generate(
+        trainer.model.eval(), ids, warmup_config=trainer.warmup_config, max_new_tokens=6, do_sample=False
+    )
+    assert torch.equal(now, later)
+
+
+def test_a_plain_sftconfig_is_taken(model_folder, tokenizer, lora, tmp_path, examples):
+    args = SFTConfig(str(tmp_path), bf16=False, report_to="none", learning_rate=3e-4)
+    trainer = WarmupSFTTrainer(model_folder, args, None, examples, processing_class=tokenizer, peft_config=lora)
+    assert trainer.args.learning_rate == 3e-4
+    assert trainer.args.num_warmups == 4
+
+
+def test_fresh_evaluation_rows_are_formatted_too(model_folder, tokenizer, lora, tmp_path, examples):
+    trainer = WarmupSFTTrainer(
+        model_folder,
+        WarmupSFTConfig(str(tmp_path), bf16=False, report_to="none", disable_tqdm=True, eval_strategy="steps"),
+        train_dataset=examples,
+        eval_dataset=examples,
+        processing_class=tokenizer,
+        peft_config=lora,
+        formatting_func=lambda row: {"prompt": f"<<{row['prompt']}>>", "completion": row["completion"]},
+    )
+    assert trainer.evaluate()["eval_loss"] == trainer.evaluate(examples)["eval_loss"]
+
+
+def test_the_anchor_leaves_frozen_adapter_weights_frozen(model_folder, tokenizer, lora, tmp_path):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, warmup_anchor=0.5)
+    frozen = [parameter for name, parameter in trainer.model.named_parameters() if "lora_A" in name]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    trainer.train()
+    assert not any(parameter.requires_grad for parameter in frozen)

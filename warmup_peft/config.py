@@ -16,6 +16,8 @@ REFUSED_SETTINGS = {
     "padding_free": "Rows laid end to end leave no room for warmups. Set padding_free to false.",
     "label_smoothing_factor": "The objective is a likelihood; smoothed labels would train something else. Set "
     "label_smoothing_factor to 0.",
+    "neftune_noise_alpha": "Warmups and the anchor's reference would be drawn without the noise that is trained with. "
+    "Set neftune_noise_alpha to null.",
     "router_aux_loss_coef": "The load-balancing loss of mixture-of-experts models is not added to the warmup loss. "
     "Set router_aux_loss_coef to 0.",
     "batch_eval_metrics": "It feeds logits to compute_metrics, and the logits depend on the warmup drawn. Set "

@@ -55,6 +55,8 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
     check_counts(options, max_train_samples=1)
     checkpoint = checkpoint_to_resume(args)
     check_output_dir(Path(args.output_dir), options.overwrite_output_dir, resuming=checkpoint is not None)
+    if Path(args.output_dir).resolve() == Path(model_args.model_name_or_path).resolve():
+        raise ValueError(f"output_dir={args.output_dir} is the base model's own folder. Choose another --output_dir.")
     disable_progress_bars()
     train_dataset = training_rows(script_args, options, script_args.dataset_train_split, options.max_train_samples)
     eval_dataset = None
@@ -88,7 +90,7 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
         "answer_format": options.answer_format,
         "train_rows": len(trainer.train_dataset),
     }
-    if options.overwrite_output_dir and checkpoint is None:
+    if options.overwrite_output_dir and checkpoint is None and trainer.is_world_process_zero():
         remove_run(Path(args.output_dir))
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ShortProgress())
@@ -130,7 +132,7 @@ def checkpoint_to_resume(args) -> str | None:
 
 def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
     """Refuse a folder that holds a run, or that cannot be written."""
-    holds_run = folder.is_dir() and (any(folder.glob("checkpoint-*")) or any((folder / f).exists() for f in RUN_FILES))
+    holds_run = folder.is_dir() and bool(checkpoints(folder) or any((folder / name).exists() for name in RUN_FILES))
     if holds_run and not overwrite and not resuming:
         raise ValueError(
             f"{folder} holds another run. Pass --overwrite_output_dir to replace it, --resume_from_checkpoint last to "
@@ -147,8 +149,15 @@ def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
 
 def remove_run(folder: Path) -> None:
     """Remove a run's own files and checkpoints, nothing else."""
-    for path in [*folder.glob("checkpoint-*"), *(folder / name for name in RUN_FILES)]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in checkpoints(folder):
+        shutil.rmtree(path)
+    for name in RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    named = (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit())
+    return [path for path in named if path.is_dir() and not path.is_symlink()]
 
 
 # ---- Evaluate ----

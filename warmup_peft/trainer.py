@@ -10,12 +10,14 @@ import dataclasses
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, TrainingArguments
 from trl import SFTTrainer
@@ -77,7 +79,7 @@ class WarmupSFTTrainer(SFTTrainer):
         call = inspect.signature(SFTTrainer.__init__).bind(self, *positional, **keywords)
         arguments = call.arguments
         args = arguments["args"] = as_warmup_config(arguments.get("args"), arguments["model"])
-        apply_dict_formatting(arguments)
+        self._dict_formatting = apply_dict_formatting(arguments)
         check_trainer_arguments(arguments, args)
         if arguments.get("processing_class") is None:
             arguments["processing_class"] = load_tokenizer(arguments["model"], args)
@@ -173,12 +175,20 @@ class WarmupSFTTrainer(SFTTrainer):
         return loss
 
     def _encode(self, model, prompt: Tokens, target: Tokens) -> PlainRows | SharedPrefix:
-        unwrapped = self.accelerator.unwrap_model(model)
-        longest = prompt.ids.size(1) + self._branch_overhead + target.ids.size(1)
-        fits = self._sliding_window is None or longest <= self._sliding_window
-        if self._shares_prefix and not fits:
-            self._report_plain_rows(f"rows of {longest} tokens exceed its sliding window of {self._sliding_window}")
-        return (SharedPrefix if self._shares_prefix and fits else PlainRows)(model, unwrapped, prompt)
+        shares = self._shares_prefix
+        if shares and self._sliding_window is not None:
+            longest = torch.tensor(
+                [prompt.ids.size(1) + self._branch_overhead + target.ids.size(1)], device=prompt.ids.device
+            )
+            longest = (
+                self.accelerator.gather(longest).max().item()
+            )  # all ranks go one way, or they wait for each other
+            if longest > self._sliding_window:
+                shares = False
+                self._report_plain_rows(
+                    f"rows of {longest} tokens exceed its sliding window of {self._sliding_window}"
+                )
+        return (SharedPrefix if shares else PlainRows)(model, self.accelerator.unwrap_model(model), prompt)
 
     def _sample(self, model, encoded: PlainRows | SharedPrefix) -> Warmups:
         with self.accelerator.autocast():
@@ -214,7 +224,7 @@ class WarmupSFTTrainer(SFTTrainer):
             warmup_logp_BK = to_warmups(self._sampling.logps(decision_logits, drawn_ids), is_decision)
         if has_anchor:
             unwrapped = self.accelerator.unwrap_model(model)
-            with evaluation_mode(unwrapped), unwrapped.disable_adapter(), self.accelerator.autocast():
+            with evaluation_mode(unwrapped), adapter_off(unwrapped), self.accelerator.autocast():
                 reference_logits = score_after_prompt(unwrapped, encoded.prompt, branches, is_decision)
             kl_BK = to_warmups(divergence(decision_logits, reference_logits), is_decision)
         return Scores(target_logp_BK, warmup_logp_BK, kl_BK)
@@ -264,6 +274,12 @@ class WarmupSFTTrainer(SFTTrainer):
             torch.manual_seed(self.args.seed)
             return super().evaluation_loop(*positional, **keywords)
 
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """As in `SFTTrainer`; fresh rows go through the `formatting_func` that the trainer was made with."""
+        if self._dict_formatting is not None:
+            eval_dataset = format_rows(eval_dataset, self._dict_formatting)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         """TRL's preparation, and a count of what its `max_length` costs."""
         if not isinstance(dataset, Dataset):
@@ -274,6 +290,7 @@ class WarmupSFTTrainer(SFTTrainer):
         check_spans(dataset_name, whole)
         kept = super()._prepare_dataset(whole, processing_class, args, packing, None, dataset_name)
         report_lengths(dataset_name, whole, kept, args.max_length)
+        check_spans(dataset_name, kept)
         check_context(dataset_name, kept, self._context, args.max_warmup_length + len(self._warmup_separator_ids))
         return kept
 
@@ -326,6 +343,16 @@ class Scores(NamedTuple):
     kl_BK: Tensor | None
 
 
+@contextmanager
+def adapter_off(model: PeftModel) -> Iterator[None]:
+    """`disable_adapter`, which on its way back would unfreeze what its user froze."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    with model.disable_adapter():
+        yield
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
 def as_warmup_config(args: TrainingArguments | None, model: str | PreTrainedModel) -> WarmupSFTConfig:
     """Like `SFTTrainer`, take no settings, plain `TrainingArguments` or an `SFTConfig` too."""
     if isinstance(args, WarmupSFTConfig):
@@ -333,11 +360,13 @@ def as_warmup_config(args: TrainingArguments | None, model: str | PreTrainedMode
     if args is None:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         return WarmupSFTConfig(f"{name.split('/')[-1]}-WarmupSFT")
-    return WarmupSFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})  # to_dict hides the token
+    values = args.to_dict()
+    tokens = {name: getattr(args, name) for name in values if name.endswith("_token")}  # to_dict hides them all
+    return WarmupSFTConfig(**{**values, **tokens})
 
 
-def apply_dict_formatting(arguments: dict[str, Any]) -> None:
-    """Apply a `formatting_func` that returns `prompt` and `completion`.
+def apply_dict_formatting(arguments: dict[str, Any]) -> Callable | None:
+    """Apply a `formatting_func` that returns `prompt` and `completion` to the data sets, and return it.
 
     Raises:
         ValueError: it returns text.
@@ -346,7 +375,7 @@ def apply_dict_formatting(arguments: dict[str, Any]) -> None:
     dataset = arguments.get("train_dataset")
     sample = next(iter(dataset), None) if dataset is not None else None
     if formatting_func is None or sample is None or "input_ids" in sample:
-        return
+        return None
     if not isinstance(formatting_func(sample), dict):
         raise ValueError(
             "formatting_func returns text, which does not show where the prompt ends and the target begins. Let it "
@@ -354,13 +383,18 @@ def apply_dict_formatting(arguments: dict[str, Any]) -> None:
         )
     arguments["formatting_func"] = None
     for name in ("train_dataset", "eval_dataset"):
-        datasets = arguments.get(name)
-        if isinstance(datasets, dict):
-            arguments[name] = {
-                key: each.map(formatting_func, remove_columns=each.column_names) for key, each in datasets.items()
-            }
-        elif datasets is not None:
-            arguments[name] = datasets.map(formatting_func, remove_columns=datasets.column_names)
+        if arguments.get(name) is not None:
+            arguments[name] = format_rows(arguments[name], formatting_func)
+    return formatting_func
+
+
+def format_rows(data: Any, formatting_func: Callable) -> Any:
+    """A data set, or a dictionary of them, whose rows are what `formatting_func` makes of them."""
+    if isinstance(data, dict):
+        return {name: format_rows(each, formatting_func) for name, each in data.items()}
+    if data is None or isinstance(data, str) or "input_ids" in data.column_names:
+        return data
+    return data.map(formatting_func, remove_columns=data.column_names)
 
 
 def load_tokenizer(model: str | PreTrainedModel, args: WarmupSFTConfig):

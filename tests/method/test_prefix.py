@@ -197,3 +197,9 @@ def test_sliding_windows_are_known():
     assert sliding_window(build("Mistral")) is None
     assert sliding_window(build("Qwen2", use_sliding_window=False, sliding_window=16)) is None
     assert sliding_window(build("Llama")) is None
+
+
+def test_attention_that_takes_no_mask_is_not_shared():
+    model = build("Llama")
+    model.config._attn_implementation = "flash_attention_2"  # as if it had been loaded so
+    assert "flash_attention_2 does not take the mask" in why_not_shareable(model)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.method.branches import Tokens, Warmups, pack
 from warmup_peft.method.sampling import SamplingSettings, sample_warmups
-from warmup_peft.method.scoring import PlainRows
+from warmup_peft.method.scoring import PlainRows, evaluation_mode
 
 WARMUP_CONFIG_NAME = "warmup_config.json"
 
@@ -158,9 +158,10 @@ def warmup_generate(
         row = int((~mask.any(-1)).nonzero()[0])
         raise ValueError(f"Prompt {row} is empty. Give every prompt at least one token.")
     law = {key: generate_kwargs[key] for key in _SAMPLING_KEYS if generate_kwargs.get(key) is not None}
-    warmups = write_warmups(model, Tokens(input_ids, mask.bool()), warmup_config, **law)
-    context = append_warmups(Tokens(input_ids, mask.bool()), warmups, warmup_config, pad_token_id(model))
-    sequences = model.generate(input_ids=context.ids, attention_mask=context.mask.long(), **generate_kwargs)
+    with evaluation_mode(model):
+        warmups = write_warmups(model, Tokens(input_ids, mask.bool()), warmup_config, **law)
+        context = append_warmups(Tokens(input_ids, mask.bool()), warmups, warmup_config, pad_token_id(model))
+        sequences = model.generate(input_ids=context.ids, attention_mask=context.mask.long(), **generate_kwargs)
     if return_warmup:
         return sequences
     answers = sequences[:, context.ids.size(1) :]

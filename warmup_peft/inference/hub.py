@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,14 +126,14 @@ def as_dtype(name: torch.dtype | str) -> torch.dtype:
 @contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place of `folder` at the end, and is gone if there is an error."""
-    staging = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as room:
+        staging, previous = Path(room, "new"), Path(room, "previous")
+        staging.mkdir()
         yield staging
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, previous)
         os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def logits_of(model: nn.Module, ids: Tensor) -> Tensor:

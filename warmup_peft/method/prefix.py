@@ -60,7 +60,6 @@ def attention_over(own_name: str):
         prefix: Keep | Prepend | None = None,
         **kwargs: Any,
     ):
-        name = own_name
         if isinstance(prefix, Keep):
             # recomputation under gradient checkpointing passes here again and must not replace what was kept
             prefix.layers.setdefault(module.layer_idx, (key, value))
@@ -71,9 +70,7 @@ def attention_over(own_name: str):
                 attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(
                     ~attention_mask, torch.finfo(query.dtype).min
                 )
-            elif "flash" in own_name:
-                name = "sdpa"  # flash attention takes no mask of its own
-        return own_function(module, name)(module, query, key, value, attention_mask, **kwargs)
+        return own_function(module, own_name)(module, query, key, value, attention_mask, **kwargs)
 
     return attention
 
@@ -107,8 +104,9 @@ def why_not_shareable(model: PreTrainedModel) -> str | None:
         return f"{config.model_type} has layers that are not attention ({', '.join(sorted(kinds)) or 'stateful'})"
     if getattr(config, "attn_logit_softcapping", None):
         return f"{config.model_type} caps its attention scores, which only its eager attention can do"
-    if (config._attn_implementation or "").startswith("flex"):
-        return "flex_attention takes no mask that is built anew for every batch"
+    attention = config._attn_implementation or ""
+    if attention not in ("eager", "sdpa") and not attention.startswith(NAME):
+        return f"{attention} does not take the mask that keeps branches apart (eager and sdpa do)"
     dropout = max([m.p for m in model.modules() if isinstance(m, nn.Dropout)], default=0.0)
     dropout = max(dropout, getattr(config, "attention_dropout", 0.0) or 0.0)
     if dropout > 0:

@@ -296,7 +296,8 @@ def test_the_longest_row_and_its_warmup_must_fit_the_context():
     check_context("train", rows, context=16, extra_tokens=6)
     check_context("train", rows, context=None, extra_tokens=1000)
     with pytest.raises(
-        ValueError, match=r"^Row 1 of the train dataset has 10 tokens.*\(6\).*15\. Set max_length to 9 "
+        ValueError,
+        match=r"^Row 1 of the train dataset has 10 tokens.*\(6\).*15, as it is for 1 of 3 rows\. Set max_length to 9 ",
     ):
         check_context("train", rows, context=15, extra_tokens=6)
 
@@ -319,7 +320,9 @@ def test_a_row_without_a_prompt_is_refused(model_folder, tokenizer, tmp_path):
 
 def test_a_row_that_leaves_no_room_for_its_warmup_is_refused(model_folder, tokenizer, tmp_path):
     rows = [*EXAMPLES, {"prompt": "x" * 500, "completion": "y" * 8}]
-    with pytest.raises(ValueError, match=r"has 509 tokens.*\(12\).*context of 512. Set max_length to 500"):
+    with pytest.raises(
+        ValueError, match=r"has 509 tokens.*\(12\).*context of 512, as it is for 1 of 5 rows. Set max_length to 500"
+    ):
         trained_on(rows, model_folder, tokenizer, tmp_path, max_length=None)
     trained_on(rows, model_folder, tokenizer, tmp_path, max_length=500)
 

@@ -162,9 +162,11 @@ def check_context(name: str, dataset: Dataset, context: int | None, extra_tokens
     lengths = [len(ids) for ids in dataset["input_ids"]]
     row = max(range(len(lengths)), key=lengths.__getitem__)
     if context is not None and lengths[row] + extra_tokens > context:
+        count = sum(length + extra_tokens > context for length in lengths)
         raise ValueError(
             f"Row {row} of the {name} dataset has {lengths[row]} tokens; with warmup and separator ({extra_tokens}) "
-            f"that is more than the model's context of {context}. Set max_length to {context - extra_tokens} or less."
+            f"that is more than the model's context of {context}, as it is for {count} of {len(lengths)} rows. Set "
+            f"max_length to {context - extra_tokens} or less."
         )
 
 

@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
+from torch.distributions import Categorical
 from transformers import AutoProcessor, PreTrainedModel, TrainingArguments
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
@@ -45,6 +46,7 @@ from warmup_peft.quantization import keep_4bit_weights_in_place
 
 logger = logging.getLogger(__name__)
 
+ENTROPY_ROWS = 256  # at a time: a float32 copy of all target logits would cost as much as the step
 SHARING_TOLERANCE = {"float32": 1e-3, "low": 0.1}  # nats a token; of bfloat16 logits rounding alone is some hundredths
 
 
@@ -177,17 +179,12 @@ class WarmupSFTTrainer(SFTTrainer):
     def _encode(self, model, prompt: Tokens, target: Tokens) -> PlainRows | SharedPrefix:
         shares = self._shares_prefix
         if shares and self._sliding_window is not None:
-            longest = torch.tensor(
-                [prompt.ids.size(1) + self._branch_overhead + target.ids.size(1)], device=prompt.ids.device
-            )
-            longest = (
-                self.accelerator.gather(longest).max().item()
-            )  # all ranks go one way, or they wait for each other
+            own_longest = prompt.ids.size(1) + self._branch_overhead + target.ids.size(1)
+            # all ranks go one way: otherwise they call the wrapped model unequally often and wait for each other
+            longest = self.accelerator.gather(torch.tensor([own_longest], device=prompt.ids.device)).max().item()
             if longest > self._sliding_window:
                 shares = False
-                self._report_plain_rows(
-                    f"rows of {longest} tokens exceed its sliding window of {self._sliding_window}"
-                )
+                self._report_plain_rows(f"rows of {longest} tokens exceed the sliding window, {self._sliding_window}")
         return (SharedPrefix if shares else PlainRows)(model, self.accelerator.unwrap_model(model), prompt)
 
     def _sample(self, model, encoded: PlainRows | SharedPrefix) -> Warmups:
@@ -243,9 +240,9 @@ class WarmupSFTTrainer(SFTTrainer):
     @torch.no_grad()
     def _record_targets(self, logits_NV: Tensor, ids_N: Tensor, to_warmups: Callable[[Tensor], Tensor]) -> None:
         """TRL's `entropy` and `mean_token_accuracy` over target tokens, averaged over the warmups."""
-        logp_NV = logits_NV.float().log_softmax(-1)
         count = to_warmups(torch.ones_like(ids_N)).sum()
-        self._log_metric("entropy", to_warmups(-(logp_NV.exp() * logp_NV).sum(-1)).sum(), count)
+        entropy_N = torch.cat([Categorical(logits=rows.float()).entropy() for rows in logits_NV.split(ENTROPY_ROWS)])
+        self._log_metric("entropy", to_warmups(entropy_N).sum(), count)
         self._log_metric("mean_token_accuracy", to_warmups((logits_NV.argmax(-1) == ids_N).long()).sum(), count)
 
     def _count_tokens(self, inputs: dict[str, Tensor]) -> None:

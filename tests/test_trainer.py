@@ -519,3 +519,38 @@ def test_the_anchor_leaves_frozen_adapter_weights_frozen(model_folder, tokenizer
         parameter.requires_grad_(False)
     trainer.train()
     assert not any(parameter.requires_grad for parameter in frozen)
+
+
+def test_nan_stops_the_run_before_it_reaches_the_weights(model_folder, tokenizer, lora, tmp_path):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, max_steps=2)
+    predictions = SharedPrefix.predictions
+
+    def broken(self, branches, predicted):
+        logits = predictions(self, branches, predicted).clone()
+        logits[-1] = torch.nan
+        return logits
+
+    weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SharedPrefix, "predictions", broken)
+        with pytest.raises(FloatingPointError, match=r"NaN at step 1, rows \[3\].*Last checkpoint: none"):
+            trainer.train()
+    assert all(torch.equal(p, weights[name]) for name, p in trainer.model.named_parameters() if name in weights)
+
+
+def test_targets_that_are_impossible_are_counted_and_the_run_goes_on(
+    model_folder, tokenizer, lora, tmp_path, monkeypatch, caplog
+):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
+    score = trainer._score
+
+    def with_an_impossible_row(*args):
+        scores = score(*args)
+        impossible = torch.zeros_like(scores.target_logp_BK, dtype=torch.bool)
+        impossible[0] = True
+        return scores._replace(target_logp_BK=scores.target_logp_BK.masked_fill(impossible, -torch.inf))
+
+    monkeypatch.setattr(trainer, "_score", with_an_impossible_row)
+    trainer.train()
+    assert "Step 1: 1 targets are impossible" in caplog.text
+    assert all(p.isfinite().all() for p in trainer.model.parameters())

@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         quieten()
         COMMANDS[name](rest)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("WARMUP_PEFT_TRACEBACK"):
             raise
         print(f"warmup-peft: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.distributions import Categorical
 from transformers import AutoProcessor, PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
@@ -164,6 +166,7 @@ class WarmupSFTTrainer(SFTTrainer):
         encoded = self._encode(model, prompt, target)
         warmups = self._sample(model, encoded)
         scores = self._score(model, encoded, warmups, target)
+        self._check_numbers(scores.target_logp_BK)
 
         loss = warmup_loss(*scores, objective=self.args.objective, beta=self.args.warmup_anchor)
         num_targets = target.mask.sum() if num_items_in_batch is None else num_items_in_batch
@@ -186,6 +189,22 @@ class WarmupSFTTrainer(SFTTrainer):
                 shares = False
                 self._report_plain_rows(f"rows of {longest} tokens exceed the sliding window, {self._sliding_window}")
         return (SharedPrefix if shares else PlainRows)(model, self.accelerator.unwrap_model(model), prompt)
+
+    def _check_numbers(self, target_logp_BK: Tensor) -> None:
+        """Stop at NaN, before it reaches the weights; count targets that no warmup makes possible, and go on."""
+        rows = target_logp_BK.isnan().any(1).nonzero().flatten().tolist()
+        if rows:
+            last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+            raise FloatingPointError(
+                f"The logits are NaN at step {self.state.global_step + 1}, rows {rows} of the batch. Lower "
+                f"learning_rate, or train in bfloat16 or float32. Last checkpoint: {last or 'none'}."
+            )
+        impossible = int(target_logp_BK.isneginf().all(1).sum())
+        if impossible:
+            logger.warning(
+                "Step %d: %d targets are impossible after every warmup; they count nothing.",
+                self.state.global_step + 1, impossible,
+            )  # fmt: skip
 
     def _sample(self, model, encoded: PlainRows | SharedPrefix) -> Warmups:
         with self.accelerator.autocast():

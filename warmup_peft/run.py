@@ -136,7 +136,7 @@ def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
     if holds_run and not overwrite and not resuming:
         raise ValueError(
             f"{folder} holds another run. Pass --overwrite_output_dir to replace it, --resume_from_checkpoint last to "
-            "go on with it, or another --output_dir."
+            "go on with it, or another --output_dir (with make: ARGS=--overwrite_output_dir, or OUTPUT=)."
         )
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     try:

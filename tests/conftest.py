@@ -37,20 +37,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+TINY_SIZES = dict(
+    vocab_size=320,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    max_position_embeddings=512,
+    bos_token_id=None,
+    eos_token_id=1,
+    pad_token_id=0,
+)
+
+
 def tiny_config(**changes) -> LlamaConfig:
-    sizes = dict(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    return LlamaConfig(**{**sizes, **changes})
+    return LlamaConfig(**{**TINY_SIZES, **changes})
 
 
 @pytest.fixture(scope="session")

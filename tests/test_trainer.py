@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EXAMPLES
+from conftest import EXAMPLES, TINY_SIZES
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
@@ -298,15 +298,7 @@ def test_what_cannot_be_shared_falls_back_or_refuses(
 
 @pytest.mark.parametrize(("window", "kind"), [(16, PlainRows), (256, SharedPrefix)])
 def test_rows_longer_than_a_sliding_window_are_not_shared(tokenizer, lora, tmp_path, window, kind):
-    config = MistralConfig(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        sliding_window=window,
-    )
+    config = MistralConfig(**TINY_SIZES, sliding_window=window)
     trainer = make_trainer(MistralForCausalLM(config), tmp_path, tokenizer, peft_config=lora)
     assert encoding_used(trainer) is kind
 

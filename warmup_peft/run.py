@@ -21,10 +21,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from warmup_peft.arguments import EvaluateArguments, GenerateArguments, RunOptions
 from warmup_peft.data import has_split, load_split, read_json
-from warmup_peft.evaluation.harness import Prediction, answer_questions, is_an_option, left_padded
+from warmup_peft.evaluation.harness import Prediction, answer_questions, generate_texts, is_an_option, left_padded
 from warmup_peft.evaluation.metrics import multiple_choice_metrics
 from warmup_peft.evaluation.tasks import TASKS, MultipleChoice
-from warmup_peft.inference.decoding import WarmupConfig, append_warmups, pad_token_id, write_warmups
+from warmup_peft.inference.decoding import WarmupConfig, write_warmups
 from warmup_peft.inference.hub import METRICS_NAME, write_model_card
 from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, load_tokenizer
 from warmup_peft.method.scoring import evaluation_mode
@@ -81,15 +81,7 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
         peft_config=get_peft_config(model_args),
         callbacks=[interrupt],
     )
-    trainer.data_record = {
-        "dataset_name": script_args.dataset_name,
-        "dataset_config": script_args.dataset_config,
-        "dataset_test_split": script_args.dataset_test_split,
-        "test_split_size": options.test_split_size,
-        "task": options.task,
-        "answer_format": options.answer_format,
-        "train_rows": len(trainer.train_dataset),
-    }
+    trainer.data_record = data_record(script_args, options, len(trainer.train_dataset))
     if options.overwrite_output_dir and checkpoint is None and trainer.is_world_process_zero():
         remove_run(Path(args.output_dir))
     trainer.remove_callback(ProgressCallback)
@@ -102,8 +94,20 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        write_model_card(args.output_dir)
         print(f"Trained {trainer.state.global_step} steps. The adapter lies in {args.output_dir}")
+
+
+def data_record(script_args, options: RunOptions, train_rows: int) -> dict[str, Any]:
+    """Where the rows came from and how they were read, for `evaluate` and the model card."""
+    return {
+        "dataset_name": script_args.dataset_name,
+        "dataset_config": script_args.dataset_config,
+        "dataset_test_split": script_args.dataset_test_split,
+        "test_split_size": options.test_split_size,
+        "task": options.task,
+        "answer_format": options.answer_format,
+        "train_rows": train_rows,
+    }
 
 
 def training_rows(script_args, options: RunOptions, split: str, limit: int | None) -> Dataset:
@@ -360,14 +364,8 @@ def answer_prompts(
         law |= {"temperature": options.temperature, "top_p": options.top_p}
     with evaluation_mode(model):
         warmups = write_warmups(model, prompt, loaded.warmup_config, **law)
-        context = append_warmups(prompt, warmups, loaded.warmup_config, pad_token_id(model))
-        sequences = model.generate(
-            input_ids=context.ids,
-            attention_mask=context.mask.long(),
-            max_new_tokens=options.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            **law,
+        answers = generate_texts(
+            model, tokenizer, prompt, warmups, loaded.warmup_config, options.max_new_tokens, **law
         )
-    answers = tokenizer.batch_decode(sequences[:, context.ids.size(1) :], skip_special_tokens=True)
     for row, (text, answer) in enumerate(zip(prompts, answers)):
         yield text, tokenizer.decode(warmups.ids[row, 0, : warmups.lengths[row, 0]]), answer

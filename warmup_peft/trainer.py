@@ -114,15 +114,13 @@ class WarmupSFTTrainer(SFTTrainer):
         checkpointing = self.args.gradient_checkpointing_kwargs or {}
         if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):
             reason = "reentrant gradient checkpointing loses the gradient that flows through the shared prompt"
-        wanted = self.args.prefix_sharing
-        if wanted == "true" and reason is not None:
-            raise ValueError(f"prefix_sharing=true cannot be had: {reason}. Set prefix_sharing to auto.")
-        self._shares_prefix = wanted != "false" and reason is None
+        wanted = self.args.prefix_sharing != "false"
+        self._shares_prefix = wanted and reason is None
         self._sliding_window = sliding_window(self.model)
         self._branch_overhead = self.args.max_warmup_length + len(self._warmup_separator_ids)
         if self._shares_prefix:
             install(self.model)
-        elif wanted == "auto":
+        elif wanted:
             self._report_plain_rows(reason)
 
     @torch.no_grad()
@@ -148,6 +146,7 @@ class WarmupSFTTrainer(SFTTrainer):
             raise torch.OutOfMemoryError(memory_advice(self.args, self.model)) from error
 
     def _report_plain_rows(self, reason: str) -> None:
+        """Refuse, or say once, that prompts are not shared: of this model, or of rows beyond its sliding window."""
         if self.args.prefix_sharing == "true":
             raise ValueError(f"prefix_sharing=true cannot be had: {reason}. Set prefix_sharing to auto.")
         if not self._said_plain_rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,7 +137,9 @@ def generate_texts(
     warmups: Warmups,
     warmup_config: WarmupConfig | None,
     max_new_tokens: int,
+    **law: Any,
 ) -> list[str]:
+    """What the model writes after the warmups, greedily unless the `law` (`do_sample`, ...) says otherwise."""
     if max_new_tokens == 0:
         return [""] * len(prompt.ids)
     context = prompt if warmup_config is None else append_warmups(prompt, warmups, warmup_config, pad_token_id(model))
@@ -144,8 +147,8 @@ def generate_texts(
         input_ids=context.ids,
         attention_mask=context.mask.long(),
         max_new_tokens=max_new_tokens,
-        do_sample=False,
         pad_token_id=pad_token_id(model),
+        **{"do_sample": False, **law},
     )
     return tokenizer.batch_decode(sequences[:, context.ids.size(1) :], skip_special_tokens=True)
 

@@ -60,6 +60,7 @@ def settings(**changes) -> SimpleNamespace:
     defaults = dict(
         assistant_only_loss=False,
         warmup_anchor=0.0,
+        warmup_source="policy",
         router_aux_loss_coef=None,
         deepspeed_plugin=None,
         fsdp=[],

@@ -69,7 +69,7 @@ def world():
     return model, tokenizer
 
 
-def build_trainer(world, tmp_path, objective, beta=0.0):
+def build_trainer(world, tmp_path, objective, beta=0.0, **settings):
     model, tokenizer = world
     rows = [{"input_ids": PROMPT + TARGET, "labels": [-100] * len(PROMPT) + TARGET}]
     return make_trainer(
@@ -82,13 +82,16 @@ def build_trainer(world, tmp_path, objective, beta=0.0):
         warmup_separator="|",
         objective=objective,
         warmup_anchor=beta,
+        **settings,
     )
 
 
-def drawn_warmups(pair: tuple[Outcome, Outcome]) -> Warmups:
-    ids = torch.tensor([[[*outcome.drawn, STOP][:2] for outcome in pair]])
-    lengths = torch.tensor([[outcome.length for outcome in pair]])
-    return Warmups(ids, lengths, torch.tensor([[len(outcome.drawn) for outcome in pair]]))
+def drawn_warmups(pair: tuple[int, int], logp: Tensor) -> Warmups:
+    outcomes = [OUTCOMES[i] for i in pair]
+    ids = torch.tensor([[[*outcome.drawn, STOP][:2] for outcome in outcomes]])
+    lengths = torch.tensor([[outcome.length for outcome in outcomes]])
+    num_decisions = torch.tensor([[len(outcome.drawn) for outcome in outcomes]])
+    return Warmups(ids, lengths, num_decisions, logp[list(pair)].unsqueeze(0))
 
 
 def flat_gradient(model, loss: Tensor) -> Tensor:
@@ -96,9 +99,18 @@ def flat_gradient(model, loss: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double()
 
 
-def quantities(model) -> tuple[Tensor, Tensor, Tensor]:
-    """log P(c|x), R(c) and KL(c) of every outcome, with gradient, by plain forwards."""
-    logp, reward, kl = [], [], []
+class Quantities(NamedTuple):
+    """Of every outcome, with gradient, by plain forwards: log P(c|x), R(c), KL(c), q(c) and log Q(c|x)."""
+
+    logp: Tensor
+    reward: Tensor
+    kl: Tensor
+    token_prob: Tensor
+    base_logp: Tensor
+
+
+def quantities(model) -> Quantities:
+    logp, reward, kl, token_prob, base_logp = [], [], [], [], []
     for drawn, length in OUTCOMES:
         context = torch.tensor([[*PROMPT, *drawn]])
         law = model(context).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
@@ -109,11 +121,19 @@ def quantities(model) -> tuple[Tensor, Tensor, Tensor]:
         row = torch.tensor([[*PROMPT, *drawn[:length], SEPARATOR, *TARGET]])
         target_law = model(row).logits[0, -3:-1].log_softmax(-1)
         reward.append(target_law[0, TARGET[0]] + target_law[1, TARGET[1]])
-    return torch.stack(logp), torch.stack(reward), torch.stack(kl)
+        token_prob.append((target_law[0, TARGET[0]].exp() + target_law[1, TARGET[1]].exp()) / 2)
+        base_logp.append(sum(reference[t, token] for t, token in enumerate(drawn)))
+    return Quantities(*(torch.stack(values) for values in (logp, reward, kl, token_prob, base_logp)))
+
+
+def probability_without_a_warmup(model) -> Tensor:
+    with torch.no_grad():
+        law = model(torch.tensor([[*PROMPT, SEPARATOR, *TARGET]])).logits[0, -3:-1].softmax(-1)
+    return (law[0, TARGET[0]] + law[1, TARGET[1]]) / 2
 
 
 def exact_objective(name: str, model, beta: float) -> Tensor:
-    logp, reward, kl = quantities(model)
+    logp, reward, kl, token_prob, base_logp = quantities(model)
     p = logp.exp()
     assert p.sum().item() == pytest.approx(1.0, abs=1e-5)  # all outcomes are listed
     if name == "warmup":
@@ -124,6 +144,19 @@ def exact_objective(name: str, model, beta: float) -> Tensor:
         return (p * (reward - beta * kl)).sum()
     if name == "verifree":
         return (p * reward.exp()).sum()
+    if name == "rlpr":
+        gain = (token_prob.detach() - probability_without_a_warmup(model)).clamp(0, 1)
+        return (p.detach() * reward).sum() + (p * gain).sum()
+    if name == "posterior":  # the same bound with the model's present law, held fixed, for Q
+        name, base_logp = "posterior from the base", logp.detach()
+    if name in ("warmup from the base", "posterior from the base"):
+        q = base_logp.exp()
+        anchor = beta * (q * (base_logp - logp)).sum()  # KL(base || model)
+        if name == "warmup from the base":
+            return (q * reward).sum() - anchor
+        joint = reward + logp - base_logp
+        bound = torch.logaddexp(joint[:, None], joint[None, :]) - torch.tensor(2.0).log()
+        return (q[:, None] * q[None, :] * bound).sum() - anchor
     pairs = torch.logaddexp(reward[:, None], reward[None, :]) - torch.tensor(2.0).log()
     return (p[:, None] * p[None, :] * pairs).sum()
 
@@ -133,11 +166,13 @@ def expected_gradient(trainer, change=lambda warmups: warmups) -> Tensor:
     model = trainer.model
     model.train()
     with torch.no_grad():
-        p = quantities(model)[0].exp().double()
+        known = quantities(model)
+    logp = known.base_logp if trainer.args.warmup_source == "base" else known.logp
+    p = logp.exp().double()
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     total = 0.0
     for i, j in itertools.combinations_with_replacement(range(len(OUTCOMES)), 2):
-        warmups = change(drawn_warmups((OUTCOMES[i], OUTCOMES[j])))
+        warmups = change(drawn_warmups((i, j), logp))
         trainer._sample = lambda *_, warmups=warmups: warmups
         weight = p[i] * p[j] * (1 if i == j else 2)
         total = total + weight * flat_gradient(model, trainer.compute_loss(model, dict(batch)))
@@ -149,21 +184,35 @@ def exact_gradient(name: str, model, beta: float) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "beta"), [("warmup", 0.0), ("jensen", 0.0), ("log_mean_exp", 0.0), ("latro", BETA), ("verifree", 0.0)]
+    ("name", "beta"),
+    [
+        ("warmup", 0.0),
+        ("jensen", 0.0),
+        ("log_mean_exp", 0.0),
+        ("latro", BETA),
+        ("verifree", 0.0),
+        ("rlpr", 0.0),
+        ("posterior", 0.0),
+        ("warmup from the base", BETA),
+        ("posterior from the base", 0.0),
+        ("posterior from the base", BETA),
+    ],
 )
 def test_average_over_all_pairs_is_the_exact_gradient(world, tmp_path, name, beta):
-    trainer = build_trainer(world, tmp_path, name, beta)
+    objective, _, source = name.partition(" from the ")
+    trainer = build_trainer(world, tmp_path, objective, beta, warmup_source=source or "policy")
     assert relative_difference(expected_gradient(trainer), exact_gradient(name, trainer.model, beta)) < 1e-5
 
 
-def mean_with_itself(logp_BK, penalty_BK):
+def mean_with_itself(known):
+    logp_BK = known.logp_BK
     num_warmups = logp_BK.size(1)
     return torch.full_like(logp_BK, 1 / num_warmups), (logp_BK - logp_BK.mean(1, keepdim=True)) / num_warmups
 
 
-def mean_of_advantages(logp_BK, penalty_BK):
-    weight_BK, advantage_BK = objective_page.log_mean_exp(logp_BK, penalty_BK)
-    return weight_BK, advantage_BK / logp_BK.size(1)
+def mean_of_advantages(known):
+    weight_BK, advantage_BK = objective_page.log_mean_exp(known)
+    return weight_BK, advantage_BK / advantage_BK.size(1)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +230,17 @@ def test_a_stop_decision_left_out_is_caught(world, tmp_path):
     trainer = build_trainer(world, tmp_path, "jensen")
     wrong = expected_gradient(trainer, change=lambda warmups: warmups._replace(num_decisions=warmups.lengths))
     assert relative_difference(wrong, exact_gradient("jensen", trainer.model, 0.0)) > 1e-2
+
+
+def test_an_importance_ratio_left_out_is_caught(world, tmp_path, monkeypatch):
+    trainer = build_trainer(world, tmp_path, "posterior", warmup_source="base")
+    monkeypatch.setitem(
+        objective_page.OBJECTIVES,
+        "posterior",
+        lambda known: objective_page.posterior(known._replace(log_ratio_BK=torch.zeros_like(known.logp_BK))),
+    )
+    wrong = expected_gradient(trainer)
+    assert relative_difference(wrong, exact_gradient("posterior from the base", trainer.model, 0.0)) > 1e-2
 
 
 def test_every_outcome_ends_as_the_sampler_would_end_it(world, tmp_path):

@@ -38,6 +38,25 @@ REFUSED = [
     ({"objective": "?"}, "objective", "Choose one of warmup, jensen"),
     ({"objective": "latro", "warmup_sampling": "beam"}, "warmup_sampling", "Set it to 'multinomial'"),
     ({"objective": "verifree", "num_warmups": 1}, "num_warmups", "2 or more"),
+    ({"advantage_clip": 0.0, "objective": "jensen"}, "advantage_clip", "above 0"),
+    ({"advantage_clip": 0.2}, "advantage_clip", "has no advantages"),
+    ({"normalize_advantages": True}, "normalize_advantages", "has no advantages"),
+    (
+        {"normalize_advantages": True, "objective": "posterior", "num_warmups": 1},
+        "normalize_advantages",
+        "num_warmups to 2",
+    ),
+    ({"warmup_dropout": 1.0}, "warmup_dropout", "up to 1"),
+    ({"warmup_dropout": -0.1}, "warmup_dropout", "0 (off)"),
+    ({"warmup_dropout": 0.1, "objective": "log_mean_exp"}, "warmup_dropout", "one of warmup, jensen"),
+    ({"warmup_gain_steps": -1}, "warmup_gain_steps", "0 (never) or more"),
+    ({"num_warmups_to_print": 0}, "num_warmups_to_print", "1 or more"),
+    ({"warmup_source": "Base"}, "warmup_source", "'policy' or 'base'"),
+    ({"warmup_pool": "pool"}, "warmup_pool", "set warmup_source to 'base'"),
+    ({"warmup_source": "base", "warmup_pool_size": 3}, "warmup_pool_size", "num_warmups=4"),
+    ({"warmup_source": "base", "warmup_pool_batch_size": 0}, "warmup_pool_batch_size", "1 or more"),
+    ({"warmup_source": "base", "warmup_sampling": "beam"}, "warmup_sampling", "independent draws"),
+    ({"warmup_source": "base", "objective": "jensen"}, "objective", "Choose warmup or posterior"),
 ]
 ACCEPTED = [
     {"num_warmups": 1, "max_warmup_length": 1},
@@ -48,6 +67,11 @@ ACCEPTED = [
     {"warmup_sampling": "beam"},
     {"objective": "log_mean_exp", "num_warmups": 2},
     {"objective": "posterior", "num_warmups": 1},
+    {"objective": "rlpr", "num_warmups": 1, "advantage_clip": 1},
+    {"objective": "jensen", "normalize_advantages": True, "advantage_clip": 0.2, "warmup_dropout": 0.1},
+    {"warmup_source": "base", "warmup_pool": "pool", "warmup_pool_size": 4, "warmup_anchor": 0.3},
+    {"warmup_source": "base", "objective": "posterior", "num_warmups": 1, "warmup_pool_size": 1},
+    {"warmup_gain_steps": 0},
     {"warmup_sampling": "beam", "num_warmups": 1, "warmup_num_beams": 2},
     {"warmup_sampling": "beam", "num_warmups": 2, "warmup_num_beams": 5},
 ]
@@ -86,7 +110,9 @@ def test_values_that_work_are_kept(build, settings):
     assert {name: getattr(options, name) for name in settings} == settings
 
 
-@pytest.mark.parametrize("field", ["num_warmups", "max_warmup_length", "top_k", "warmup_num_beams"])
+@pytest.mark.parametrize(
+    "field", ["num_warmups", "max_warmup_length", "top_k", "warmup_num_beams", "warmup_pool_size"]
+)
 def test_counts_are_whole_numbers(field):
     with pytest.raises(ValueError, match=f"^{field}=4.5 "):
         config(**{field: 4.5, "warmup_sampling": "beam"})

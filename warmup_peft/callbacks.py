@@ -11,6 +11,8 @@ SHOWN = {
     "mean_token_accuracy": "token accuracy {:.2f}",
     "warmups/mean_length": "warmups {:.1f} tokens",
     "warmups/distinct": "distinct {:.2f}",
+    "warmups/overlap": "overlap {:.2f}",
+    "warmups/gain_over_none": "gain {:+.2f}",
     "warmups/kl": "KL {:.2f}",
     "learning_rate": "lr {:.1e}",
 }

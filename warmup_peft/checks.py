@@ -84,10 +84,11 @@ def check_adapter(model: str | PreTrainedModel, peft_config: Any, args: WarmupSF
                 "An adapter on `lm_head` is not supported by TRL's SFTTrainer nor here. Remove 'lm_head' from "
                 "target_modules ('all-linear' leaves it out by itself)."
             )
-    if args.warmup_anchor > 0 and not configs:
+    if args.warmup_anchor > 0 and args.warmup_source == "policy" and not configs:
         raise ValueError(
             f"warmup_anchor={args.warmup_anchor} compares with the model whose adapter is off, but this model "
-            "has no adapter. Pass a peft_config (such as peft.LoraConfig), or set warmup_anchor to 0."
+            "has no adapter. Pass a peft_config (such as peft.LoraConfig), set warmup_source to base, whose anchor "
+            "needs none, or set warmup_anchor to 0."
         )
 
 

@@ -33,6 +33,17 @@ def train(argv: Sequence[str]) -> None:
     run_training(*parse((ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelConfig), argv))
 
 
+def draw(argv: Sequence[str]) -> None:
+    """Draw the warmups of warmup_source 'base' and train nothing: warmup-peft draw --config recipe.yaml"""
+    from trl import ModelConfig, ScriptArguments
+
+    from warmup_peft.config import WarmupSFTConfig
+    from warmup_peft.run import run_draw
+
+    kinds = (ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelConfig)
+    run_draw(*parse(kinds, [*argv, "--warmup_source", "base"]))
+
+
 def evaluate(argv: Sequence[str]) -> None:
     """Score an adapter and its base on held-out questions: warmup-peft evaluate --adapter <folder>"""
     options = parse_one(arguments.EvaluateArguments, argv)
@@ -87,10 +98,11 @@ def bench(argv: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (train, evaluate, generate, merge, push, bench)
+    command.__name__: command for command in (train, draw, evaluate, generate, merge, push, bench)
 }
 OPTIONS = {
     "train": (WarmupOptions, arguments.RunOptions),
+    "draw": (WarmupOptions, arguments.RunOptions),
     "evaluate": (arguments.EvaluateArguments,),
     "generate": (arguments.GenerateArguments,),
     "merge": (arguments.MergeArguments,),
@@ -231,7 +243,7 @@ def print_options(name: str) -> None:
             print(f"  --{option.name} {describe(hints[option.name])}  ({default})")
             print(f"        {option.metadata['help']}")
         print()
-    if name == "train":
+    if name in ("train", "draw"):
         print(
             "Every field of TRL's SFTConfig, ModelConfig and ScriptArguments is an option too, here and in --config:\n"
             "--model_name_or_path, --dataset_name, --output_dir, --learning_rate, --load_in_4bit, ...\n"

@@ -39,20 +39,67 @@ class WarmupOptions:
     min_p: float | None = field(
         default=None, metadata={"help": "Draw from tokens of at least min_p times the probability of the likeliest."}
     )
-    objective: Literal["warmup", "jensen", "log_mean_exp", "latro", "verifree", "posterior"] = field(
+    objective: Literal["warmup", "jensen", "log_mean_exp", "latro", "verifree", "posterior", "rlpr"] = field(
         default="warmup",
         metadata={
             "help": "What is maximised, see the table in warmup_peft/method/objective.py: 'warmup' is Warmup "
             "Generations; the others also train what is written as a warmup."
         },
     )
+    normalize_advantages: bool = field(
+        default=False,
+        metadata={"help": "Centre each example's advantages and divide them by their spread over its K warmups."},
+    )
+    advantage_clip: float | None = field(
+        default=None, metadata={"help": "Keep every advantage within plus and minus this."}
+    )
+    warmup_source: Literal["policy", "base"] = field(
+        default="policy",
+        metadata={
+            "help": "Who writes the warmups of the training: 'policy', the model as it is now (the paper), or 'base', "
+            "the model with its adapter off, which draws them once, before training."
+        },
+    )
     warmup_anchor: float = field(
         default=0.0,
         metadata={
-            "help": "beta: weight of the divergence KL(model || model with its adapter off) at the warmup's tokens, "
-            "which keeps warmups from collapsing into a draft of the answer. 0 is the paper; 0.3 is a good start."
+            "help": "beta: weight of the divergence between the model and the model with its adapter off at the "
+            "warmup's tokens, which keeps warmups from collapsing into a draft of the answer. 0 is the paper; 0.3 is "
+            "a good start. With warmup_source 'base' it is cross-entropy on the warmups."
         },
     )
+    warmup_pool_size: int = field(
+        default=16,
+        metadata={"help": "M: draws for each prompt with warmup_source 'base'; every epoch takes K of them."},
+    )
+    warmup_pool: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the drawn warmups, to share them between runs; output_dir/warmup_pool where it is not "
+            "set. What is there is used, what is missing is drawn."
+        },
+    )
+    warmup_pool_batch_size: int = field(
+        default=256, metadata={"help": "Warmups drawn at a time for the pool; lower it where memory runs out."}
+    )
+    warmup_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the warmups that are left out (prompt, separator, target), so that the adapter also "
+            "answers without one."
+        },
+    )
+    warmup_gain_steps: int = field(
+        default=10,
+        metadata={
+            "help": "Every so many steps, measure what the target gains over no warmup and over another example's; "
+            "0 never."
+        },
+    )
+    log_warmups: bool = field(
+        default=False, metadata={"help": "Show a table of prompts, warmups and their scores at every log."}
+    )
+    num_warmups_to_print: int = field(default=2, metadata={"help": "Prompts in that table."})
 
     prefix_sharing: Literal["auto", "true", "false"] = field(
         default="auto",
@@ -76,22 +123,10 @@ class WarmupOptions:
             self.prefix_sharing,
             "Choose auto, true or false.",
         )
-        for name in ("num_warmups", "max_warmup_length", "top_k", "warmup_num_beams"):
+        for name, (kind, word) in _KINDS.items():
             value = getattr(self, name)
-            _require(
-                isinstance(value, int) or (value is None and name == "warmup_num_beams"),
-                name,
-                value,
-                "Set it to a whole number.",
-            )
-        for name in ("temperature", "top_p", "min_p", "warmup_anchor"):
-            value = getattr(self, name)
-            _require(
-                isinstance(value, int | float) or (value is None and name == "min_p"),
-                name,
-                value,
-                "Set it to a number.",
-            )
+            may_be_none = name in ("warmup_num_beams", "min_p", "advantage_clip") and value is None
+            _require(isinstance(value, kind) or may_be_none, name, value, f"Set it to a {word}.")
         _require(self.num_warmups >= 1, "num_warmups", self.num_warmups, "Set it to 1 or more; the paper uses 4.")
         _require(
             self.max_warmup_length >= 1,
@@ -111,7 +146,21 @@ class WarmupOptions:
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "Set it above 0 and at most 1 (off).")
         _require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "Leave it out or set 0 to 1.")
         _require(0 <= self.warmup_anchor < math.inf, "warmup_anchor", self.warmup_anchor, "Set it to 0 (off) or more.")
+        _require(
+            self.advantage_clip is None or self.advantage_clip > 0,
+            "advantage_clip",
+            self.advantage_clip,
+            "Set it above 0, or leave it out.",
+        )
+        _require(0 <= self.warmup_dropout < 1, "warmup_dropout", self.warmup_dropout, "Set it to 0 (off) up to 1.")
+        _require(
+            self.warmup_gain_steps >= 0, "warmup_gain_steps", self.warmup_gain_steps, "Set it to 0 (never) or more."
+        )
+        _require(
+            self.num_warmups_to_print >= 1, "num_warmups_to_print", self.num_warmups_to_print, "Set it to 1 or more."
+        )
         self._check_objective()
+        self._check_source()
         if self.warmup_sampling == "multinomial":
             _require(
                 self.warmup_num_beams is None,
@@ -136,8 +185,29 @@ class WarmupOptions:
             self.objective,
             f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(OBJECTIVE_NAMES)}.",
         )
+        equal_weights = ("warmup", "jensen", "latro", "rlpr")
+        _require(
+            self.warmup_dropout == 0 or self.objective in equal_weights,
+            "warmup_dropout",
+            self.warmup_dropout,
+            f"objective {self.objective} would weigh left-out warmups against the others. Set it to 0, or objective "
+            f"to one of {', '.join(equal_weights)}.",
+        )
+        shapes_advantages = self.normalize_advantages or self.advantage_clip is not None
         if self.objective == "warmup":
+            _require(
+                not shapes_advantages,
+                "normalize_advantages" if self.normalize_advantages else "advantage_clip",
+                True if self.normalize_advantages else self.advantage_clip,
+                "objective warmup has no advantages. Leave it out, or choose another objective.",
+            )
             return
+        _require(
+            self.num_warmups >= 2 or not self.normalize_advantages,
+            "normalize_advantages",
+            self.normalize_advantages,
+            "One warmup has no spread. Set num_warmups to 2 or more.",
+        )
         _require(
             self.warmup_sampling == "multinomial",
             "warmup_sampling",
@@ -145,10 +215,48 @@ class WarmupOptions:
             f"objective {self.objective} needs independent draws, which beams are not. Set it to 'multinomial'.",
         )
         _require(
-            self.num_warmups >= 2 or self.objective == "posterior",
+            self.num_warmups >= 2 or self.objective in ("posterior", "rlpr"),
             "num_warmups",
             self.num_warmups,
             f"objective {self.objective} compares warmups with each other. Set it to 2 or more.",
+        )
+
+    def _check_source(self) -> None:
+        _require(
+            self.warmup_source in ("policy", "base"), "warmup_source", self.warmup_source, "Choose 'policy' or 'base'."
+        )
+        if self.warmup_source == "policy":
+            _require(
+                self.warmup_pool is None,
+                "warmup_pool",
+                self.warmup_pool,
+                "It belongs to warmup_source 'base'; leave it out or set warmup_source to 'base'.",
+            )
+            return
+        _require(
+            self.warmup_sampling == "multinomial",
+            "warmup_sampling",
+            self.warmup_sampling,
+            "warmup_source base needs independent draws, which beams are not. Set it to 'multinomial'.",
+        )
+        _require(
+            self.objective in ("warmup", "posterior"),
+            "objective",
+            self.objective,
+            "It compares the model's own draws, and warmup_source base has the base model's. Choose warmup or "
+            "posterior, or set warmup_source to 'policy'.",
+        )
+        _require(
+            self.warmup_pool_size >= self.num_warmups,
+            "warmup_pool_size",
+            self.warmup_pool_size,
+            f"Each epoch takes num_warmups={self.num_warmups} of these draws: set it to that or more.",
+        )
+        _require(
+            self.warmup_pool_batch_size >= 1,
+            "warmup_pool_batch_size",
+            self.warmup_pool_batch_size,
+            "Set it to 1 or more.",
         )
 
     @property
@@ -159,6 +267,23 @@ class WarmupOptions:
         return self.num_warmups if self.warmup_num_beams is None else self.warmup_num_beams
 
 
+_WHOLE, _NUMBER = (int, "whole number"), (int | float, "number")
+_KINDS = {
+    "num_warmups": _WHOLE,
+    "max_warmup_length": _WHOLE,
+    "top_k": _WHOLE,
+    "warmup_num_beams": _WHOLE,
+    "warmup_pool_size": _WHOLE,
+    "warmup_pool_batch_size": _WHOLE,
+    "warmup_gain_steps": _WHOLE,
+    "num_warmups_to_print": _WHOLE,
+    "temperature": _NUMBER,
+    "top_p": _NUMBER,
+    "min_p": _NUMBER,
+    "warmup_anchor": _NUMBER,
+    "warmup_dropout": _NUMBER,
+    "advantage_clip": _NUMBER,
+}
 OBJECTIVE_NAMES = get_args(get_type_hints(WarmupOptions)["objective"])
 
 

@@ -21,12 +21,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from warmup_peft.arguments import EvaluateArguments, GenerateArguments, RunOptions
 from warmup_peft.data import has_split, load_split, read_json
-from warmup_peft.evaluation.harness import Prediction, answer_questions, generate_texts, is_an_option, left_padded
+from warmup_peft.evaluation.harness import Prediction, answer_questions, generate_texts, is_an_option
 from warmup_peft.evaluation.metrics import multiple_choice_metrics
 from warmup_peft.evaluation.tasks import TASKS, MultipleChoice
 from warmup_peft.inference.decoding import WarmupConfig, write_warmups
 from warmup_peft.inference.hub import METRICS_NAME, write_model_card
 from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, load_tokenizer
+from warmup_peft.method.branches import left_padded
+from warmup_peft.method.pool import POOL_NAME
 from warmup_peft.method.scoring import evaluation_mode
 
 RUN_FILES = ("adapter_config.json", "adapter_model.safetensors", "warmup_config.json", "warmup_training.json",
@@ -43,9 +45,36 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
     Raises:
         ValueError: bad input, before anything is loaded or written.
     """
+    from warmup_peft.callbacks import ShortProgress, StopOnInterrupt
+
+    checkpoint = checkpoint_to_resume(args)
+    check_output_dir(Path(args.output_dir), options.overwrite_output_dir, resuming=checkpoint is not None)
+    trainer = build_trainer(script_args, options, args, model_args)
+    if options.overwrite_output_dir and checkpoint is None and trainer.is_world_process_zero():
+        remove_run(Path(args.output_dir))
+    interrupt = StopOnInterrupt()
+    trainer.add_callback(interrupt)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ShortProgress())
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if interrupt.interrupted:
+        last = get_last_checkpoint(args.output_dir)
+        print(f"Stopped at step {trainer.state.global_step}. Go on with: --resume_from_checkpoint {last}")
+        raise KeyboardInterrupt
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        print(f"Trained {trainer.state.global_step} steps. The adapter lies in {args.output_dir}")
+
+
+def build_trainer(script_args, options: RunOptions, args, model_args):
+    """The `WarmupSFTTrainer` of a recipe.
+
+    Raises:
+        ValueError: bad input, before a model is loaded.
+    """
     from trl import get_peft_config, get_quantization_config
 
-    from warmup_peft.callbacks import ShortProgress, StopOnInterrupt
     from warmup_peft.trainer import WarmupSFTTrainer
 
     if model_args.model_name_or_path is None:
@@ -53,8 +82,6 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
     if script_args.dataset_name is None:
         raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
     check_counts(options, max_train_samples=1)
-    checkpoint = checkpoint_to_resume(args)
-    check_output_dir(Path(args.output_dir), options.overwrite_output_dir, resuming=checkpoint is not None)
     if Path(args.output_dir).resolve() == Path(model_args.model_name_or_path).resolve():
         raise ValueError(f"output_dir={args.output_dir} is the base model's own folder. Choose another --output_dir.")
     disable_progress_bars()
@@ -70,7 +97,6 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
         "dtype": model_args.dtype,
         **(args.model_init_kwargs or {}),
     }
-    interrupt = StopOnInterrupt()
     trainer = WarmupSFTTrainer(
         model=model_args.model_name_or_path,
         args=args,
@@ -79,22 +105,22 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
-        callbacks=[interrupt],
     )
     trainer.data_record = data_record(script_args, options, len(trainer.train_dataset))
-    if options.overwrite_output_dir and checkpoint is None and trainer.is_world_process_zero():
-        remove_run(Path(args.output_dir))
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ShortProgress())
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if interrupt.interrupted:
-        last = get_last_checkpoint(args.output_dir)
-        print(f"Stopped at step {trainer.state.global_step}. Go on with: --resume_from_checkpoint {last}")
-        raise KeyboardInterrupt
-    trainer.save_model()
-    trainer.save_state()
+    return trainer
+
+
+def run_draw(script_args, options: RunOptions, args, model_args) -> None:
+    """Draw the warmups of a training with `warmup_source: base`, and train nothing.
+
+    Raises:
+        ValueError: bad input, before a model is loaded.
+    """
+    trainer = build_trainer(script_args, options, args, model_args)
+    pool = trainer.draw_warmups()
     if trainer.is_world_process_zero():
-        print(f"Trained {trainer.state.global_step} steps. The adapter lies in {args.output_dir}")
+        print(f"{pool.num_draws} warmups for each of {len(pool):,} prompts lie in {pool.folder}")
+        print(f"Train with them: --warmup_source base --warmup_pool {pool.folder}")
 
 
 def data_record(script_args, options: RunOptions, train_rows: int) -> dict[str, Any]:
@@ -152,9 +178,9 @@ def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove a run's own files and checkpoints, nothing else."""
-    for path in checkpoints(folder):
-        shutil.rmtree(path)
+    """Remove a run's own files, checkpoints and warmups, nothing else."""
+    for path in (*checkpoints(folder), folder / POOL_NAME):
+        shutil.rmtree(path, ignore_errors=not path.exists())
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
 

@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from torch.distributions import Categorical
-from transformers import AutoProcessor, PreTrainedModel, TrainingArguments
+from tqdm import tqdm
+from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
@@ -34,16 +36,44 @@ from warmup_peft.checks import (
     memory_advice,
     model_config,
 )
-from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.inference.decoding import WarmupConfig, end_token_ids, separator_token_ids
 from warmup_peft.inference.hub import own_model_card
 from warmup_peft.inference.loading import TrainingRecord
-from warmup_peft.method.branches import Branches, Tokens, Warmups, lay_out_branches, prefix_mask, split_examples
-from warmup_peft.method.objective import NEEDS_WARMUP_LOGP, divergence, token_logps, warmup_loss
+from warmup_peft.method.branches import (
+    Branches,
+    Tokens,
+    Warmups,
+    lay_out_branches,
+    left_padded,
+    prefix_mask,
+    split_examples,
+)
+from warmup_peft.method.diagnostics import no_warmup
+from warmup_peft.method.objective import (
+    NEEDS_GAIN,
+    NEEDS_WARMUP_LOGP,
+    Scores,
+    credit_of,
+    divergence,
+    token_logps,
+    warmup_loss,
+)
+from warmup_peft.method.pool import POOL_NAME, DrawFunction, WarmupPool
 from warmup_peft.method.prefix import SharedPrefix, install, sliding_window, why_not_shareable
 from warmup_peft.method.sampling import SamplingSettings, sample_warmups
 from warmup_peft.method.scoring import PlainRows, evaluation_mode, score_after_prompt, without_peft_wrapper
+from warmup_peft.monitor import Ratios, WarmupMonitor
 from warmup_peft.options import WarmupOptions
+from warmup_peft.preparation import (
+    apply_dict_formatting,
+    as_warmup_config,
+    base_fingerprint,
+    format_rows,
+    load_tokenizer,
+    prompts_of,
+    report_lengths,
+    tokenizer_fingerprint,
+)
 from warmup_peft.quantization import keep_4bit_weights_in_place
 
 logger = logging.getLogger(__name__)
@@ -107,6 +137,8 @@ class WarmupSFTTrainer(SFTTrainer):
             top_p=args.top_p,
             min_p=args.min_p,
         )
+        self._monitor = WarmupMonitor(args, self._tokenizer)
+        self._pool: WarmupPool | None = None
 
     def _choose_encoding(self) -> None:
         """Share each prompt among its branches where that is exact; otherwise say once why not, or refuse."""
@@ -163,11 +195,18 @@ class WarmupSFTTrainer(SFTTrainer):
             )
         prompt, target = split_examples(inputs["input_ids"], inputs["labels"], inputs["attention_mask"])
         encoded = self._encode(model, prompt, target)
-        warmups = self._sample(model, encoded)
+        warmups = self._leave_some_out(self._sample(model, encoded))
         scores = self._score(model, encoded, warmups, target)
         self._check_numbers(scores.target_logp_BK)
+        method = {"objective": self.args.objective, "beta": self.args.warmup_anchor}
+        credit = credit_of(
+            scores,
+            **method,
+            normalize_advantages=self.args.normalize_advantages,
+            advantage_clip=self.args.advantage_clip,
+        )
 
-        loss = warmup_loss(*scores, objective=self.args.objective, beta=self.args.warmup_anchor)
+        loss = warmup_loss(scores, credit, **method)
         num_targets = target.mask.sum() if num_items_in_batch is None else num_items_in_batch
         loss = loss / torch.as_tensor(num_targets).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -175,7 +214,7 @@ class WarmupSFTTrainer(SFTTrainer):
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
 
         self._count_tokens(inputs)
-        self._record_warmups(warmups, scores.kl_BK)
+        self._record(encoded, warmups, target, scores, credit)
         return loss
 
     def _encode(self, model, prompt: Tokens, target: Tokens) -> PlainRows | SharedPrefix:
@@ -206,19 +245,41 @@ class WarmupSFTTrainer(SFTTrainer):
             )  # fmt: skip
 
     def _sample(self, model, encoded: PlainRows | SharedPrefix) -> Warmups:
+        """Training warmups of `warmup_source`; in evaluation always the model's own."""
+        if self._draws_from_pool:
+            return self._pool.sample(
+                encoded.prompt,
+                self.args.num_warmups,
+                seed=self.args.seed,
+                epoch=int(self.state.epoch or 0),
+                pad_token_id=self._tokenizer.pad_token_id,
+            )
         with self.accelerator.autocast():
             return sample_warmups(self.accelerator.unwrap_model(model), encoded, self._sampling)
 
+    @property
+    def _draws_from_pool(self) -> bool:
+        return self.args.warmup_source == "base" and self._mode == "train"
+
+    def _leave_some_out(self, warmups: Warmups) -> Warmups:
+        if self.args.warmup_dropout == 0 or self._mode == "eval":
+            return warmups
+        return warmups.emptied(torch.rand(warmups.lengths.shape, device=warmups.ids.device) < self.args.warmup_dropout)
+
+    def _lay_out(self, warmups: Warmups, target: Tokens) -> Branches:
+        separator_ids = torch.tensor(self._warmup_separator_ids, device=target.ids.device)
+        return lay_out_branches(warmups.tokens(), separator_ids, target.repeat_for_branches(warmups.ids.size(1)))
+
     def _score(self, model, encoded: PlainRows | SharedPrefix, warmups: Warmups, target: Tokens) -> Scores:
-        """One forward over the branches, with gradient; with an anchor another one, adapter off, without.
+        """One forward over the branches, with gradient; the anchor of own draws takes a second, adapter off, without.
 
         Warmups of an example that coincide are scored once.
         """
         distinct, index_BK = warmups.distinct()
-        separator_ids = torch.tensor(self._warmup_separator_ids, device=target.ids.device)
-        branches = lay_out_branches(distinct.tokens(), separator_ids, target.repeat_for_branches(distinct.ids.size(1)))
-        has_anchor, has_advantage = self.args.warmup_anchor > 0, self.args.objective in NEEDS_WARMUP_LOGP
-        num_decisions = distinct.num_decisions * (has_anchor or has_advantage)
+        branches = self._lay_out(distinct, target)
+        needs_anchor = self.args.warmup_anchor > 0 and (self._draws_from_pool or isinstance(self.model, PeftModel))
+        needs_advantage = self.args.objective in NEEDS_WARMUP_LOGP
+        num_decisions = distinct.num_decisions * (needs_anchor or needs_advantage)
         is_decision = prefix_mask(num_decisions, branches.mask.size(-1))
         predicted = branches.is_target | is_decision
         logits = encoded.predictions(branches, predicted)
@@ -227,22 +288,47 @@ class WarmupSFTTrainer(SFTTrainer):
 
         def to_warmups(values_N: Tensor, mask: Tensor) -> Tensor:
             """(B, K) sums over the tokens whose values these are, in row-major order of the mask."""
-            return values_N.new_zeros(mask.shape).masked_scatter(mask, values_N).sum(-1).gather(1, index_BK)
+            return sums_where(mask, values_N).gather(1, index_BK)
 
         target_logits, target_ids = logits[branches.is_target[predicted]], branches.ids[branches.is_target]
-        target_logp_BK = to_warmups(token_logps(target_logits, target_ids), branches.is_target)
+        target_logp_N = token_logps(target_logits, target_ids)
         self._record_targets(target_logits.detach(), target_ids, lambda values: to_warmups(values, branches.is_target))
-        warmup_logp_BK = kl_BK = None
+        warmup_logp_BK = kl_BK = gain_BK = None
         decision_logits = logits[is_decision[predicted]]
-        if has_advantage:
+        if needs_advantage or (needs_anchor and self._draws_from_pool):
             drawn_ids = distinct.ids[prefix_mask(num_decisions, distinct.ids.size(-1))]
             warmup_logp_BK = to_warmups(self._sampling.logps(decision_logits, drawn_ids), is_decision)
-        if has_anchor:
-            unwrapped = self.accelerator.unwrap_model(model)
-            with evaluation_mode(unwrapped), adapter_off(unwrapped), self.accelerator.autocast():
-                reference_logits = score_after_prompt(unwrapped, encoded.prompt, branches, is_decision)
+        drawn_logp_BK = warmups.logp if self._draws_from_pool else None
+        if needs_anchor and self._draws_from_pool:
+            kl_BK = drawn_logp_BK - warmup_logp_BK
+        elif needs_anchor:
+            reference_logits = self._without_adapter(model, encoded.prompt, branches, is_decision)
             kl_BK = to_warmups(divergence(decision_logits, reference_logits), is_decision)
-        return Scores(target_logp_BK, warmup_logp_BK, kl_BK)
+        if self.args.objective in NEEDS_GAIN:
+            probability_BK = to_warmups(target_logp_N.detach().exp(), branches.is_target)
+            alone_B1 = self._target_sums(encoded, no_warmup(warmups), target, torch.exp)
+            gain_BK = (probability_BK - alone_B1) / target.mask.sum(1, keepdim=True)
+        target_logp_BK = to_warmups(target_logp_N, branches.is_target)
+        return Scores(target_logp_BK, warmup_logp_BK, kl_BK, drawn_logp_BK, gain_BK)
+
+    def _without_adapter(self, model, prompt: Tokens, branches: Branches, predicted: Tensor) -> Tensor:
+        """Logits (N, V) of the selected predictions with the adapter off, without gradient."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        with evaluation_mode(unwrapped), adapter_off(unwrapped), self.accelerator.autocast():
+            return score_after_prompt(unwrapped, prompt, branches, predicted)
+
+    @torch.no_grad()
+    def _target_sums(
+        self,
+        encoded: PlainRows | SharedPrefix,
+        warmups: Warmups,
+        target: Tokens,
+        of: Callable[[Tensor], Tensor] = lambda logps: logps,
+    ) -> Tensor:
+        """(B, K) sums over the target's tokens after these warmups, `of` their log-probabilities, without gradient."""
+        branches = self._lay_out(warmups, target)
+        logits = encoded.predictions(branches, branches.is_target)
+        return sums_where(branches.is_target, of(token_logps(logits, branches.ids[branches.is_target])))
 
     # ---- Metrics: TRL's own, and the warmups' ----
 
@@ -250,18 +336,26 @@ class WarmupSFTTrainer(SFTTrainer):
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
-    def _log_metric(self, name: str, numerator: Tensor, denominator: Tensor) -> None:
-        """Append a ratio of sums over all ranks."""
-        sums = self.accelerator.reduce(torch.stack([numerator.float(), denominator.float()]), reduction="sum")
-        self._metrics[self._mode][name].append((sums[0] / sums[1].clamp(min=1)).item())
+    def _log_ratios(self, ratios: Ratios) -> None:
+        """Append ratios of sums over all ranks; what was counted nowhere is left out."""
+        sums = torch.stack([x.float() for pair in ratios.values() for x in pair])
+        sums = self.accelerator.reduce(sums, reduction="sum").view(-1, 2).tolist()
+        for name, (numerator, denominator) in zip(ratios, sums):
+            if denominator:
+                self._metrics[self._mode][name].append(numerator / denominator)
 
     @torch.no_grad()
     def _record_targets(self, logits_NV: Tensor, ids_N: Tensor, to_warmups: Callable[[Tensor], Tensor]) -> None:
         """TRL's `entropy` and `mean_token_accuracy` over target tokens, averaged over the warmups."""
         count = to_warmups(torch.ones_like(ids_N)).sum()
         entropy_N = torch.cat([Categorical(logits=rows.float()).entropy() for rows in logits_NV.split(ENTROPY_ROWS)])
-        self._log_metric("entropy", to_warmups(entropy_N).sum(), count)
-        self._log_metric("mean_token_accuracy", to_warmups((logits_NV.argmax(-1) == ids_N).long()).sum(), count)
+        is_right_N = (logits_NV.argmax(-1) == ids_N).long()
+        self._log_ratios(
+            {
+                "entropy": (to_warmups(entropy_N).sum(), count),
+                "mean_token_accuracy": (to_warmups(is_right_N).sum(), count),
+            }
+        )
 
     def _count_tokens(self, inputs: dict[str, Tensor]) -> None:
         """TRL's `num_tokens`: tokens of the data seen in training, whatever is generated beside them."""
@@ -270,23 +364,95 @@ class WarmupSFTTrainer(SFTTrainer):
             self._total_train_tokens += count.item() // self._tp_size
         self._metrics[self._mode]["num_tokens"] = [self._total_train_tokens]
 
-    @torch.no_grad()
-    def _record_warmups(self, warmups: Warmups, kl_BK: Tensor | None) -> None:
-        count = torch.tensor(warmups.lengths.numel(), device=warmups.lengths.device)
-        self._log_metric("warmups/mean_length", warmups.lengths.sum(), count)
-        self._log_metric("warmups/stopped", warmups.stopped.sum(), count)
-        is_repeated = warmups.same_draws().tril(-1).any(-1)
-        self._log_metric("warmups/distinct", (~is_repeated).sum(), count)
-        if kl_BK is not None:
-            self._log_metric("warmups/kl", kl_BK.sum(), count)
+    def _record(self, encoded, warmups: Warmups, target: Tokens, scores: Scores, credit) -> None:
+        ratios = self._monitor.ratios(encoded.prompt, warmups, target, scores, credit)
+        every = self.args.warmup_gain_steps
+        if every and (self._mode == "eval" or self.state.global_step % every == 0):
+            ratios |= self._monitor.gains(warmups, scores, lambda instead: self._target_sums(encoded, instead, target))
+        self._log_ratios(ratios)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As TRL's; then the table of `log_warmups`, and a warning where warmups have collapsed."""
+        super().log(logs, start_time)
+        if self._mode == "train" and self.is_world_process_zero():
+            self._monitor.warn(logs, self.state.global_step / max(self.state.max_steps, 1))
+            self._monitor.show(self.state.global_step)
+
+    # ---- The pool: warmups drawn once, before training ----
+
+    def train(self, *positional, **keywords):
+        """As in `SFTTrainer`; with `warmup_source="base"` the warmups that are missing are drawn first."""
+        if self.args.warmup_source == "base":
+            self.draw_warmups()
+        return super().train(*positional, **keywords)
+
+    def draw_warmups(self, draw: DrawFunction | None = None) -> WarmupPool:
+        """Draw M warmups for each training prompt from the model with its adapter off, where they are not there yet.
+
+        Args:
+            draw: who draws instead of this model: prompts (lists of token ids) and a seed -> `Warmups` (B, M).
+
+        Raises:
+            ValueError: a pool of another model, tokenizer or law, a file that was cut short, or a base model all of
+                whose warmups are empty or equal.
+        """
+        args, accelerator = self.args, self.accelerator
+        folder = Path(args.warmup_pool or Path(args.output_dir, POOL_NAME))
+        pool = WarmupPool(folder, self._law(), args.warmup_pool_size)
+        prompts = list(prompts_of(self.train_dataset))
+        missing = len(pool.missing(prompts))
+        if missing and len(pool) and accelerator.is_main_process:
+            logger.warning("%d prompts have no warmups in %s yet; they are drawn now.", missing, folder)
+        is_quiet = not missing or args.disable_tqdm or not accelerator.is_main_process
+        with tqdm(total=missing, desc="drawing warmups", unit="prompt", disable=is_quiet) as bar:
+            pool.draw_missing(
+                prompts,
+                draw or self._draw_from_base,
+                seed=args.seed,
+                prompts_per_batch=max(1, args.warmup_pool_batch_size // args.warmup_pool_size),
+                share=(accelerator.process_index, accelerator.num_processes),
+                on_progress=lambda count: bar.update(min(count * accelerator.num_processes, missing - bar.n)),
+            )
+        accelerator.wait_for_everyone()
+        pool.load()
+        useless = pool.why_useless()
+        if useless:
+            raise ValueError(
+                f"Nothing can be learnt with warmup_source base: {useless}. Choose a base model (or a prompt) after "
+                "which it has something to say, or set warmup_source to 'policy'."
+            )
+        self._pool = pool
+        return pool
+
+    def _law(self) -> dict[str, Any]:
+        """What the warmups of a pool depend on beside their prompts."""
+        names = ("max_length", "end_token_ids", "separator_ids", "temperature", "top_k", "top_p", "min_p")
+        return {
+            "base model": base_fingerprint(self.accelerator.unwrap_model(self.model)),
+            "tokenizer": tokenizer_fingerprint(self._tokenizer),
+            **{name: getattr(self._sampling, name) for name in names},
+        }
+
+    def _draw_from_base(self, prompts: list[np.ndarray], seed: int) -> Warmups:
+        model = self.accelerator.unwrap_model(self.model)
+        settings = dataclasses.replace(self._sampling, num_warmups=self.args.warmup_pool_size)
+        with self._own_random_numbers(seed), adapter_off(model), self.accelerator.autocast():
+            prompt = left_padded([ids.tolist() for ids in prompts], self.accelerator.device)
+            return sample_warmups(model, PlainRows(model, model, prompt), settings)
+
+    @contextmanager
+    def _own_random_numbers(self, seed: int) -> Iterator[None]:
+        """Draw from a seed, and leave the training's random numbers as they are."""
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
 
     # ---- Around the training loop ----
 
     def evaluation_loop(self, *positional, **keywords):
-        """Draw the same warmups at every evaluation, and leave the training's random numbers as they are."""
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.args.seed)
+        """Draw the same warmups at every evaluation."""
+        with self._own_random_numbers(self.args.seed):
             return super().evaluation_loop(*positional, **keywords)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
@@ -350,94 +516,19 @@ class WarmupSFTTrainer(SFTTrainer):
         )
 
 
-class Scores(NamedTuple):
-    """(B, K) each, in nats: log P(y|x,c,s), log P(c|x) where the objective asks for it, and the anchor's KL."""
-
-    target_logp_BK: Tensor
-    warmup_logp_BK: Tensor | None
-    kl_BK: Tensor | None
+def sums_where(mask_BKT: Tensor, values_N: Tensor) -> Tensor:
+    """(B, K) sums of the values that stand where the mask is true, in row-major order."""
+    return values_N.new_zeros(mask_BKT.shape).masked_scatter(mask_BKT, values_N).sum(-1)
 
 
 @contextmanager
-def adapter_off(model: PeftModel) -> Iterator[None]:
-    """`disable_adapter`, which on its way back would unfreeze what its user froze."""
+def adapter_off(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """`disable_adapter`, which on its way back would unfreeze what its user froze. Without an adapter, nothing."""
+    if not isinstance(model, PeftModel):
+        yield
+        return
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     with model.disable_adapter():
         yield
     for parameter in frozen:
         parameter.requires_grad_(False)
-
-
-def as_warmup_config(args: TrainingArguments | None, model: str | PreTrainedModel) -> WarmupSFTConfig:
-    """Like `SFTTrainer`, take no settings, plain `TrainingArguments` or an `SFTConfig` too."""
-    if isinstance(args, WarmupSFTConfig):
-        return args
-    if args is None:
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        return WarmupSFTConfig(f"{name.split('/')[-1]}-WarmupSFT")
-    values = args.to_dict()
-    tokens = {name: getattr(args, name) for name in values if name.endswith("_token")}  # to_dict hides them all
-    return WarmupSFTConfig(**{**values, **tokens})
-
-
-def apply_dict_formatting(arguments: dict[str, Any]) -> Callable | None:
-    """Apply a `formatting_func` that returns `prompt` and `completion` to the data sets, and return it.
-
-    Raises:
-        ValueError: it returns text.
-    """
-    formatting_func: Callable | None = arguments.get("formatting_func")
-    dataset = arguments.get("train_dataset")
-    sample = next(iter(dataset), None) if dataset is not None else None
-    if formatting_func is None or sample is None or "input_ids" in sample:
-        return None
-    if not isinstance(formatting_func(sample), dict):
-        raise ValueError(
-            "formatting_func returns text, which does not show where the prompt ends and the target begins. Let it "
-            "return {'prompt': ..., 'completion': ...}."
-        )
-    arguments["formatting_func"] = None
-    for name in ("train_dataset", "eval_dataset"):
-        if arguments.get(name) is not None:
-            arguments[name] = format_rows(arguments[name], formatting_func)
-    return formatting_func
-
-
-def format_rows(data: Any, formatting_func: Callable) -> Any:
-    """A data set, or a dictionary of them, whose rows are what `formatting_func` makes of them."""
-    if isinstance(data, dict):
-        return {name: format_rows(each, formatting_func) for name, each in data.items()}
-    if data is None or isinstance(data, str) or "input_ids" in data.column_names:
-        return data
-    return data.map(formatting_func, remove_columns=data.column_names)
-
-
-def load_tokenizer(model: str | PreTrainedModel, args: WarmupSFTConfig):
-    """As `SFTTrainer` would, but before the model."""
-    name = model if isinstance(model, str) else get_config_model_id(model.config)
-    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
-    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
-
-
-def report_lengths(name: str, whole: Dataset, kept: Dataset, max_length: int | None) -> None:
-    """Warn, with numbers, of rows that `max_length` cut or dropped.
-
-    Raises:
-        ValueError: nothing is left.
-    """
-    if max_length is None:
-        return
-    lengths = [len(ids) for ids in whole["input_ids"]]
-    dropped = len(whole) - len(kept)
-    if not kept:
-        raise ValueError(
-            f"No row of the {name} dataset is left: all {len(whole)} prompts fill max_length={max_length} tokens by "
-            f"themselves (the shortest row has {min(lengths)}). Set max_length higher, or to null."
-        )
-    cut = sum(length > max_length for length in lengths) - dropped
-    if dropped or cut:
-        logger.warning(
-            "max_length=%d: of %d rows of the %s dataset %d are dropped (no target left) and %d lose the end of their "
-            "target. The longest has %d tokens.",
-            max_length, len(whole), name, dropped, cut, max(lengths),
-        )  # fmt: skip

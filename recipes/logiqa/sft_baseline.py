@@ -28,25 +28,30 @@ from warmup_peft.quantization import keep_4bit_weights_in_place
 from warmup_peft.run import score, training_rows
 
 
-def main() -> None:
-    quieten()
-    disable_progress_bars()
-    script, options, warmup_args, model = parse(
-        (ScriptArguments, RunOptions, WarmupSFTConfig, ModelConfig), sys.argv[1:]
-    )
+def build_sft_trainer(script, options: RunOptions, warmup_args: WarmupSFTConfig, model: ModelConfig) -> SFTTrainer:
+    """TRL's trainer with what a recipe says, but for the warmups."""
     fields = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
     args = SFTConfig(**{name: getattr(warmup_args, name) for name in fields})
     args.model_init_kwargs = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
-    tokenizer = load_tokenizer(model.model_name_or_path)
     trainer = SFTTrainer(
         model.model_name_or_path,
         args,
         train_dataset=training_rows(script, options, script.dataset_train_split, options.max_train_samples),
-        processing_class=tokenizer,
+        processing_class=load_tokenizer(model.model_name_or_path),
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
     keep_4bit_weights_in_place(trainer.model)
+    return trainer
+
+
+def main() -> None:
+    quieten()
+    disable_progress_bars()
+    kinds = (ScriptArguments, RunOptions, WarmupSFTConfig, ModelConfig)
+    script, options, warmup_args, model = parse(kinds, sys.argv[1:])
+    trainer = build_sft_trainer(script, options, warmup_args, model)
+    tokenizer, args = trainer.processing_class, trainer.args
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ShortProgress())
     trainer.train()

@@ -10,13 +10,21 @@ import torch
 from warmup_peft.method.objective import (
     NEEDS_TWO_WARMUPS,
     OBJECTIVES,
+    Scores,
     assign_credit,
+    credit_of,
     divergence,
     objective_value,
     token_logps,
-    warmup_loss,
 )
+from warmup_peft.method.objective import warmup_loss as loss_of
 from warmup_peft.options import OBJECTIVE_NAMES
+
+
+def warmup_loss(logp_BK, warmup_logp_BK=None, kl_BK=None, *, objective="warmup", beta=0.0, **shaping):
+    """From scores to the loss, as the trainer goes."""
+    scores = Scores(logp_BK, warmup_logp_BK, kl_BK)
+    return loss_of(scores, credit_of(scores, objective, beta, **shaping), objective=objective, beta=beta)
 
 
 def test_loss_is_the_mean_over_warmups_and_the_sum_over_examples():
@@ -71,7 +79,10 @@ LOG_1_2_5 = torch.tensor([[1.0, 2.0, 5.0]]).div(10).log()  # p = 0.1, 0.2, 0.5
 
 
 def credit(name, logp_BK=LOG_1_2_5, penalty_BK=None):
-    return [[pytest.approx(v, rel=1e-5) for v in x[0].tolist()] for x in assign_credit(logp_BK, name, penalty_BK)]
+    return [
+        [pytest.approx(v, rel=1e-5) for v in x[0].tolist()]
+        for x in assign_credit(logp_BK, name, penalty_BK=penalty_BK)
+    ]
 
 
 def test_warmup_by_hand():
@@ -103,6 +114,43 @@ def test_log_mean_exp_by_hand():
 
 def test_posterior_by_hand():
     assert credit("posterior") == [[1 / 8, 2 / 8, 5 / 8], [1 / 8, 2 / 8, 5 / 8]]
+
+
+def test_posterior_with_warmups_of_another_law_by_hand():
+    """p = 1, 2, 5 tenths, drawn 1, 4 and 5 times too often: 1/1, 2/4, 5/5 leave 2/5, 1/5, 2/5."""
+    log_ratio = -torch.tensor([[1.0, 4.0, 5.0]]).log()
+    weight, advantage = assign_credit(LOG_1_2_5, "posterior", log_ratio_BK=log_ratio)
+    assert weight[0].tolist() == pytest.approx([0.4, 0.2, 0.4])
+    assert torch.equal(weight, advantage)
+
+
+def test_rlpr_by_hand():
+    """Rewards are gains within 0 and 1, a third each."""
+    gain = torch.tensor([[0.3, -0.2, 1.5]])
+    weight, advantage = assign_credit(LOG_1_2_5, "rlpr", gain_BK=gain)
+    assert weight[0].tolist() == pytest.approx([1 / 3] * 3)
+    assert advantage[0].tolist() == pytest.approx([0.1, 0.0, 1 / 3])
+
+
+def test_normalised_advantages_by_hand():
+    """1, 0.5, -1.5: mean 0, spread sqrt(3.5 / 3); a third of each over it, but for the floor of 1e-4."""
+    _, advantage = assign_credit(torch.tensor([[-1.0, -2.0, -6.0]]), "jensen", normalize_advantages=True)
+    spread = math.sqrt(3.5 / 3)
+    assert advantage[0].tolist() == pytest.approx([x / spread / 3 for x in (1.0, 0.5, -1.5)], rel=1e-3)
+    _, equal = assign_credit(torch.full((1, 3), -7.0), "jensen", normalize_advantages=True)
+    assert equal.abs().max() < 1e-3
+
+
+def test_clipped_advantages_by_hand():
+    _, advantage = assign_credit(torch.tensor([[-1.0, -2.0, -6.0]]), "jensen", advantage_clip=0.75)
+    assert advantage[0].tolist() == pytest.approx([0.75, 0.5, -0.75])
+
+
+def test_the_value_of_the_importance_weighted_bound_by_hand():
+    """log of the mean of 1/10, 1/20 and 1/10: 1/12."""
+    scores = Scores(LOG_1_2_5, torch.zeros(1, 3), None, torch.tensor([[1.0, 4.0, 5.0]]).log())
+    loss = loss_of(scores, credit_of(scores, "posterior", 0.0), objective="posterior")
+    assert loss.item() == pytest.approx(math.log(12), rel=1e-6)
 
 
 def test_the_logged_value_is_what_the_row_maximises():

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.evaluation.tasks import MultipleChoice
-from warmup_peft.inference.decoding import WarmupConfig, append_warmups, pad_token_id, write_warmups
-from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches
+from warmup_peft.inference.decoding import WarmupConfig, append_warmups, no_warmups, pad_token_id, write_warmups
+from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.scoring import evaluation_mode, score_after_prompt
 
@@ -36,13 +36,6 @@ class Prediction:
     option_logps: tuple[float, ...]
     warmup: str
     generation: str
-
-
-def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tokens:
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=device)
-    return Tokens(ids, mask)
 
 
 def right_padded(rows: Sequence[Sequence[Sequence[int]]], device: torch.device) -> Tokens:
@@ -102,11 +95,6 @@ def answer_questions(
                 generation=texts[row],
             )
     return [predictions[i] for i in range(len(questions))]
-
-
-def no_warmups(prompt: Tokens) -> Warmups:
-    lengths = torch.zeros(len(prompt.ids), 1, dtype=torch.long, device=prompt.ids.device)
-    return Warmups(prompt.ids.new_zeros(len(prompt.ids), 1, 0), lengths, lengths)
 
 
 def separator_of(warmup_config: WarmupConfig | None, device: torch.device) -> Tensor:

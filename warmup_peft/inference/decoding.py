@@ -101,6 +101,12 @@ def pad_token_id(model: PreTrainedModel) -> int:
     return ids[0]
 
 
+def no_warmups(prompt: Tokens) -> Warmups:
+    """Empty ones (B, 1, 0)."""
+    lengths = torch.zeros(len(prompt.ids), 1, dtype=torch.long, device=prompt.ids.device)
+    return Warmups(prompt.ids.new_zeros(len(prompt.ids), 1, 0), lengths, lengths)
+
+
 def write_warmups(
     model: PreTrainedModel,
     prompt: Tokens,
@@ -109,7 +115,12 @@ def write_warmups(
     do_sample: bool = False,
     **sampling: Any,
 ) -> Warmups:
-    """One warmup (B, 1, W) for each of the prompts (B, P), padded on the left; greedy unless told otherwise."""
+    """One warmup (B, 1, W) for each of the prompts (B, P), padded on the left; greedy unless told otherwise.
+
+    With a `max_warmup_length` of 0 the warmups are empty: the separator stands right behind the prompt.
+    """
+    if warmup_config.max_warmup_length == 0:
+        return no_warmups(prompt)
     end_ids = end_token_ids(model)
     settings = SamplingSettings(
         num_warmups=1,

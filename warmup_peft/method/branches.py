@@ -8,6 +8,7 @@ tokens, S separator tokens, Y target tokens, T branch tokens (at most W + S + Y)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,11 +36,13 @@ class Warmups(NamedTuple):
         lengths: (B, K) tokens that belong to the warmup itself.
         num_decisions: (B, K) tokens the model drew: the warmup's, and those that ended it (an end token or the
             separator) where the model stopped by itself. A stop forced by the length limit is no decision.
+        logp: (B, K) log-probability of those decisions under the law that they were drawn from, in nats.
     """
 
     ids: Tensor
     lengths: Tensor
     num_decisions: Tensor
+    logp: Tensor | None = None
 
     @property
     def stopped(self) -> Tensor:
@@ -48,6 +51,11 @@ class Warmups(NamedTuple):
 
     def tokens(self) -> Tokens:
         return Tokens(self.ids, prefix_mask(self.lengths, self.ids.size(-1)))
+
+    def emptied(self, where_BK: Tensor) -> Warmups:
+        """No warmup at all, and nothing decided, where the mask is true."""
+        emptied = (None if x is None else x.masked_fill(where_BK, 0) for x in self[1:])
+        return Warmups(self.ids, *emptied)
 
     def distinct(self) -> tuple[Warmups, Tensor]:
         """Each example's distinct draws once, in the order they first occur, and where each draw now stands.
@@ -104,6 +112,14 @@ def pack(mask: Tensor, *tensors: Tensor, side: str) -> tuple[Tensor, ...]:
     width = max(int(mask.sum(-1).max()), 1)
     columns = slice(-width, None) if is_left else slice(None, width)
     return tuple(x.gather(-1, order)[..., columns] for x in (mask, *tensors))
+
+
+def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tokens:
+    """(B, P) tokens of rows of unequal length."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=device)
+    return Tokens(ids, mask)
 
 
 def split_examples(input_ids: Tensor, labels: Tensor, attention_mask: Tensor) -> tuple[Tokens, Tokens]:

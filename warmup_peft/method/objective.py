@@ -20,10 +20,14 @@ gradient: a weight w_i on R_i and an advantage A_i on log P(c_i|x):
 | `log_mean_exp` | softmax(R)_i | log mean_j p_j - log mean_{j!=i} p_j   | E[log mean_j p_j]    | JEPO (7), VIMCO     |
 | `latro`        | 1/K          | as `jensen`, Q = R - beta KL for R     | E[R] - beta E[KL]    | LaTRO 2411.04282    |
 | `verifree`     | p_i / K      | (p_i - mean_{j!=i} p_j) / K            | E[p] = P(y|x)        | VeriFree 2505.21493 |
-| `posterior`    | softmax(R)_i | softmax(R)_i                           | log P(y|x), sampled  | RWS 1406.2751       |
+| `posterior`    | softmax(r)_i | softmax(r)_i, r = R + log ratio        | log P(y|x), sampled  | RWS 1406.2751       |
+| `rlpr`         | 1/K          | (q_i - q_0, within 0 and 1) / K        | E[R], E[q - q_0]     | RLPR 2506.18254     |
 
-Another method is one function of a few lines and one row here. The leave-one-out means make the estimates unbiased: a
-mean that includes i would shrink the gradient to (K-1)/K. In `log_mean_exp` the advantages are summed, not averaged.
+q_i is the mean probability of a target token after warmup i, q_0 the same after no warmup (prompt, separator). The log
+ratio is log P(c|x) - log Q(c|x) for warmups drawn from another law Q, such as the base model's, and 0 for the model's
+own. Another method is one function of a few lines and one row here. The leave-one-out means make the estimates
+unbiased: a mean that includes i would shrink the gradient to (K-1)/K. In `log_mean_exp` the advantages are summed, not
+averaged.
 
 A batch's loss is the sum of loss(x) divided by the number of target tokens, each target counted once however many
 warmups it has. The number that is logged is what the row maximises, negated; so with `warmup` and beta = 0 it reads
@@ -40,20 +44,42 @@ Where this departs from the papers:
    KL(P(.|x,c_<t) || P_off(.|x,c_<t)) over the whole vocabulary, summed over the decisions t of warmup i: each of its
    tokens, and the stop where the model stopped by itself.
 4. `latro` takes that KL_i, not the sampled log-ratio, into its reward: the same mean, less variance, and exact
-   together with the gradient of KL_i itself.
-5. R_i of -inf (a target the model cannot write) counts as the lowest finite one of its example and gets no weight.
+   together with the gradient of KL_i itself. Its w_i is not 0: the exact gradient of E[R] has both terms.
+5. Warmups may come from the model with its adapter off (Q), drawn once before training. Then KL_i is the sampled
+   log Q(c_i|x) - log P(c_i|x), whose gradient is cross-entropy's on those very warmups and whose mean is KL(Q || P).
+   `posterior` becomes reweighted wake-sleep: the exact gradient of E_Q[log mean_i P(c_i|x) P(y|x,c_i) / Q(c_i|x)].
+   Rows that compare the model's own draws with each other refuse such warmups.
+6. `rlpr` trains the reference answer itself (w_i = 1/K), where RLPR trains the answers that were sampled, and it does
+   not drop examples whose rewards hardly vary.
+7. Advantages are taken as the table has them; normalising and clipping them are offered.
+8. R_i of -inf (a target the model cannot write) counts as the lowest finite one of its example and gets no weight.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Credit = tuple[Tensor, Tensor]
+SPREAD_FLOOR = 1e-4  # so that advantages that hardly differ stay small when they are normalised
+
+
+class Evidence(NamedTuple):
+    """What a row of the table may look at: (B, K) each, finite, in float32 and without gradient."""
+
+    logp_BK: Tensor  # R
+    penalty_BK: Tensor  # beta KL
+    log_ratio_BK: Tensor  # log P(c|x) - log Q(c|x)
+    gain_BK: Tensor  # q - q_0
+
+
+def equal_weights(logp_BK: Tensor) -> Tensor:
+    return torch.full_like(logp_BK, 1 / logp_BK.size(1))
 
 
 def leave_one_out(values_BK: Tensor) -> Tensor:
@@ -61,17 +87,17 @@ def leave_one_out(values_BK: Tensor) -> Tensor:
     return (values_BK.sum(1, keepdim=True) - values_BK) / (values_BK.size(1) - 1)
 
 
-def warmup(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
-    return torch.full_like(logp_BK, 1 / logp_BK.size(1)), torch.zeros_like(logp_BK)
+def warmup(known: Evidence) -> Credit:
+    return equal_weights(known.logp_BK), torch.zeros_like(known.logp_BK)
 
 
-def jensen(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
-    num_warmups = logp_BK.size(1)
-    return torch.full_like(logp_BK, 1 / num_warmups), (logp_BK - leave_one_out(logp_BK)) / num_warmups
+def jensen(known: Evidence) -> Credit:
+    logp_BK = known.logp_BK
+    return equal_weights(logp_BK), (logp_BK - leave_one_out(logp_BK)) / logp_BK.size(1)
 
 
-def log_mean_exp(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
-    num_warmups = logp_BK.size(1)
+def log_mean_exp(known: Evidence) -> Credit:
+    logp_BK, num_warmups = known.logp_BK, known.logp_BK.size(1)
     others_BKK = logp_BK.unsqueeze(1).expand(-1, num_warmups, -1)
     itself = torch.eye(num_warmups, dtype=torch.bool, device=logp_BK.device)
     without_it_BK = others_BKK.masked_fill(itself, -math.inf).logsumexp(-1) - math.log(num_warmups - 1)
@@ -79,33 +105,52 @@ def log_mean_exp(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
     return logp_BK.softmax(1), with_it_B1 - without_it_BK
 
 
-def latro(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
-    return jensen(logp_BK - penalty_BK, penalty_BK)
+def latro(known: Evidence) -> Credit:
+    return jensen(known._replace(logp_BK=known.logp_BK - known.penalty_BK))
 
 
-def verifree(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
-    p_BK, num_warmups = logp_BK.exp(), logp_BK.size(1)
+def verifree(known: Evidence) -> Credit:
+    p_BK, num_warmups = known.logp_BK.exp(), known.logp_BK.size(1)
     return p_BK / num_warmups, (p_BK - leave_one_out(p_BK)) / num_warmups
 
 
-def posterior(logp_BK: Tensor, penalty_BK: Tensor) -> Credit:
-    return logp_BK.softmax(1), logp_BK.softmax(1)
+def posterior(known: Evidence) -> Credit:
+    weight_BK = (known.logp_BK + known.log_ratio_BK).softmax(1)
+    return weight_BK, weight_BK
 
 
-OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Credit]] = {
-    function.__name__: function for function in (warmup, jensen, log_mean_exp, latro, verifree, posterior)
+def rlpr(known: Evidence) -> Credit:
+    return equal_weights(known.logp_BK), known.gain_BK.clamp(0, 1) / known.logp_BK.size(1)
+
+
+OBJECTIVES: dict[str, Callable[[Evidence], Credit]] = {
+    function.__name__: function for function in (warmup, jensen, log_mean_exp, latro, verifree, posterior, rlpr)
 }
 NEEDS_WARMUP_LOGP = frozenset(OBJECTIVES) - {"warmup"}
-NEEDS_TWO_WARMUPS = NEEDS_WARMUP_LOGP - {"posterior"}
+NEEDS_TWO_WARMUPS = NEEDS_WARMUP_LOGP - {"posterior", "rlpr"}
+NEEDS_GAIN = frozenset({"rlpr"})
 
 
-def assign_credit(target_logp_BK: Tensor, objective: str = "warmup", penalty_BK: Tensor | None = None) -> Credit:
+def assign_credit(
+    target_logp_BK: Tensor,
+    objective: str = "warmup",
+    *,
+    penalty_BK: Tensor | None = None,
+    log_ratio_BK: Tensor | None = None,
+    gain_BK: Tensor | None = None,
+    normalize_advantages: bool = False,
+    advantage_clip: float | None = None,
+) -> Credit:
     """Weights w and advantages A of the table above, (B, K) each, in float32 and without gradient.
 
     Args:
         target_logp_BK: R, log P(y|x,c_i,s) in nats, summed over the tokens of y.
         objective: a row of the table.
-        penalty_BK: beta * KL_i, for `latro`; zeros where it is not given.
+        penalty_BK: beta * KL_i, for `latro`.
+        log_ratio_BK: log P(c|x) - log Q(c|x) in nats, for `posterior` with warmups of another law.
+        gain_BK: q_i - q_0, for `rlpr`. Zeros where these three are not given.
+        normalize_advantages: centre each example's advantages, and divide by K times their standard deviation.
+        advantage_clip: keep every A_i, after that, within plus and minus this.
 
     Raises:
         ValueError: an unknown objective, or one that compares warmups where there is only one.
@@ -115,8 +160,16 @@ def assign_credit(target_logp_BK: Tensor, objective: str = "warmup", penalty_BK:
     if objective in NEEDS_TWO_WARMUPS and target_logp_BK.size(1) < 2:
         raise ValueError(f"objective={objective} compares warmups with each other. Set num_warmups to 2 or more.")
     possible_BK, logp_BK = _finite(target_logp_BK)
-    penalty_BK = torch.zeros_like(logp_BK) if penalty_BK is None else penalty_BK.detach().float()
-    weight_BK, advantage_BK = OBJECTIVES[objective](logp_BK, penalty_BK)
+    others = (
+        torch.zeros_like(logp_BK) if x is None else x.detach().float() for x in (penalty_BK, log_ratio_BK, gain_BK)
+    )
+    weight_BK, advantage_BK = OBJECTIVES[objective](Evidence(logp_BK, *others))
+    if normalize_advantages:
+        centred_BK = advantage_BK - advantage_BK.mean(1, keepdim=True)
+        spread_B1 = centred_BK.square().mean(1, keepdim=True).sqrt()
+        advantage_BK = centred_BK / (spread_B1 + SPREAD_FLOOR) / centred_BK.size(1)
+    if advantage_clip is not None:
+        advantage_BK = advantage_BK.clamp(-advantage_clip, advantage_clip)
     return weight_BK * possible_BK, advantage_BK * possible_BK.any(1, keepdim=True)
 
 
@@ -128,46 +181,75 @@ def _finite(target_logp_BK: Tensor) -> tuple[Tensor, Tensor]:
     return possible_BK, torch.where(possible_BK, logp_BK, lowest_B1)
 
 
-def objective_value(target_logp_BK: Tensor, objective: str) -> Tensor:
+def objective_value(target_logp_BK: Tensor, objective: str, log_ratio_BK: Tensor | None = None) -> Tensor:
     """(B,) what the row of the table maximises, estimated from the K warmups, without its KL; to be logged.
 
-    An example whose target is impossible after every warmup counts 0.
+    An example whose target is impossible after every warmup counts 0. Of `rlpr` it is E[R].
     """
     _, logp_BK = _finite(target_logp_BK)
     if objective == "verifree":
         return logp_BK.exp().mean(1)
+    if objective == "posterior" and log_ratio_BK is not None:
+        logp_BK = logp_BK + log_ratio_BK.detach()
     if objective in ("log_mean_exp", "posterior"):
         return logp_BK.logsumexp(1) - math.log(logp_BK.size(1))
     return logp_BK.mean(1)
 
 
-def warmup_loss(
-    target_logp_BK: Tensor,
-    warmup_logp_BK: Tensor | None = None,
-    kl_BK: Tensor | None = None,
-    *,
-    objective: str = "warmup",
-    beta: float = 0.0,
-) -> Tensor:
+class Scores(NamedTuple):
+    """What was measured of a batch's warmups: (B, K) each, in nats, with gradient where one flows.
+
+    Attributes:
+        target_logp_BK: R, log P(y|x,c_i,s), summed over the tokens of y.
+        warmup_logp_BK: log P(c_i|x) under the law that is drawn from; None for `warmup`, which has no use for it.
+        kl_BK: the anchor's divergence, summed over the decisions of each warmup; None without an anchor.
+        drawn_logp_BK: log Q(c_i|x) where the warmups were drawn from another law Q.
+        gain_BK: q_i - q_0, probabilities, for `rlpr`.
+    """
+
+    target_logp_BK: Tensor
+    warmup_logp_BK: Tensor | None = None
+    kl_BK: Tensor | None = None
+    drawn_logp_BK: Tensor | None = None
+    gain_BK: Tensor | None = None
+
+    @property
+    def log_ratio_BK(self) -> Tensor | None:
+        if self.drawn_logp_BK is None or self.warmup_logp_BK is None:
+            return None
+        return (self.warmup_logp_BK - self.drawn_logp_BK).detach()
+
+
+def credit_of(scores: Scores, objective: str, beta: float, **shaping: bool | float | None) -> Credit:
+    """`assign_credit` from a batch's scores; `shaping` is `normalize_advantages` and `advantage_clip`."""
+    return assign_credit(
+        scores.target_logp_BK,
+        objective,
+        penalty_BK=None if scores.kl_BK is None else beta * scores.kl_BK,
+        log_ratio_BK=scores.log_ratio_BK,
+        gain_BK=scores.gain_BK,
+        **shaping,
+    )
+
+
+def warmup_loss(scores: Scores, credit: Credit, *, objective: str = "warmup", beta: float = 0.0) -> Tensor:
     """Sum over the batch of loss(x), in nats; the caller divides by the number of target tokens.
 
     Its gradient is that of the table; its value is the objective's, negated, plus the anchor.
 
     Args:
-        target_logp_BK: log P(y|x,c_i,s), summed over the tokens of y.
-        warmup_logp_BK: log P(c_i|x) under the law that was drawn from; None for `warmup`, which has no use for it.
-        kl_BK: the anchor's divergence, summed over the decisions of each warmup; None without an anchor.
+        scores: what was measured of the batch.
+        credit: weights and advantages, from `credit_of`.
         objective: a row of the table.
         beta: weight of the anchor.
     """
-    penalty_BK = None if kl_BK is None else beta * kl_BK
-    weight_BK, advantage_BK = assign_credit(target_logp_BK, objective, penalty_BK)
-    surrogate = -(weight_BK * torch.where(weight_BK > 0, target_logp_BK, 0.0)).sum()
-    if warmup_logp_BK is not None:
-        surrogate = surrogate - (advantage_BK * warmup_logp_BK).sum()
-    value = -objective_value(target_logp_BK, objective).sum()
+    weight_BK, advantage_BK = credit
+    surrogate = -(weight_BK * torch.where(weight_BK > 0, scores.target_logp_BK, 0.0)).sum()
+    if scores.warmup_logp_BK is not None:
+        surrogate = surrogate - (advantage_BK * scores.warmup_logp_BK).sum()
+    value = -objective_value(scores.target_logp_BK, objective, scores.log_ratio_BK).sum()
     loss = surrogate + (value - surrogate).detach()
-    return loss if penalty_BK is None else loss + penalty_BK.mean(1).sum()
+    return loss if scores.kl_BK is None else loss + beta * scores.kl_BK.mean(1).sum()
 
 
 def token_logps(logits_NV: Tensor, ids_N: Tensor) -> Tensor:

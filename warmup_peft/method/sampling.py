@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from warmup_peft.method.branches import Warmups
+from warmup_peft.method.branches import Warmups, prefix_mask
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.scoring import PlainRows, evaluation_mode, without_peft_wrapper
@@ -63,14 +63,19 @@ class SamplingSettings:
             **(sampling if self.do_sample else {}),
         )
 
-    def draw(self, logits_NV: Tensor) -> Tensor:
-        """(N, 1) tokens drawn from this law, or the likeliest ones without `do_sample`."""
+    def draw(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 1) tokens drawn from this law, and their log-probabilities (N, 1) in nats.
+
+        Without `do_sample` the likeliest tokens, which are certain.
+        """
         scores = logits_NV.float() / self.temperature
         if not self.do_sample:
-            return scores.argmax(-1, keepdim=True)
+            return scores.argmax(-1, keepdim=True), scores.new_zeros(len(scores), 1)
         for warper in self._truncations():
             scores = warper(None, scores)
-        return torch.multinomial(scores.softmax(-1), num_samples=1)
+        law_NV = scores.softmax(-1)
+        drawn = torch.multinomial(law_NV, num_samples=1)
+        return drawn, law_NV.gather(1, drawn).log()
 
     def logps(self, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
         """(N,) log-probabilities in nats of tokens that `draw` gave, temperature and truncation included.
@@ -78,6 +83,8 @@ class SamplingSettings:
         A drawn token always belongs to its truncated set, even where rounding would now put it just outside.
         """
         logits_NV = logits_NV.float() / self.temperature
+        if not self._truncations():
+            return token_logps(logits_NV, ids_N)
         scores = logits_NV.detach()
         for warper in self._truncations():
             scores = warper(None, scores)
@@ -107,26 +114,37 @@ def sample_warmups(model: PreTrainedModel, encoded: PlainRows | SharedPrefix, se
     """Draw K warmups for each encoded prompt, without gradient and in eval mode.
 
     Decoding goes on from the prompts' keys and values, so that no prompt is encoded again. Returns warmups of width W
-    (less when all of them ended earlier).
+    (less when all of them ended earlier); those that beam search found have no `logp`.
     """
     model = without_peft_wrapper(model)
+    shape = (len(encoded.prompt.ids), settings.num_warmups)
     with evaluation_mode(model):
-        sequences = (_search_beams if settings.num_beams > 1 else _draw_tokens)(model, encoded, settings)
-    return end_warmups(sequences.unflatten(0, (len(encoded.prompt.ids), settings.num_warmups)), settings)
+        if settings.num_beams > 1:
+            return end_warmups(_search_beams(model, encoded, settings).unflatten(0, shape), settings)
+        drawn, logps = (x.unflatten(0, shape) for x in _draw_tokens(model, encoded, settings))
+    warmups = end_warmups(drawn, settings)
+    was_decided = prefix_mask(warmups.num_decisions, drawn.size(-1))
+    return warmups._replace(logp=logps.masked_fill(~was_decided, 0.0).sum(-1))
 
 
-def _draw_tokens(model: PreTrainedModel, encoded: PlainRows | SharedPrefix, settings: SamplingSettings) -> Tensor:
-    """(B * K, W) independent draws. The first comes from the prompt's own forward; stops when every row has ended."""
+def _draw_tokens(
+    model: PreTrainedModel, encoded: PlainRows | SharedPrefix, settings: SamplingSettings
+) -> tuple[Tensor, Tensor]:
+    """(B * K, W) independent draws and each token's log-probability.
+
+    The first token comes from the prompt's own forward; stops when every row has ended.
+    """
     num_copies = settings.num_warmups
     mask = encoded.prompt.mask.repeat_interleave(num_copies, 0)
     position = mask.sum(1, keepdim=True)
     cache = encoded.prompt_cache(num_copies)
     logits = encoded.first_logits().repeat_interleave(num_copies, 0)
-    drawn = mask.new_empty(len(mask), 0, dtype=torch.long)
+    drawn, logps = mask.new_empty(len(mask), 0, dtype=torch.long), logits.new_empty(len(mask), 0, dtype=torch.float32)
     while True:
-        drawn = torch.cat([drawn, settings.draw(logits)], dim=1)
+        token, logp = settings.draw(logits)
+        drawn, logps = torch.cat([drawn, token], dim=1), torch.cat([logps, logp], dim=1)
         if drawn.size(1) == settings.max_length or end_warmups(drawn, settings).stopped.all():
-            return drawn
+            return drawn, logps
         mask = torch.cat([mask, torch.ones_like(position, dtype=torch.bool)], dim=1)
         logits = model(
             input_ids=drawn[:, -1:],

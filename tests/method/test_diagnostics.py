@@ -1,0 +1,107 @@
+"""What the warmups are doing, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from warmup_peft.method.branches import Warmups
+from warmup_peft.method.diagnostics import (
+    anothers_warmup,
+    contains,
+    effective_sample_size,
+    no_warmup,
+    num_distinct,
+    num_repeated,
+    num_shared_words,
+    what_is_wrong,
+)
+
+
+def warmups(ids, lengths, num_decisions=None):
+    lengths = torch.tensor(lengths)
+    return Warmups(torch.tensor(ids), lengths, lengths if num_decisions is None else torch.tensor(num_decisions))
+
+
+def test_effective_sample_size_by_hand():
+    """Weights 1/2, 1/4, 1/4: 1 / (1/4 + 1/16 + 1/16) = 8/3; equal ones: 3; one of them everything: 1."""
+    logp_BK = torch.tensor([[math.log(2.0), 0.0, 0.0], [-7.0, -7.0, -7.0], [0.0, -500.0, -500.0]])
+    assert effective_sample_size(logp_BK).tolist() == pytest.approx([8 / 3, 3.0, 1.0])
+
+
+def test_repeated_tokens_are_those_that_stood_in_the_warmup_before():
+    """5 6 5 5: two repeats; 5 5 with one token that counts: none."""
+    drawn = warmups([[[5, 6, 5, 5], [5, 5, 0, 0]]], [[4, 1]])
+    assert num_repeated(drawn).tolist() == [[2, 0]]
+
+
+def test_distinct_draws_tell_stops_apart():
+    """5 and stopped, 5 and stopped, 5 and cut by the limit."""
+    drawn = warmups(
+        [[[5, 1], [5, 1], [5, 7]], [[1, 0], [1, 9], [1, 3]]], [[1, 1, 2], [0, 0, 0]], [[2, 2, 2], [1, 1, 1]]
+    )
+    assert num_distinct(drawn).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "target", "shared", "total", "whole"),
+    [
+        ("Lee > Max > Eve .", " Eve", 1, 3, True),
+        (" eve", " Eve", 1, 1, True),
+        ("", " Eve", 0, 0, False),
+        ("the cat", "The black cat.", 2, 2, False),
+        ("so the black cat sat", "The black cat.", 3, 5, True),
+        ("Evelyn", "Eve", 0, 1, False),
+        (". . .", "?!", 0, 0, False),
+    ],
+)
+def test_words_shared_with_the_target(warmup, target, shared, total, whole):
+    assert num_shared_words(warmup, target) == (shared, total)
+    assert contains(warmup, target) is whole
+
+
+def test_no_warmup_has_neither_token_nor_decision():
+    nothing = no_warmup(warmups([[[5, 6], [7, 8]]], [[2, 2]]))
+    assert nothing.tokens().mask.sum() == 0
+    assert nothing.num_decisions.tolist() == [[0]]
+
+
+def test_anothers_warmup_is_the_first_of_the_example_before():
+    drawn = warmups([[[5, 6], [7, 8]], [[9, 9], [4, 4]]], [[2, 1], [1, 2]])
+    others = anothers_warmup(drawn, None)
+    assert others.ids.tolist() == [[[9, 9]], [[5, 6]]]
+    assert others.lengths.tolist() == [[1], [2]]
+
+
+def test_a_batch_of_one_borrows_from_the_batch_before():
+    one = warmups([[[5, 6], [7, 8]]], [[2, 1]])
+    assert anothers_warmup(one, None) is None
+    before = warmups([[[1, 2, 3], [1, 1, 1]], [[9, 9, 9], [4, 4, 4]]], [[2, 1], [3, 2]])
+    assert anothers_warmup(one, before).ids.tolist() == [[[9, 9, 9]]]
+
+
+HEALTHY = {"warmups/mean_length": 7.0, "warmups/overlap": 0.3, "warmups/gain_over_others": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "share", "message"),
+    [
+        ({}, 1.0, None),
+        ({"warmups/mean_length": 0.2}, 0.1, "become empty"),
+        ({"warmups/overlap": 0.9}, 0.1, "collapsed into drafts of the answer: 90%"),
+        ({"warmups/gain_over_others": 0.0}, 0.6, "carry nothing about their own prompt"),
+        ({"warmups/gain_over_others": 0.0}, 0.4, None),  # it may still come
+    ],
+)
+def test_what_is_wrong_names_the_option_that_helps(changes, share, message):
+    said = what_is_wrong({**HEALTHY, **changes}, share)
+    assert (said is None) == (message is None)
+    if message is not None:
+        assert message in said
+        assert "warmup_anchor" in said
+
+
+def test_nothing_is_wrong_with_what_was_not_measured():
+    assert what_is_wrong({"train_runtime": 3.0}, 1.0) is None

@@ -1,0 +1,47 @@
+"""Prompts and fingerprints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from test_trainer import randomise_adapter
+from transformers import AutoModelForCausalLM
+
+from warmup_peft.preparation import base_fingerprint, prompts_of, tokenizer_fingerprint
+
+
+def test_a_prompt_ends_at_the_first_supervised_label():
+    rows = Dataset.from_dict(
+        {"input_ids": [[5, 6, 7], [8, 9]], "labels": [[-100, -100, 7], [-100, 9]], "more": [1, 2]}
+    )
+    assert [ids.tolist() for ids in prompts_of(rows)] == [[5, 6], [8]]
+
+
+@pytest.fixture
+def model(model_folder):
+    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+
+
+def test_the_base_is_known_by_its_weights_whatever_the_adapter(model, lora):
+    before = base_fingerprint(model)
+    adapted = get_peft_model(model, lora)
+    assert base_fingerprint(adapted) == before
+    randomise_adapter(adapted)
+    assert base_fingerprint(adapted) == before
+
+
+@pytest.mark.parametrize("change", [lambda m: m.model.norm.weight.data.add_(1e-3), lambda m: m.to(torch.bfloat16)])
+def test_other_weights_are_another_base(model, change):
+    before = base_fingerprint(model)
+    with torch.no_grad():
+        change(model)
+    assert base_fingerprint(model) != before
+
+
+def test_other_tokens_are_another_tokenizer(model_folder, tokenizer):
+    same = type(tokenizer).from_pretrained(model_folder)
+    assert tokenizer_fingerprint(same) == tokenizer_fingerprint(tokenizer)
+    same.add_tokens(["<new>"])
+    assert tokenizer_fingerprint(same) != tokenizer_fingerprint(tokenizer)

@@ -1,0 +1,99 @@
+"""What the warmups are doing, in numbers. Tensors and words; knows no model and no trainer.
+
+Collapse, as it was seen in training: under the paper's objective a warmup decays into a draft of the answer, since the
+weights that learn to write the target after the separator also write what stands before it. Its words are then the
+target's and nothing else. A derivation names the answer too, so that a warmup *contains* the target says little by
+itself; what tells the two apart is the share of the warmup's words that are the target's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from warmup_peft.method.branches import Warmups, prefix_mask
+
+EMPTY_BELOW = 0.5  # tokens on average
+DRAFT_ABOVE = 0.75  # share of the warmups' words that are the target's
+USELESS_BELOW = 0.01  # nats a target over another example's warmup
+GRACE = 0.5  # of the training: before that a gain of nothing is only a gain that has not come yet
+
+
+def effective_sample_size(target_logp_BK: Tensor) -> Tensor:
+    """(B,) 1 / sum_i softmax(R)_i^2: how many of the K warmups share the weight, 1 to K."""
+    return 1 / target_logp_BK.detach().float().softmax(1).square().sum(1)
+
+
+def num_repeated(warmups: Warmups) -> Tensor:
+    """(B, K) tokens of each warmup that occurred in it before."""
+    same = warmups.ids.unsqueeze(-1) == warmups.ids.unsqueeze(-2)
+    return (same.tril(-1).any(-1) & prefix_mask(warmups.lengths, warmups.ids.size(-1))).sum(-1)
+
+
+def num_distinct(warmups: Warmups) -> Tensor:
+    """(B,) how many of the K are different draws."""
+    return (~warmups.same_draws().tril(-1).any(-1)).sum(-1)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def num_shared_words(warmup: str, target: str) -> tuple[int, int]:
+    """How many of the warmup's words occur in the target, and how many words it has."""
+    written, wanted = words(warmup), set(words(target))
+    return sum(word in wanted for word in written), len(written)
+
+
+def contains(warmup: str, target: str) -> bool:
+    """Whether the target's words stand in the warmup, in order and together."""
+    wanted = words(target)
+    return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(words(warmup))} "
+
+
+def no_warmup(warmups: Warmups) -> Warmups:
+    """(B, 1) without a token: the separator stands right behind the prompt."""
+    nothing = torch.zeros_like(warmups.lengths[:, :1])
+    return Warmups(warmups.ids[:, :1], nothing, nothing)
+
+
+def anothers_warmup(warmups: Warmups, previous: Warmups | None) -> Warmups | None:
+    """(B, 1) the first warmup of the example before in the batch; of the `previous` batch where this has one only.
+
+    None where there is no other example.
+    """
+    if len(warmups.ids) == 1:
+        return None if previous is None else Warmups(*(x[-1:, :1] for x in previous[:3]))
+    return Warmups(*(x[:, :1].roll(1, 0) for x in warmups[:3]))
+
+
+def what_is_wrong(metrics: Mapping[str, float], share_of_training: float) -> str | None:
+    """In words, with the option that helps, why warmups bring nothing any more; None where they do.
+
+    Three ways, in this order. Thresholds, and why:
+
+    - empty: below half a token on average. Most warmups are then no warmup.
+    - drafts of the answer: more than three quarters of the warmups' words are the target's. On the ordering puzzles of
+      `recipes/logiqa` a derivation has a quarter to a third, a collapsed warmup all of them.
+    - useless: the target gains less than 0.01 nats over another example's warmup, in the second half of the training.
+      What every example may borrow from any other says nothing about its prompt. At the start nothing is gained yet.
+    """
+    length, overlap = metrics.get("warmups/mean_length"), metrics.get("warmups/overlap")
+    gain = metrics.get("warmups/gain_over_others")
+    help = "Raise warmup_anchor (0.3 is a good start), or set warmup_source to base."
+    if length is not None and length < EMPTY_BELOW:
+        return f"Warmups have become empty ({length:.2f} tokens on average). {help}"
+    if overlap is not None and overlap > DRAFT_ABOVE:
+        return (
+            f"Warmups have collapsed into drafts of the answer: {overlap:.0%} of their words are the target's. {help}"
+        )
+    if gain is not None and gain < USELESS_BELOW and share_of_training >= GRACE:
+        return (
+            f"Warmups carry nothing about their own prompt: targets gain {gain:.3f} nats over another example's "
+            "warmup. Try a longer max_warmup_length, a higher warmup_anchor, or a prompt that invites thinking; if "
+            "nothing helps, plain SFT is cheaper."
+        )
+    return None

@@ -1,0 +1,251 @@
+"""Warmups drawn once, before training, and kept on disk: M for each prompt.
+
+Knows no model: whoever opens a pool brings the function that draws. A pool is a folder with `pool.json`, which says
+what law its warmups were drawn from, and Arrow files of some hundreds of prompts each, which appear when they are
+whole. So an interrupted draw goes on where it stopped, and a pool can serve several runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets.arrow_writer import ArrowWriter
+from torch import Tensor
+
+from warmup_peft.method.branches import Tokens, Warmups
+
+POOL_NAME = "warmup_pool"  # of the folder, in that of the run
+POOL_FILE = "pool.json"
+PROMPTS_PER_FILE = 512
+DrawFunction = Callable[[list[np.ndarray], int], Warmups]
+
+FEATURES = Features(
+    {
+        "key": Value("string"),  # of the prompt's token ids
+        "ids": List(List(Value("int32"))),  # distinct draws: all tokens that the model decided on
+        "lengths": List(Value("int32")),  # how many of them are the warmup; the others ended it
+        "logps": List(Value("float32")),  # nats
+        "counts": List(Value("int32")),  # how often each was drawn; M together
+    }
+)
+
+
+def prompt_key(ids: np.ndarray) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(ids, dtype=np.int32).tobytes(), digest_size=16).hexdigest()
+
+
+def seed_of(*parts: object) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+
+
+class WarmupPool:
+    """The warmups in a folder, and which prompts they belong to.
+
+    Args:
+        folder: made where there is none.
+        law: what the draws depend on: base model, tokenizer, sampling settings. Of a pool that exists it must be the
+            same.
+        num_draws: M, draws for each prompt.
+
+    Raises:
+        ValueError: a pool of another law or of another M, or a file that was cut short.
+    """
+
+    def __init__(self, folder: str | Path, law: Mapping[str, Any], num_draws: int):
+        self.folder, self.num_draws = Path(folder), num_draws
+        self.law = json.loads(json.dumps({**law, "warmup_pool_size": num_draws}))
+        self._check_law()
+        self.load()
+
+    def _check_law(self) -> None:
+        path = self.folder / POOL_FILE
+        if not path.is_file():
+            return
+        try:
+            drawn_from = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} cannot be read ({error}). Remove the folder; it will be drawn again.") from error
+        for name in sorted({*self.law, *drawn_from}):
+            if self.law.get(name) != drawn_from.get(name):
+                raise ValueError(
+                    f"The warmups in {self.folder} were drawn with another {name} ({drawn_from.get(name)}, now "
+                    f"{self.law.get(name)}). Remove the folder, or name another with warmup_pool."
+                )
+
+    def load(self) -> None:
+        """Read which prompts are there; the warmups themselves stay on disk, mapped into memory."""
+        parts = [read_part(path) for path in sorted(self.folder.glob("part-*.arrow"))]
+        self._rows = concatenate_datasets(parts) if parts else Dataset.from_dict({"key": []})
+        self._row_of = {key: row for row, key in enumerate(self._rows["key"])}
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    def missing(self, prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Prompts that have no warmups yet, each once, the longest first: what does not fit shows at once."""
+        by_key = {prompt_key(ids): ids for ids in prompts}
+        found = [(len(ids), key) for key, ids in by_key.items() if key not in self._row_of]
+        return [by_key[key] for _, key in sorted(found, reverse=True)]
+
+    def draw_missing(
+        self,
+        prompts: Sequence[np.ndarray],
+        draw: DrawFunction,
+        *,
+        seed: int,
+        prompts_per_batch: int,
+        share: tuple[int, int] = (0, 1),
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Draw for the prompts that are missing, file by file.
+
+        Args:
+            prompts: token ids of each.
+            draw: prompts and a seed -> warmups (B, M) with their `logp`.
+            seed: the same prompts and seed give the same pool, however often it was interrupted.
+            prompts_per_batch: how many prompts go into one call of `draw`.
+            share: (rank, number of ranks): each rank draws its files; call `load` when all have.
+            on_progress: told how many prompts were done since.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / POOL_FILE, lambda path: path.write_text(json.dumps(self.law, indent=2) + "\n"))
+        rank, num_ranks = share
+        missing = self.missing(prompts)
+        # an interrupted draw lacks whole files, so what it lacks is cut into files as it would have been
+        for number, start in enumerate(range(0, len(missing), PROMPTS_PER_FILE)):
+            if number % num_ranks == rank:
+                self._draw_file(missing[start : start + PROMPTS_PER_FILE], draw, seed, prompts_per_batch, on_progress)
+        self.load()
+
+    def _draw_file(self, prompts, draw: DrawFunction, seed: int, prompts_per_batch: int, on_progress) -> None:
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(prompts), prompts_per_batch):
+            batch = prompts[start : start + prompts_per_batch]
+            keys = [prompt_key(ids) for ids in batch]
+            rows += [{"key": key, **row} for key, row in zip(keys, rows_of(draw(batch, seed_of(seed, keys))))]
+            on_progress(len(batch))
+        name = f"part-{seed_of([row['key'] for row in rows]):014x}-{len(rows)}.arrow"
+        write_whole(self.folder / name, lambda path: write_part(path, rows))
+
+    def sample(self, prompt: Tokens, num_warmups: int, *, seed: int, epoch: int, pad_token_id: int) -> Warmups:
+        """K of each prompt's M draws, without replacement: as good as K independent draws.
+
+        Args:
+            prompt: (B, P), padded on the left.
+            num_warmups: K, at most M.
+            seed, epoch: the same two give the same warmups, whatever was drawn before.
+            pad_token_id: what stands behind a warmup.
+
+        Raises:
+            ValueError: a prompt has no warmups here.
+        """
+        prompts = [row[mask].cpu().numpy() for row, mask in zip(prompt.ids, prompt.mask)]
+        keys = [prompt_key(ids) for ids in prompts]
+        for row, key in enumerate(keys):
+            if key not in self._row_of:
+                raise ValueError(
+                    f"Row {row} of the batch has a prompt that is not in {self.folder}. Prompts must reach the model "
+                    "as the training data set has them: leave their truncation to max_length."
+                )
+        stored = self._rows[[self._row_of[key] for key in keys]]
+        chosen = [
+            [(stored["ids"][b][i], stored["lengths"][b][i], stored["logps"][b][i]) for i in picks]
+            for b, key in enumerate(keys)
+            for picks in [pick(stored["counts"][b], num_warmups, seed_of(seed, epoch, key))]
+        ]
+        return to_warmups(chosen, pad_token_id, prompt.ids.device)
+
+    def why_useless(self) -> str | None:
+        """In words why nothing can be learnt from these warmups; None where something might."""
+        seen: set[tuple[int, ...]] = set()
+        for batch in self._rows.select_columns(["ids", "lengths"]).iter(batch_size=PROMPTS_PER_FILE):
+            for all_ids, lengths in zip(batch["ids"], batch["lengths"]):
+                seen |= {tuple(ids[:length]) for ids, length in zip(all_ids, lengths)}
+            if len(seen) > 1:
+                return None
+        what = "empty" if seen <= {()} else "the same"
+        return f"all warmups that the base model wrote are {what}"
+
+
+# ---- Rows and files ----
+
+
+def pick(counts: Sequence[int], num_warmups: int, seed: int) -> np.ndarray:
+    """Indices of the distinct draws that `num_warmups` picks among all draws, without replacement, come upon."""
+    draws = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng(seed).choice(draws, num_warmups, replace=False)
+
+
+def rows_of(warmups: Warmups) -> Iterator[dict[str, list]]:
+    """Each prompt's distinct draws with their counts, in the order they first came."""
+    for draws in zip(*(x.tolist() for x in warmups)):
+        counts: Counter[tuple[tuple[int, ...], int]] = Counter()
+        logps: dict[tuple[tuple[int, ...], int], float] = {}
+        for ids, length, decided, logp in zip(*draws):
+            draw = (tuple(ids[:decided]), length)
+            counts[draw] += 1
+            logps[draw] = logp
+        yield {
+            "ids": [list(ids) for ids, _ in counts],
+            "lengths": [length for _, length in counts],
+            "logps": list(logps.values()),
+            "counts": list(counts.values()),
+        }
+
+
+def to_warmups(chosen: list[list[tuple[list[int], int, float]]], pad_token_id: int, device: torch.device) -> Warmups:
+    """(ids, length, logp) of each draw -> Warmups (B, K)."""
+    width = max(len(ids) for draws in chosen for ids, _, _ in draws)
+    padded = [[ids + [pad_token_id] * (width - len(ids)) for ids, _, _ in draws] for draws in chosen]
+
+    def tensor(values: list) -> Tensor:
+        return torch.tensor(values, device=device)
+
+    return Warmups(
+        tensor(padded),
+        tensor([[length for _, length, _ in draws] for draws in chosen]),
+        tensor([[len(ids) for ids, _, _ in draws] for draws in chosen]),
+        tensor([[logp for _, _, logp in draws] for draws in chosen]),
+    )
+
+
+def write_part(path: Path, rows: list[dict[str, Any]]) -> None:
+    with ArrowWriter(path=str(path), features=FEATURES) as writer:
+        writer.write_batch({name: [row[name] for row in rows] for name in FEATURES})
+        writer.finalize()
+
+
+def read_part(path: Path) -> Dataset:
+    """Map a file of the pool into memory.
+
+    Raises:
+        ValueError: it holds fewer rows than its name says.
+    """
+    try:
+        part = Dataset.from_file(str(path))
+        is_whole = len(part) == int(path.stem.rsplit("-", 1)[1])
+    except (pa.ArrowInvalid, OSError, ValueError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{path} was cut short. Remove it; its warmups will be drawn again.")
+    return part
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path` and move it there, so that it is whole or absent."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,125 @@
+"""What a trainer is given, made into what it needs: settings, rows, tokenizer, prompts and their fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from trl.trainer.utils import get_config_model_id
+
+from warmup_peft.config import WarmupSFTConfig
+from warmup_peft.method.branches import IGNORE_INDEX
+from warmup_peft.method.scoring import without_peft_wrapper
+
+logger = logging.getLogger(__name__)
+
+VALUES_OF_EACH_TENSOR = 256  # enough to tell models apart, and quick for large ones
+
+
+def as_warmup_config(args: TrainingArguments | None, model: str | PreTrainedModel) -> WarmupSFTConfig:
+    """Like `SFTTrainer`, take no settings, plain `TrainingArguments` or an `SFTConfig` too."""
+    if isinstance(args, WarmupSFTConfig):
+        return args
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return WarmupSFTConfig(f"{name.split('/')[-1]}-WarmupSFT")
+    values = args.to_dict()
+    tokens = {name: getattr(args, name) for name in values if name.endswith("_token")}  # to_dict hides them all
+    return WarmupSFTConfig(**{**values, **tokens})
+
+
+def apply_dict_formatting(arguments: dict[str, Any]) -> Callable | None:
+    """Apply a `formatting_func` that returns `prompt` and `completion` to the data sets, and return it.
+
+    Raises:
+        ValueError: it returns text.
+    """
+    formatting_func: Callable | None = arguments.get("formatting_func")
+    dataset = arguments.get("train_dataset")
+    sample = next(iter(dataset), None) if dataset is not None else None
+    if formatting_func is None or sample is None or "input_ids" in sample:
+        return None
+    if not isinstance(formatting_func(sample), dict):
+        raise ValueError(
+            "formatting_func returns text, which does not show where the prompt ends and the target begins. Let it "
+            "return {'prompt': ..., 'completion': ...}."
+        )
+    arguments["formatting_func"] = None
+    for name in ("train_dataset", "eval_dataset"):
+        if arguments.get(name) is not None:
+            arguments[name] = format_rows(arguments[name], formatting_func)
+    return formatting_func
+
+
+def format_rows(data: Any, formatting_func: Callable) -> Any:
+    """A data set, or a dictionary of them, whose rows are what `formatting_func` makes of them."""
+    if isinstance(data, dict):
+        return {name: format_rows(each, formatting_func) for name, each in data.items()}
+    if data is None or isinstance(data, str) or "input_ids" in data.column_names:
+        return data
+    return data.map(formatting_func, remove_columns=data.column_names)
+
+
+def load_tokenizer(model: str | PreTrainedModel, args: WarmupSFTConfig):
+    """As `SFTTrainer` would, but before the model."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+
+
+def report_lengths(name: str, whole: Dataset, kept: Dataset, max_length: int | None) -> None:
+    """Warn, with numbers, of rows that `max_length` cut or dropped.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    if max_length is None:
+        return
+    lengths = [len(ids) for ids in whole["input_ids"]]
+    dropped = len(whole) - len(kept)
+    if not kept:
+        raise ValueError(
+            f"No row of the {name} dataset is left: all {len(whole)} prompts fill max_length={max_length} tokens by "
+            f"themselves (the shortest row has {min(lengths)}). Set max_length higher, or to null."
+        )
+    cut = sum(length > max_length for length in lengths) - dropped
+    if dropped or cut:
+        logger.warning(
+            "max_length=%d: of %d rows of the %s dataset %d are dropped (no target left) and %d lose the end of their "
+            "target. The longest has %d tokens.",
+            max_length, len(whole), name, dropped, cut, max(lengths),
+        )  # fmt: skip
+
+
+# ---- What a pool of warmups depends on ----
+
+
+def prompts_of(dataset: Dataset) -> Iterator[np.ndarray]:
+    """Token ids of each prepared row, up to its first supervised label."""
+    for row in dataset.select_columns(["input_ids", "labels"]).with_format("numpy"):
+        yield row["input_ids"][: int((row["labels"] != IGNORE_INDEX).argmax())].astype(np.int32)
+
+
+def base_fingerprint(model: PreTrainedModel | PeftModel) -> str:
+    """Of the weights without the adapter: shapes, types and the first values of every tensor."""
+    parameters = list(without_peft_wrapper(model).parameters())
+    if isinstance(model, PeftModel):
+        parameters = [parameter for parameter in parameters if not parameter.requires_grad]
+    seen = hashlib.blake2b(digest_size=8)
+    for parameter in parameters:
+        values = parameter.detach().reshape(-1)[:VALUES_OF_EACH_TENSOR].cpu().contiguous()
+        seen.update(repr((tuple(parameter.shape), str(parameter.dtype))).encode())
+        seen.update(values.view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of the vocabulary: which token has which id."""
+    return hashlib.blake2b(repr(sorted(tokenizer.get_vocab().items())).encode(), digest_size=8).hexdigest()

@@ -34,6 +34,23 @@ class RunOptions:
 
 
 @dataclass
+class DrawOptions:
+    """Options of `draw` beside those of `train`. A key for the server comes from OPENAI_API_KEY."""
+
+    base_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "Draw from an OpenAI-compatible server of the base model that returns token ids (vLLM), such as "
+            "http://localhost:8000/v1, instead of from the model loaded here."
+        },
+    )
+    served_model: str | None = field(
+        default=None, metadata={"help": "Its name on that server; model_name_or_path where it is not set."}
+    )
+    server_timeout: float = field(default=120.0, metadata={"help": "Seconds for one answer of the server."})
+
+
+@dataclass
 class EvaluateArguments:
     """Options of `evaluate`. Data options that are left out are those of the training."""
 

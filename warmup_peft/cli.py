@@ -40,7 +40,7 @@ def draw(argv: Sequence[str]) -> None:
     from warmup_peft.config import WarmupSFTConfig
     from warmup_peft.run import run_draw
 
-    kinds = (ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelConfig)
+    kinds = (ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelConfig, arguments.DrawOptions)
     run_draw(*parse(kinds, [*argv, "--warmup_source", "base"]))
 
 
@@ -102,7 +102,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 }
 OPTIONS = {
     "train": (WarmupOptions, arguments.RunOptions),
-    "draw": (WarmupOptions, arguments.RunOptions),
+    "draw": (arguments.DrawOptions, WarmupOptions, arguments.RunOptions),
     "evaluate": (arguments.EvaluateArguments,),
     "generate": (arguments.GenerateArguments,),
     "merge": (arguments.MergeArguments,),

@@ -19,11 +19,12 @@ from tqdm import tqdm
 from transformers import ProgressCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from warmup_peft.arguments import EvaluateArguments, GenerateArguments, RunOptions
+from warmup_peft.arguments import DrawOptions, EvaluateArguments, GenerateArguments, RunOptions
 from warmup_peft.data import has_split, load_split, read_json
 from warmup_peft.evaluation.harness import Prediction, answer_questions, generate_texts, is_an_option
 from warmup_peft.evaluation.metrics import multiple_choice_metrics
 from warmup_peft.evaluation.tasks import TASKS, MultipleChoice
+from warmup_peft.inference.client import CompletionsClient, draw_from_server
 from warmup_peft.inference.decoding import WarmupConfig, write_warmups
 from warmup_peft.inference.hub import METRICS_NAME, write_model_card
 from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, load_tokenizer
@@ -110,14 +111,25 @@ def build_trainer(script_args, options: RunOptions, args, model_args):
     return trainer
 
 
-def run_draw(script_args, options: RunOptions, args, model_args) -> None:
+def run_draw(script_args, options: RunOptions, args, model_args, draw_options: DrawOptions) -> None:
     """Draw the warmups of a training with `warmup_source: base`, and train nothing.
 
     Raises:
-        ValueError: bad input, before a model is loaded.
+        ValueError: bad input, before a model is loaded; a server that fails while it is drawn from. What was drawn
+            until then is kept.
     """
+    if draw_options.base_url is None and draw_options.served_model is not None:
+        raise ValueError("--served_model belongs to --base_url. Set the server's address too.")
     trainer = build_trainer(script_args, options, args, model_args)
-    pool = trainer.draw_warmups()
+    draw = None
+    if draw_options.base_url is not None:
+        client = CompletionsClient(
+            draw_options.base_url,
+            draw_options.served_model or model_args.model_name_or_path,
+            timeout=draw_options.server_timeout,
+        )
+        draw = trainer.checked(draw_from_server(client, trainer.pool_sampling))
+    pool = trainer.draw_warmups(draw)
     if trainer.is_world_process_zero():
         print(f"{pool.num_draws} warmups for each of {len(pool):,} prompts lie in {pool.folder}")
         print(f"Train with them: --warmup_source base --warmup_pool {pool.folder}")

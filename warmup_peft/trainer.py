@@ -79,6 +79,7 @@ from warmup_peft.quantization import keep_4bit_weights_in_place
 logger = logging.getLogger(__name__)
 
 ENTROPY_ROWS = 256  # at a time: a float32 copy of all target logits would cost as much as the step
+DRAW_TOLERANCE = 0.3  # nats a token; a 4-bit model and its 16-bit original differ by about a tenth
 SHARING_TOLERANCE = {"float32": 1e-3, "low": 0.1}  # nats a token; of bfloat16 logits rounding alone is some hundredths
 
 
@@ -433,12 +434,47 @@ class WarmupSFTTrainer(SFTTrainer):
             **{name: getattr(self._sampling, name) for name in names},
         }
 
+    @property
+    def pool_sampling(self) -> SamplingSettings:
+        return dataclasses.replace(self._sampling, num_warmups=self.args.warmup_pool_size)
+
     def _draw_from_base(self, prompts: list[np.ndarray], seed: int) -> Warmups:
         model = self.accelerator.unwrap_model(self.model)
-        settings = dataclasses.replace(self._sampling, num_warmups=self.args.warmup_pool_size)
         with self._own_random_numbers(seed), adapter_off(model), self.accelerator.autocast():
             prompt = left_padded([ids.tolist() for ids in prompts], self.accelerator.device)
-            return sample_warmups(model, PlainRows(model, model, prompt), settings)
+            return sample_warmups(model, PlainRows(model, model, prompt), self.pool_sampling)
+
+    def checked(self, draw: DrawFunction) -> DrawFunction:
+        """The same draws by somebody else; the first are scored here, and refused where they are another model's.
+
+        Raises:
+            ValueError: when it draws, log-probabilities that are not this base model's.
+        """
+        seen: list[Warmups] = []
+
+        def checking(prompts: list[np.ndarray], seed: int) -> Warmups:
+            warmups = draw(prompts, seed)
+            if not seen:
+                seen.append(warmups)
+                self._check_draws(prompts, warmups)
+            return warmups
+
+        return checking
+
+    def _check_draws(self, prompts: list[np.ndarray], warmups: Warmups) -> None:
+        device = self.accelerator.device
+        prompt = left_padded([ids.tolist() for ids in prompts], device)
+        ids, num_decisions = warmups.ids.to(device), warmups.num_decisions.to(device)
+        is_drawn = prefix_mask(num_decisions, ids.size(-1))
+        branches = Branches(ids, is_drawn, is_drawn)
+        logits = self._without_adapter(self.model, prompt, branches, is_drawn)
+        own = sums_where(is_drawn, token_logps(logits, ids[is_drawn])).cpu()
+        difference = ((own - warmups.logp).abs().sum() / num_decisions.sum()).item()
+        if difference > DRAW_TOLERANCE:
+            raise ValueError(
+                f"The server's log-probabilities differ from this base model's by {difference:.2f} nats a token. "
+                "Serve the very model of model_name_or_path, without an adapter."
+            )
 
     @contextmanager
     def _own_random_numbers(self, seed: int) -> Iterator[None]:

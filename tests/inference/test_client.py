@@ -1,0 +1,266 @@
+"""A server that answers as vLLM does, on loopback: what goes up, what comes back, and everything that can go wrong."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from folders import puzzles, write_rows
+from scipy.stats import chi2_contingency
+from transformers import AutoModelForCausalLM
+
+from warmup_peft.cli import BAD_INPUT, main
+from warmup_peft.inference.client import CompletionsClient, draw_from_server
+from warmup_peft.method.branches import left_padded
+from warmup_peft.method.sampling import SamplingSettings, sample_warmups
+from warmup_peft.method.scoring import PlainRows, evaluation_mode
+
+SETTINGS = SamplingSettings(num_warmups=3, max_length=4, end_token_ids=(1,), separator_ids=(8, 9), pad_token_id=0)
+PROMPTS = [np.array([30, 31, 32]), np.array([40, 41])]
+
+
+class Server:
+    """Runs `answer(body, headers) -> (status, payload)` on a free port; keeps what it was asked."""
+
+    def __init__(self):
+        self.asked: list[dict] = []
+        self.headers: list[dict] = []
+        self.answer = lambda body: (200, {"choices": []})
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append(body)
+                outer.headers.append(dict(self.headers))
+                status, payload = outer.answer(body)
+                data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def client(server: Server, **changes) -> CompletionsClient:
+    return CompletionsClient(server.url, "base", **{"pause": 0.0, "timeout": 5.0, **changes})
+
+
+def as_vllm(ids, logps, index, stopped):
+    return {
+        "index": index,
+        "text": "",
+        "token_ids": ids,
+        "logprobs": {"token_logprobs": logps, "tokens": [f"token_id:{i}" for i in ids]},
+        "finish_reason": "stop" if stopped else "length",
+    }
+
+
+def scripted(body):
+    """The same three warmups for every prompt: one stopped, one with the separator, one cut by the limit."""
+    draws = [([5, 1], [-1.0, -2.0], True), ([6, 8, 9, 7], [-0.5] * 4, False), ([5, 6, 7, 5], [-0.25] * 4, False)]
+    count = len(body["prompt"])
+    choices = [
+        as_vllm(ids, logps, 3 * p + k, stop) for p in range(count) for k, (ids, logps, stop) in enumerate(draws)
+    ]
+    return 200, {"choices": choices[::-1]}  # in any order
+
+
+def test_ids_go_up_and_come_back_with_their_log_probabilities(server):
+    server.answer = scripted
+    warmups = draw_from_server(client(server), SETTINGS)(PROMPTS, seed=7)
+    assert warmups.lengths.tolist() == [[1, 1, 4]] * 2
+    assert warmups.num_decisions.tolist() == [[2, 3, 4]] * 2
+    assert warmups.logp[0].tolist() == pytest.approx([-3.0, -1.5, -1.0])  # not of what came after the separator
+    (body,) = server.asked
+    assert body["prompt"] == [[30, 31, 32], [40, 41]]
+    assert (body["model"], body["n"], body["max_tokens"], body["seed"]) == ("base", 3, 4, 7)
+    assert (body["temperature"], body["top_p"], body["top_k"], body["min_p"]) == (1.0, 1.0, -1, 0.0)
+    assert body["repetition_penalty"] == 1.0
+
+
+def test_older_servers_name_the_ids_in_their_tokens(server):
+    def without_token_ids(body):
+        status, payload = scripted(body)
+        for choice in payload["choices"]:
+            del choice["token_ids"]
+        return status, payload
+
+    server.answer = without_token_ids
+    warmups = draw_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
+    assert warmups.ids[0].tolist() == [[5, 1, 0, 0], [6, 8, 9, 7], [5, 6, 7, 5]]
+
+
+def test_the_key_comes_from_the_environment_alone(server, monkeypatch):
+    server.answer = scripted
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    draw_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    draw_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
+    assert [headers.get("Authorization") for headers in server.headers] == [None, "Bearer secret"]
+
+
+def test_a_busy_server_is_asked_again(server):
+    server.answer = lambda body: (503, b"busy") if len(server.asked) < 3 else scripted(body)
+    draw_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "payload", "message", "tries"),
+    [
+        (401, {}, "refuses the key (401). Set OPENAI_API_KEY", 1),
+        (404, {}, "knows no model 'base'", 1),
+        (400, {"error": "too long"}, 'answers 400: {"error": "too long"}', 1),
+        (500, b"oh", "answers 500 after 3 tries: oh", 3),
+        (200, b"<html>", "something that is no JSON: '<html>'", 1),
+        (200, {"choices": []}, "answered with 0 completions where 6 were asked for", 1),
+        (200, {"hello": 1}, "answered with no completions", 1),
+        (200, [1, 2], "answered with no completions", 1),
+        (200, {"choices": [{"index": i, "text": "x"} for i in range(6)]}, "returns no token ids", 1),
+        (200, {"choices": [as_vllm([5], [-1.0], i, True) for i in range(6)]}, "without one of the end tokens [1]", 1),
+    ],
+)
+def test_what_goes_wrong_is_said_in_a_sentence(server, status, payload, message, tries):
+    server.answer = lambda body: (status, payload)
+    with pytest.raises(ValueError, match="http:") as caught:
+        draw_from_server(client(server, retries=2), SETTINGS)(PROMPTS, seed=0)
+    assert message in str(caught.value)
+    assert len(server.asked) == tries
+
+
+def test_a_server_that_is_down_or_slow(server):
+    down = CompletionsClient("http://127.0.0.1:9/v1", "base", retries=1, pause=0.0)
+    with pytest.raises(ValueError, match=r"cannot be reached or did not answer .* after 2 tries"):
+        down.complete(PROMPTS)
+    server.answer = lambda body: threading.Event().wait(1.0) or scripted(body)
+    with pytest.raises(ValueError, match=r"did not answer within 0.1 seconds, after 1 tries"):
+        client(server, timeout=0.1, retries=0).complete(PROMPTS, n=3)
+
+
+def test_servers_report_the_models_own_law_only():
+    import dataclasses
+
+    with pytest.raises(ValueError, match="Leave temperature, top_k, top_p and min_p out"):
+        draw_from_server(CompletionsClient("x", "y"), dataclasses.replace(SETTINGS, temperature=0.7))
+
+
+# ---- A whole draw, against the tiny model behind the server ----
+
+
+def serve(model_folder, separator_ids, noise=0.0):
+    """An answer function that samples from the model itself."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    end_ids = tuple(model.generation_config.eos_token_id)
+
+    def answer(body):
+        torch.manual_seed(body["seed"])
+        settings = SamplingSettings(body["n"], body["max_tokens"], end_ids, tuple(separator_ids), 0)
+        prompt = left_padded(body["prompt"], torch.device("cpu"))
+        with evaluation_mode(model):
+            warmups = sample_warmups(model, PlainRows(model, model, prompt), settings)
+        choices = []
+        for index, (ids, decided, length, logp) in enumerate(
+            zip(
+                *(
+                    x.flatten(0, 1).tolist()
+                    for x in (warmups.ids, warmups.num_decisions, warmups.lengths, warmups.logp)
+                )
+            )
+        ):
+            logps = [logp / decided + noise] * decided
+            stopped = decided > length and ids[decided - 1] in end_ids
+            choices.append(as_vllm(ids[:decided], logps, index, stopped))
+        return 200, {"choices": choices}
+
+    return answer
+
+
+@pytest.fixture
+def draw_argv(model_folder, server, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", puzzles(6))
+    options = {
+        "model_name_or_path": model_folder, "dataset_name": rows, "task": "logiqa", "output_dir": tmp_path / "run",
+        "dtype": "float32", "use_peft": "true", "lora_target_modules": "all-linear", "bf16": "false",
+        "report_to": "none", "num_warmups": 2, "max_warmup_length": 3, "warmup_pool_size": 40,
+        "warmup_pool_batch_size": 80, "base_url": server.url, "served_model": "base",
+    }  # fmt: skip
+    return ["draw", *(str(word) for key, value in options.items() for word in (f"--{key}", value))]
+
+
+def first_tokens(folder):
+    from warmup_peft.method.pool import read_part
+
+    counts = {}
+    for row in read_part(next(folder.glob("part-*.arrow"))):
+        for ids, count in zip(row["ids"], row["counts"]):
+            counts[ids[0]] = counts.get(ids[0], 0) + count
+    return counts
+
+
+def test_a_pool_from_a_server_is_one_from_the_model(server, draw_argv, model_folder, tokenizer, tmp_path, capsys):
+    server.answer = serve(model_folder, tokenizer(" || ")["input_ids"])
+    assert main(draw_argv) == 0
+    assert f"lie in {tmp_path / 'run' / 'warmup_pool'}" in capsys.readouterr().out
+    assert [len(body["prompt"]) for body in server.asked] == [2, 2, 2]
+    drawn = first_tokens(tmp_path / "run" / "warmup_pool")
+    at = draw_argv.index("--base_url")
+    local = draw_argv[:at] + draw_argv[at + 4 :] + ["--output_dir", str(tmp_path / "local")]
+    assert main(local) == 0
+    expected = first_tokens(tmp_path / "local" / "warmup_pool")
+    tokens = sorted(set(drawn) | set(expected), key=lambda token: -expected.get(token, 0))
+    table = np.array([[counts.get(token, 0) for token in tokens[:8]] for counts in (drawn, expected)])
+    rest = 6 * 40 - table.sum(1, keepdims=True)
+    assert chi2_contingency(np.hstack([table, rest])).pvalue > 1e-3
+    pool = tmp_path / "run" / "warmup_pool"
+    changes = {"warmup_source": "base", "warmup_pool": pool, "max_steps": 1, "output_dir": tmp_path / "trained"}
+    train = [str(word) for key, value in changes.items() for word in (f"--{key}", value)]
+    assert main(["train", *draw_argv[1:at], *train]) == 0
+
+
+def test_a_server_of_another_model_is_noticed(server, draw_argv, model_folder, tokenizer, tmp_path, capsys):
+    server.answer = serve(model_folder, tokenizer(" || ")["input_ids"], noise=-0.5)
+    assert main(draw_argv) == BAD_INPUT
+    assert "differ from this base model's by 0.50 nats a token" in capsys.readouterr().err
+    assert list((tmp_path / "run" / "warmup_pool").glob("part-*")) == []
+
+
+def test_a_server_that_stops_answering_leaves_what_is_whole(
+    server, draw_argv, model_folder, tokenizer, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("warmup_peft.method.pool.PROMPTS_PER_FILE", 2)
+    healthy = serve(model_folder, tokenizer(" || ")["input_ids"])
+    server.answer = lambda body: healthy(body) if len(server.asked) < 3 else (404, {})
+    assert main(draw_argv) == BAD_INPUT
+    assert "404" in capsys.readouterr().err
+    pool = tmp_path / "run" / "warmup_pool"
+    assert len(list(pool.glob("part-*"))) == 2
+    server.answer, asked = healthy, len(server.asked)
+    assert main(draw_argv) == 0
+    assert len(server.asked) == asked + 1  # only what was missing
+    assert len(list(pool.glob("part-*"))) == 3
+
+
+def test_a_served_model_without_a_server_is_bad_input(draw_argv, capsys):
+    at = draw_argv.index("--base_url")
+    assert main(draw_argv[:at] + draw_argv[at + 2 :]) == BAD_INPUT
+    assert "--served_model belongs to --base_url" in capsys.readouterr().err

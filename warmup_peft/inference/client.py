@@ -1,0 +1,159 @@
+"""Warmups and answers from an OpenAI-compatible server, such as vLLM. Knows no training.
+
+Prompts go up as token ids and come back as token ids: text that is tokenised again at a boundary merges tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+import torch
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from warmup_peft.method.branches import Warmups
+from warmup_peft.method.sampling import SamplingSettings, end_warmups
+
+API_KEY = "OPENAI_API_KEY"
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers worth another try
+
+
+@dataclass(frozen=True)
+class CompletionsClient:
+    """`/v1/completions` of one model. The key, where the server wants one, comes from OPENAI_API_KEY.
+
+    Attributes:
+        base_url: such as http://localhost:8000/v1.
+        model: the name it is served under.
+        timeout: seconds for one answer.
+        retries: how often a server that is busy or does not answer is asked again.
+        pause: seconds before the second retry; doubled each time.
+    """
+
+    base_url: str
+    model: str
+    timeout: float = 120.0
+    retries: int = 4
+    pause: float = 1.0
+
+    def complete(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[dict[str, Any]]:
+        """The choices for all prompts, in their order.
+
+        Raises:
+            ValueError: the server is down, refuses, or answers with something else than completions.
+        """
+        body = {"model": self.model, "prompt": [list(map(int, ids)) for ids in prompts], **options}
+        answer = self._post("completions", body)
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        expected = len(prompts) * options.get("n", 1)
+        if not isinstance(choices, list) or len(choices) != expected:
+            raise ValueError(
+                f"{self.base_url} answered with {len(choices) if isinstance(choices, list) else 'no'} completions "
+                f"where {expected} were asked for. Is it an OpenAI-compatible server?"
+            )
+        return sorted(choices, key=lambda choice: choice["index"])
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        url = f"{self.base_url.rstrip('/')}/{path}"
+        key = os.environ.get(API_KEY)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        retry = Retry(
+            total=self.retries,
+            backoff_factor=self.pause,
+            status_forcelist=BUSY,
+            allowed_methods=None,
+            raise_on_status=False,
+        )
+        with requests.Session() as session:
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, HTTPAdapter(max_retries=retry))
+            try:
+                response = session.post(url, json=body, headers=headers, timeout=self.timeout)
+            except requests.RequestException as error:
+                raise ValueError(
+                    f"{url} cannot be reached or did not answer within {self.timeout:g} seconds, after "
+                    f"{self.retries + 1} tries ({type(error).__name__}). Check the server and --base_url."
+                ) from error
+        return self._read(url, response)
+
+    def _read(self, url: str, response: requests.Response) -> Any:
+        if response.status_code in (401, 403):
+            raise ValueError(f"{url} refuses the key ({response.status_code}). Set {API_KEY} to a valid one.")
+        if response.status_code == 404:
+            raise ValueError(
+                f"{url} knows no model '{self.model}', or is not the right path (404). Check --served_model and "
+                "--base_url, which ends with /v1 as a rule."
+            )
+        if response.status_code != 200:
+            tries = f" after {self.retries + 1} tries" if response.status_code in BUSY else ""
+            raise ValueError(f"{url} answers {response.status_code}{tries}: {response.text[:300]}")
+        try:
+            return response.json()
+        except ValueError as error:
+            raise ValueError(f"{url} answers with something that is no JSON: {response.text[:100]!r}.") from error
+
+
+def draw_from_server(client: CompletionsClient, settings: SamplingSettings) -> Callable[[list, int], Warmups]:
+    """A function that draws `settings.num_warmups` warmups (B, M) for prompts and a seed.
+
+    Raises:
+        ValueError: settings other than the model's own law, of which servers report no log-probabilities; or, when it
+            draws, a server that returns no token ids.
+    """
+    plain = (settings.temperature, settings.top_k, settings.top_p) == (1.0, 0, 1.0) and not settings.min_p
+    if not plain:
+        raise ValueError(
+            "A server reports log-probabilities of the model's own law. Leave temperature, top_k, top_p and min_p out "
+            "to draw with --base_url."
+        )
+
+    def draw(prompts: list, seed: int) -> Warmups:
+        choices = client.complete(
+            prompts,
+            n=settings.num_warmups,
+            max_tokens=settings.max_length,
+            seed=seed % 2**31,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=-1,  # a server takes the model's own generation settings for what is not named
+            min_p=0.0,
+            repetition_penalty=1.0,
+            stop_token_ids=list(settings.end_token_ids),
+            logprobs=1,
+            return_token_ids=True,
+            return_tokens_as_token_ids=True,
+        )
+        shape = (len(prompts), settings.num_warmups)
+        rows = [read_choice(choice, settings, client.base_url) for choice in choices]
+        ids = torch.tensor([ids + [settings.pad_token_id] * (settings.max_length - len(ids)) for ids, _ in rows])
+        logps = torch.tensor([logps + [0.0] * (settings.max_length - len(logps)) for _, logps in rows])
+        warmups = end_warmups(ids.unflatten(0, shape), settings)
+        was_decided = torch.arange(settings.max_length) < warmups.num_decisions.unsqueeze(-1)
+        return warmups._replace(logp=logps.unflatten(0, shape).masked_fill(~was_decided, 0.0).sum(-1))
+
+    return draw
+
+
+def read_choice(choice: dict[str, Any], settings: SamplingSettings, url: str) -> tuple[list[int], list[float]]:
+    """Token ids and their log-probabilities; the end token included where one was drawn."""
+    report = choice.get("logprobs") or {}
+    ids, logps = choice.get("token_ids"), report.get("token_logprobs")
+    if ids is None and all(str(token).startswith("token_id:") for token in report.get("tokens") or [None]):
+        ids = [int(token.removeprefix("token_id:")) for token in report["tokens"]]
+    if ids is None or logps is None or len(ids) != len(logps):
+        raise ValueError(
+            f"{url} returns no token ids with log-probabilities. vLLM does (0.10 or newer); other servers cannot be "
+            "drawn from."
+        )
+    if len(ids) > settings.max_length or (
+        choice.get("finish_reason") == "stop" and not (ids and ids[-1] in settings.end_token_ids)
+    ):
+        raise ValueError(
+            f"{url} stopped a warmup of {len(ids)} tokens without one of the end tokens "
+            f"{list(settings.end_token_ids)}. Does it serve the base model of this training?"
+        )
+    return list(ids), list(logps)

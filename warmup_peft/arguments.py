@@ -123,12 +123,11 @@ class BenchArguments:
     target_length: int = field(default=2, metadata={"help": "Tokens of each target."})
     max_warmup_length: int = field(default=8, metadata={"help": "W; all of it is used."})
     num_warmups: int = field(default=4, metadata={"help": "K."})
-    objective: str = field(default="warmup", metadata={"help": "What is maximised, as in training."})
-    warmup_anchor: float = field(default=0.0, metadata={"help": "beta; above 0 adds the adapter-off pass."})
     batch_size: int = field(default=2, metadata={"help": "Examples a step."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations in the backward."})
     steps: int = field(default=7, metadata={"help": "Timed steps of each arm; the median counts."})
     arms: list[str] = field(
-        default_factory=lambda: ["sft", "naive", "plain", "shared"], metadata={"help": "Arms; sft among them."}
+        default_factory=lambda: ["sft", "naive", "plain", "shared"],
+        metadata={"help": "Ways to take a step, sft among them; see the top of warmup_peft/bench.py."},
     )
     output_file: str | None = field(default=None, metadata={"help": "Write the figures as JSON."})

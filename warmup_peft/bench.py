@@ -1,9 +1,12 @@
-"""What will warmups cost on my machine? One training step, timed four ways in one process.
+"""What will warmups cost on my machine? One training step, timed several ways in one process.
 
     sft       TRL's own `SFTTrainer`
     naive     the ten-line way: `generate` with K return sequences, then K full rows
     plain     `WarmupSFTTrainer` without sharing: K full rows, sampling from a prompt encoded once
     shared    `WarmupSFTTrainer` with each prompt encoded once
+    anchored  the same with the anchor
+    base      the same with the anchor and warmups that were drawn before
+    jensen, log_mean_exp, ...   shared, with that objective
 
 The arms take turns, so that a machine whose speed drifts slows all of them alike; read the ratios, not the seconds.
 """
@@ -14,6 +17,7 @@ import contextlib
 import dataclasses
 import json
 import statistics
+import sys
 import tempfile
 import time
 import weakref
@@ -46,10 +50,20 @@ from trl import SFTConfig, SFTTrainer
 from warmup_peft.arguments import BenchArguments
 from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.inference.loading import load_tokenizer
+from warmup_peft.method.objective import OBJECTIVES
 from warmup_peft.method.scoring import evaluation_mode
+from warmup_peft.monitor import LOG_FILE_WIDTH
 from warmup_peft.trainer import WarmupSFTTrainer
 
-ARMS = ("sft", "naive", "plain", "shared")
+ARMS: dict[str, dict[str, Any] | None] = {
+    "sft": None,
+    "naive": None,
+    "plain": {"prefix_sharing": "false"},
+    "shared": {},
+    "anchored": {"warmup_anchor": 0.3},
+    "base": {"warmup_anchor": 0.3, "warmup_source": "base"},
+    **{name: {"objective": name} for name in OBJECTIVES if name != "warmup"},
+}
 PARTS = ("encode", "sample", "score")
 SEPARATOR = "||"  # two tokens of the byte tokenizer
 SHAPES: dict[str, dict[str, Any]] = {
@@ -76,12 +90,12 @@ class Arm:
     model: nn.Module
     step: Callable[[], None]
     seconds: list[float] = field(default_factory=list)
-    parts: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
+    parts: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in (*PARTS, "record")})
     peak_bytes: int | None = None
 
     def summary(self, sft_seconds: float, batch_size: int) -> dict[str, Any]:
         seconds = statistics.median(self.seconds)
-        split = {part: statistics.median(values) for part, values in self.parts.items() if values}
+        split = {part: statistics.median(self.parts[part]) for part in PARTS if self.parts[part]}
         if split:
             split["backward and the rest"] = seconds - sum(split.values())
         return {
@@ -91,6 +105,7 @@ class Arm:
             "examples_per_second": batch_size / seconds,
             "peak_bytes": self.peak_bytes,
             "split_seconds": split,
+            "diagnostics_share": sum(self.parts["record"]) / sum(self.seconds),
         }
 
 
@@ -147,7 +162,7 @@ def random_rows(options: BenchArguments, vocab_size: int) -> Dataset:
 
 
 def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
-    """The four arms over one model and one adapter."""
+    """The arms over one model and one adapter."""
     set_seed(0)
     base, tokenizer = load_model(options)
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -165,21 +180,25 @@ def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
     )
     arms = []
     for name in options.arms:
-        if name in ("sft", "naive"):
+        changes = ARMS[name]
+        if changes is None:
             trainer = SFTTrainer(model, SFTConfig(folder, **common), train_dataset=rows, processing_class=tokenizer)
         else:
-            args = WarmupSFTConfig(
-                folder,
-                num_warmups=options.num_warmups,
-                max_warmup_length=options.max_warmup_length,
-                warmup_separator=SEPARATOR,
-                objective=options.objective,
-                warmup_anchor=options.warmup_anchor,
-                prefix_sharing="true" if name == "shared" else "false",
+            settings = {
+                "num_warmups": options.num_warmups,
+                "max_warmup_length": options.max_warmup_length,
+                "warmup_separator": SEPARATOR,
+                "warmup_pool_size": options.num_warmups,
+                "prefix_sharing": "true",
                 **common,
+                **changes,
+            }
+            trainer = WarmupSFTTrainer(
+                model, WarmupSFTConfig(folder, **settings), train_dataset=rows, processing_class=tokenizer
             )
-            trainer = WarmupSFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
             trainer._sampling = dataclasses.replace(trainer._sampling, end_token_ids=())  # use all W tokens
+            if trainer.args.warmup_source == "base":
+                trainer.draw_warmups()
         arms.append(make_arm(name, trainer, options))
     return arms
 
@@ -197,12 +216,13 @@ def make_arm(name: str, trainer: SFTTrainer, options: BenchArguments) -> Arm:
             naive_loss(trainer, batch, options).backward()
         else:
             trainer.training_step(trainer.model, dict(batch), num_items_in_batch=num_targets)
+            trainer.state.global_step += 1  # some diagnostics are taken every so many steps
         optimizer.step()
         optimizer.zero_grad()
 
     arm = Arm(name, trainer.model, step)
     if isinstance(trainer, WarmupSFTTrainer):
-        for part in PARTS:
+        for part in arm.parts:
             setattr(trainer, f"_{part}", timed(getattr(trainer, f"_{part}"), arm.parts[part]))
     return arm
 
@@ -322,7 +342,7 @@ def run_bench(options: BenchArguments) -> dict[str, Any]:
         "torch": torch.__version__,
         "arms": [arm.summary(sft, options.batch_size) for arm in arms],
     }
-    Console().print(bench_table(result))
+    Console(width=None if sys.stdout.isatty() else LOG_FILE_WIDTH).print(bench_table(result))
     if options.output_file is not None:
         Path(options.output_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"Written to {options.output_file}")
@@ -337,8 +357,18 @@ def bench_table(result: dict[str, Any]) -> Table:
         f"{settings['prompt_length']}, target {settings['target_length']}, K {settings['num_warmups']}, "
         f"W {settings['max_warmup_length']}"
     )
-    for column in ("", "seconds", "to SFT", "examples/s", "peak MiB", "to SFT", "encode / sample / score / backward"):
-        table.add_column(column, justify="right" if column else "left")
+    columns = (
+        "",
+        "seconds",
+        "to SFT",
+        "examples/s",
+        "peak MiB",
+        "to SFT",
+        "encode / sample / score / rest",
+        "diagnostics",
+    )
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
     peaks = {arm["arm"]: arm["peak_bytes"] for arm in result["arms"]}
     for arm in result["arms"]:
         split = " / ".join(f"{seconds:.3f}" for seconds in arm["split_seconds"].values())
@@ -350,5 +380,6 @@ def bench_table(result: dict[str, Any]) -> Table:
             f"{arm['peak_bytes'] / 2**20:.0f}",
             f"{arm['peak_bytes'] / peaks['sft']:.2f}",
             split,
+            f"{arm['diagnostics_share']:.1%}" if split else "",
         )
     return table

@@ -30,7 +30,7 @@ generator = torch.Generator().manual_seed(1)
 for name, parameter in trainer.model.named_parameters():
     if "lora_B" in name:
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
-trainer._sampling = dataclasses.replace(trainer._sampling, do_sample=False, num_beams=3)  # the same in every batch
+trainer.sampling = dataclasses.replace(trainer.sampling, do_sample=False, num_beams=3)  # the same in every batch
 before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
 trainer.train()
 if trainer.is_world_process_zero():

@@ -249,5 +249,5 @@ def test_every_outcome_ends_as_the_sampler_would_end_it(world, tmp_path):
     trainer = build_trainer(world, tmp_path, "jensen")
     for outcome in OUTCOMES:
         drawn = torch.tensor([[[*outcome.drawn, STOP][:2]]])
-        ended = end_warmups(drawn, trainer._sampling)
+        ended = end_warmups(drawn, trainer.sampling)
         assert (ended.lengths.item(), ended.num_decisions.item()) == (outcome.length, len(outcome.drawn)), outcome

@@ -279,8 +279,8 @@ def check_against_plain_loop(trainer, tokenizer):
 
 def make_deterministic(trainer):
     """Beam search without sampling: the same warmups for a prompt, whatever batch it is in."""
-    trainer._sampling = dataclasses.replace(
-        trainer._sampling, do_sample=False, num_beams=max(2, trainer.args.num_warmups)
+    trainer.sampling = dataclasses.replace(
+        trainer.sampling, do_sample=False, num_beams=max(2, trainer.args.num_warmups)
     )
 
 

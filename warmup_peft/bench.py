@@ -196,7 +196,7 @@ def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
             trainer = WarmupSFTTrainer(
                 model, WarmupSFTConfig(folder, **settings), train_dataset=rows, processing_class=tokenizer
             )
-            trainer._sampling = dataclasses.replace(trainer._sampling, end_token_ids=())  # use all W tokens
+            trainer.sampling = dataclasses.replace(trainer.sampling, end_token_ids=())  # use all W tokens
             if trainer.args.warmup_source == "base":
                 trainer.draw_warmups()
         arms.append(make_arm(name, trainer, options))

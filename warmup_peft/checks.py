@@ -29,6 +29,12 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
         raise ValueError("Vision-language models are not supported. Pass a tokenizer and a text-only model.")
     datasets = arguments.get("eval_dataset")
     datasets = datasets if isinstance(datasets, dict) else {"eval": datasets}
+    train_dataset = arguments.get("train_dataset")
+    if args.warmup_source == "base" and train_dataset is not None and not isinstance(train_dataset, Dataset):
+        raise ValueError(
+            "warmup_source base draws warmups for every row before training, but the train dataset is a stream. Load "
+            "it without streaming, or set warmup_source to 'policy'."
+        )
     for name, dataset in {"train": arguments.get("train_dataset"), **datasets}.items():
         if dataset is not None:
             check_columns(name, dataset, args)

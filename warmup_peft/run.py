@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -128,7 +129,7 @@ def run_draw(script_args, options: RunOptions, args, model_args, draw_options: D
             draw_options.served_model or model_args.model_name_or_path,
             timeout=draw_options.server_timeout,
         )
-        draw = trainer.checked(draw_from_server(client, trainer.pool_sampling))
+        draw = draw_from_server(client, dataclasses.replace(trainer.sampling, num_warmups=args.warmup_pool_size))
     pool = trainer.draw_warmups(draw)
     if trainer.is_world_process_zero():
         print(f"{pool.num_draws} warmups for each of {len(pool):,} prompts lie in {pool.folder}")

@@ -10,20 +10,16 @@ import dataclasses
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from torch.distributions import Categorical
-from tqdm import tqdm
-from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
@@ -36,6 +32,7 @@ from warmup_peft.checks import (
     memory_advice,
     model_config,
 )
+from warmup_peft.drawing import BaseModel, fill_pool, random_numbers_from
 from warmup_peft.inference.decoding import WarmupConfig, end_token_ids, separator_token_ids
 from warmup_peft.inference.hub import own_model_card
 from warmup_peft.inference.loading import TrainingRecord
@@ -44,9 +41,9 @@ from warmup_peft.method.branches import (
     Tokens,
     Warmups,
     lay_out_branches,
-    left_padded,
     prefix_mask,
     split_examples,
+    sums_where,
 )
 from warmup_peft.method.diagnostics import no_warmup
 from warmup_peft.method.objective import (
@@ -58,28 +55,25 @@ from warmup_peft.method.objective import (
     token_logps,
     warmup_loss,
 )
-from warmup_peft.method.pool import POOL_NAME, DrawFunction, WarmupPool
+from warmup_peft.method.pool import DrawFunction, WarmupPool
 from warmup_peft.method.prefix import SharedPrefix, install, sliding_window, why_not_shareable
 from warmup_peft.method.sampling import SamplingSettings, sample_warmups
-from warmup_peft.method.scoring import PlainRows, evaluation_mode, score_after_prompt, without_peft_wrapper
+from warmup_peft.method.scoring import PlainRows, without_peft_wrapper
 from warmup_peft.monitor import Ratios, WarmupMonitor
 from warmup_peft.options import WarmupOptions
 from warmup_peft.preparation import (
     apply_dict_formatting,
     as_warmup_config,
-    base_fingerprint,
     format_rows,
     load_tokenizer,
     prompts_of,
     report_lengths,
-    tokenizer_fingerprint,
 )
 from warmup_peft.quantization import keep_4bit_weights_in_place
 
 logger = logging.getLogger(__name__)
 
 ENTROPY_ROWS = 256  # at a time: a float32 copy of all target logits would cost as much as the step
-DRAW_TOLERANCE = 0.3  # nats a token; a 4-bit model and its 16-bit original differ by about a tenth
 SHARING_TOLERANCE = {"float32": 1e-3, "low": 0.1}  # nats a token; of bfloat16 logits rounding alone is some hundredths
 
 
@@ -126,7 +120,7 @@ class WarmupSFTTrainer(SFTTrainer):
         self.data_record: dict[str, Any] = {}  # where the rows came from; a caller who knows may say
         self._choose_encoding()
         self.model_accepts_loss_kwargs = True  # so that the targets of the accumulated batch are always counted
-        self._sampling = SamplingSettings(
+        self.sampling = SamplingSettings(
             num_warmups=args.num_warmups,
             max_length=args.max_warmup_length,
             end_token_ids=end_token_ids(self.model, self._tokenizer),
@@ -256,7 +250,7 @@ class WarmupSFTTrainer(SFTTrainer):
                 pad_token_id=self._tokenizer.pad_token_id,
             )
         with self.accelerator.autocast():
-            return sample_warmups(self.accelerator.unwrap_model(model), encoded, self._sampling)
+            return sample_warmups(self.accelerator.unwrap_model(model), encoded, self.sampling)
 
     @property
     def _draws_from_pool(self) -> bool:
@@ -298,12 +292,12 @@ class WarmupSFTTrainer(SFTTrainer):
         decision_logits = logits[is_decision[predicted]]
         if needs_advantage or (needs_anchor and self._draws_from_pool):
             drawn_ids = distinct.ids[prefix_mask(num_decisions, distinct.ids.size(-1))]
-            warmup_logp_BK = to_warmups(self._sampling.logps(decision_logits, drawn_ids), is_decision)
+            warmup_logp_BK = to_warmups(self.sampling.logps(decision_logits, drawn_ids), is_decision)
         drawn_logp_BK = warmups.logp if self._draws_from_pool else None
         if needs_anchor and self._draws_from_pool:
             kl_BK = drawn_logp_BK - warmup_logp_BK
         elif needs_anchor:
-            reference_logits = self._without_adapter(model, encoded.prompt, branches, is_decision)
+            reference_logits = self._base().logits(encoded.prompt, branches, is_decision)
             kl_BK = to_warmups(divergence(decision_logits, reference_logits), is_decision)
         if self.args.objective in NEEDS_GAIN:
             probability_BK = to_warmups(target_logp_N.detach().exp(), branches.is_target)
@@ -311,12 +305,6 @@ class WarmupSFTTrainer(SFTTrainer):
             gain_BK = (probability_BK - alone_B1) / target.mask.sum(1, keepdim=True)
         target_logp_BK = to_warmups(target_logp_N, branches.is_target)
         return Scores(target_logp_BK, warmup_logp_BK, kl_BK, drawn_logp_BK, gain_BK)
-
-    def _without_adapter(self, model, prompt: Tokens, branches: Branches, predicted: Tensor) -> Tensor:
-        """Logits (N, V) of the selected predictions with the adapter off, without gradient."""
-        unwrapped = self.accelerator.unwrap_model(model)
-        with evaluation_mode(unwrapped), adapter_off(unwrapped), self.accelerator.autocast():
-            return score_after_prompt(unwrapped, prompt, branches, predicted)
 
     @torch.no_grad()
     def _target_sums(
@@ -391,104 +379,28 @@ class WarmupSFTTrainer(SFTTrainer):
         """Draw M warmups for each training prompt from the model with its adapter off, where they are not there yet.
 
         Args:
-            draw: who draws instead of this model: prompts (lists of token ids) and a seed -> `Warmups` (B, M).
+            draw: who draws instead of this model: prompts (token ids of each) and a seed -> `Warmups` (B, M). Its
+                first draws are compared with this model.
 
         Raises:
-            ValueError: a pool of another model, tokenizer or law, a file that was cut short, or a base model all of
-                whose warmups are empty or equal.
+            ValueError: a pool of another model, tokenizer or law, a file that was cut short, draws of another model,
+                or a base model all of whose warmups are empty or equal.
         """
-        args, accelerator = self.args, self.accelerator
-        folder = Path(args.warmup_pool or Path(args.output_dir, POOL_NAME))
-        pool = WarmupPool(folder, self._law(), args.warmup_pool_size)
+        base = self._base(num_warmups=self.args.warmup_pool_size)
+        draw = None if draw is None else base.checking(draw)
         prompts = list(prompts_of(self.train_dataset))
-        missing = len(pool.missing(prompts))
-        if missing and len(pool) and accelerator.is_main_process:
-            logger.warning("%d prompts have no warmups in %s yet; they are drawn now.", missing, folder)
-        is_quiet = not missing or args.disable_tqdm or not accelerator.is_main_process
-        with tqdm(total=missing, desc="drawing warmups", unit="prompt", disable=is_quiet) as bar:
-            pool.draw_missing(
-                prompts,
-                draw or self._draw_from_base,
-                seed=args.seed,
-                prompts_per_batch=max(1, args.warmup_pool_batch_size // args.warmup_pool_size),
-                share=(accelerator.process_index, accelerator.num_processes),
-                on_progress=lambda count: bar.update(min(count * accelerator.num_processes, missing - bar.n)),
-            )
-        accelerator.wait_for_everyone()
-        pool.load()
-        useless = pool.why_useless()
-        if useless:
-            raise ValueError(
-                f"Nothing can be learnt with warmup_source base: {useless}. Choose a base model (or a prompt) after "
-                "which it has something to say, or set warmup_source to 'policy'."
-            )
-        self._pool = pool
-        return pool
+        self._pool = fill_pool(base, prompts, self._tokenizer, self.args, self.accelerator, draw)
+        return self._pool
 
-    def _law(self) -> dict[str, Any]:
-        """What the warmups of a pool depend on beside their prompts."""
-        names = ("max_length", "end_token_ids", "separator_ids", "temperature", "top_k", "top_p", "min_p")
-        return {
-            "base model": base_fingerprint(self.accelerator.unwrap_model(self.model)),
-            "tokenizer": tokenizer_fingerprint(self._tokenizer),
-            **{name: getattr(self._sampling, name) for name in names},
-        }
-
-    @property
-    def pool_sampling(self) -> SamplingSettings:
-        return dataclasses.replace(self._sampling, num_warmups=self.args.warmup_pool_size)
-
-    def _draw_from_base(self, prompts: list[np.ndarray], seed: int) -> Warmups:
-        model = self.accelerator.unwrap_model(self.model)
-        with self._own_random_numbers(seed), adapter_off(model), self.accelerator.autocast():
-            prompt = left_padded([ids.tolist() for ids in prompts], self.accelerator.device)
-            return sample_warmups(model, PlainRows(model, model, prompt), self.pool_sampling)
-
-    def checked(self, draw: DrawFunction) -> DrawFunction:
-        """The same draws by somebody else; the first are scored here, and refused where they are another model's.
-
-        Raises:
-            ValueError: when it draws, log-probabilities that are not this base model's.
-        """
-        seen: list[Warmups] = []
-
-        def checking(prompts: list[np.ndarray], seed: int) -> Warmups:
-            warmups = draw(prompts, seed)
-            if not seen:
-                seen.append(warmups)
-                self._check_draws(prompts, warmups)
-            return warmups
-
-        return checking
-
-    def _check_draws(self, prompts: list[np.ndarray], warmups: Warmups) -> None:
-        device = self.accelerator.device
-        prompt = left_padded([ids.tolist() for ids in prompts], device)
-        ids, num_decisions = warmups.ids.to(device), warmups.num_decisions.to(device)
-        is_drawn = prefix_mask(num_decisions, ids.size(-1))
-        branches = Branches(ids, is_drawn, is_drawn)
-        logits = self._without_adapter(self.model, prompt, branches, is_drawn)
-        own = sums_where(is_drawn, token_logps(logits, ids[is_drawn])).cpu()
-        difference = ((own - warmups.logp).abs().sum() / num_decisions.sum()).item()
-        if difference > DRAW_TOLERANCE:
-            raise ValueError(
-                f"The server's log-probabilities differ from this base model's by {difference:.2f} nats a token. "
-                "Serve the very model of model_name_or_path, without an adapter."
-            )
-
-    @contextmanager
-    def _own_random_numbers(self, seed: int) -> Iterator[None]:
-        """Draw from a seed, and leave the training's random numbers as they are."""
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            yield
+    def _base(self, **changes: Any) -> BaseModel:
+        sampling = dataclasses.replace(self.sampling, **changes)
+        return BaseModel(self.accelerator.unwrap_model(self.model), sampling, self.accelerator.autocast)
 
     # ---- Around the training loop ----
 
     def evaluation_loop(self, *positional, **keywords):
         """Draw the same warmups at every evaluation."""
-        with self._own_random_numbers(self.args.seed):
+        with random_numbers_from(self.args.seed, self.accelerator.device):
             return super().evaluation_loop(*positional, **keywords)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
@@ -550,21 +462,3 @@ class WarmupSFTTrainer(SFTTrainer):
             data=self.data_record,
             versions={name: version(name) for name in ("warmup_peft", "trl", "transformers", "peft", "torch")},
         )
-
-
-def sums_where(mask_BKT: Tensor, values_N: Tensor) -> Tensor:
-    """(B, K) sums of the values that stand where the mask is true, in row-major order."""
-    return values_N.new_zeros(mask_BKT.shape).masked_scatter(mask_BKT, values_N).sum(-1)
-
-
-@contextmanager
-def adapter_off(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """`disable_adapter`, which on its way back would unfreeze what its user froze. Without an adapter, nothing."""
-    if not isinstance(model, PeftModel):
-        yield
-        return
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    with model.disable_adapter():
-        yield
-    for parameter in frozen:
-        parameter.requires_grad_(False)

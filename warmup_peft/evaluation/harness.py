@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.evaluation.tasks import MultipleChoice
 from warmup_peft.inference.decoding import WarmupConfig, append_warmups, no_warmups, pad_token_id, write_warmups
-from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded
+from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded, sums_where
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.scoring import evaluation_mode, score_after_prompt
 
@@ -114,8 +114,7 @@ def option_logps(
     warmup = Tokens(*(x.expand(-1, target.ids.size(1), -1) for x in warmups.tokens()))
     branches = lay_out_branches(warmup, separator_of(warmup_config, prompt.ids.device), target)
     logits = score_after_prompt(model, prompt, branches, branches.is_target)
-    logps = token_logps(logits, branches.ids[branches.is_target])
-    return logps.new_zeros(branches.is_target.shape).masked_scatter(branches.is_target, logps).sum(-1)
+    return sums_where(branches.is_target, token_logps(logits, branches.ids[branches.is_target]))
 
 
 def generate_texts(

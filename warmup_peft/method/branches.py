@@ -180,3 +180,8 @@ def join_rows(prompt: Tokens, branches: Branches) -> Tokens:
 def positions_of(mask: Tensor) -> Tensor:
     """Position ids that count real tokens only: the first real token of a row stands at 0."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def sums_where(mask_BKT: Tensor, values_N: Tensor) -> Tensor:
+    """(B, K) sums of the values that stand where the mask is true, in row-major order."""
+    return values_N.new_zeros(mask_BKT.shape).masked_scatter(mask_BKT, values_N).sum(-1)

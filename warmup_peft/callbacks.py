@@ -12,7 +12,8 @@ SHOWN = {
     "warmups/mean_length": "warmups {:.1f} tokens",
     "warmups/distinct": "distinct {:.2f}",
     "warmups/overlap": "overlap {:.2f}",
-    "warmups/gain_over_none": "gain {:+.2f}",
+    "warmups/gain_over_none": "gain over none {:+.2f}",
+    "warmups/gain_over_others": "over others' {:+.2f}",
     "warmups/kl": "KL {:.2f}",
     "learning_rate": "lr {:.1e}",
 }

@@ -82,7 +82,7 @@ def test_a_batch_of_one_borrows_from_the_batch_before():
     assert anothers_warmup(one, before).ids.tolist() == [[[9, 9, 9]]]
 
 
-HEALTHY = {"warmups/mean_length": 7.0, "warmups/overlap": 0.3, "warmups/gain_over_others": 1.5}
+HEALTHY = {"warmups/mean_length": 7.0, "warmups/overlap": 0.3, "warmups/gain_over_none": 1.5}
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,9 @@ HEALTHY = {"warmups/mean_length": 7.0, "warmups/overlap": 0.3, "warmups/gain_ove
         ({}, 1.0, None),
         ({"warmups/mean_length": 0.2}, 0.1, "become empty"),
         ({"warmups/overlap": 0.9}, 0.1, "collapsed into drafts of the answer: 90%"),
-        ({"warmups/gain_over_others": 0.0}, 0.6, "carry nothing about their own prompt"),
-        ({"warmups/gain_over_others": 0.0}, 0.4, None),  # it may still come
+        ({"warmups/gain_over_none": 0.01}, 0.6, "answers as well without them"),
+        ({"warmups/gain_over_none": 0.01}, 0.4, None),  # it may still come
+        ({"warmups/gain_over_others": 0.0}, 1.0, None),  # pauses, not a collapse
     ],
 )
 def test_what_is_wrong_names_the_option_that_helps(changes, share, message):

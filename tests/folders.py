@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
 
-from warmup_peft.inference.decoding import WarmupConfig
 from warmup_peft.inference.loading import TrainingRecord
+from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.quantization import keep_4bit_weights_in_place
 
 SEPARATOR = " | "

@@ -24,9 +24,9 @@ from warmup_peft.arguments import EvaluateArguments
 from warmup_peft.cli import BAD_INPUT, INTERRUPTED, main
 from warmup_peft.evaluation.harness import answer_questions
 from warmup_peft.evaluation.tasks import logiqa
-from warmup_peft.inference.decoding import WarmupConfig
 from warmup_peft.inference.hub import is_edited
 from warmup_peft.inference.loading import TrainingRecord, load_folder
+from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.run import evaluate_arms
 
 SETTINGS = {
@@ -50,6 +50,7 @@ TRAINED = {
     "README.md",
     "adapter_config.json",
     "adapter_model.safetensors",
+    "custom_generate/generate.py",
     "tokenizer.json",
     "tokenizer_config.json",
     "trainer_state.json",
@@ -117,9 +118,10 @@ def generate(folder: Path, capsys, *flags: str) -> list[dict]:
 
 
 def test_training_leaves_a_whole_folder(finished, model_folder, data, tokenizer):
-    assert {path.name for path in finished.iterdir() if path.is_file()} == TRAINED
+    assert {name for name in tree(finished) if not name.startswith("checkpoint-")} == TRAINED
     assert any(name.endswith("lora_B.weight") and tensor.any() for name, tensor in weights(finished).items())
-    assert WarmupConfig.load(finished) == WarmupConfig(" || ", tokenizer(" || ")["input_ids"], 4)
+    end_token_ids = [1, *range(200, 270)]  # the base's own and the tokenizer's
+    assert WarmupConfig.load(finished) == WarmupConfig(" || ", tokenizer(" || ")["input_ids"], 4, end_token_ids)
     record = TrainingRecord.load(finished)
     assert (record.base_model, record.dtype, record.quantization_config) == (model_folder, "float32", None)
     assert record.data["dataset_name"] == str(data)

@@ -82,7 +82,8 @@ def push(argv: Sequence[str]) -> None:
     verb = "Would upload" if options.dry_run else "Uploaded"
     print(f"{verb} to {plan.repo_id} ({'private' if plan.private else 'public'} where it is new):")
     for name in plan.files:
-        print(f"  {name}  {Path(options.folder, name).stat().st_size:,} bytes")
+        path = Path(options.folder, name)
+        print(f"  {name}" + (f"  {path.stat().st_size:,} bytes" if path.is_file() else "  (made when it is uploaded)"))
     if plan.card_kept:
         print("The model card on the Hub was edited by a person, so it stays as it is.")
     if plan.url:

@@ -26,15 +26,17 @@ from warmup_peft.evaluation.harness import Prediction, answer_questions, generat
 from warmup_peft.evaluation.metrics import multiple_choice_metrics
 from warmup_peft.evaluation.tasks import TASKS, MultipleChoice
 from warmup_peft.inference.client import CompletionsClient, draw_from_server
-from warmup_peft.inference.decoding import WarmupConfig, write_warmups
+from warmup_peft.inference.export import EXPORT_NAME
 from warmup_peft.inference.hub import METRICS_NAME, write_model_card
 from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, load_tokenizer
+from warmup_peft.inference.warmup_config import WarmupConfig
+from warmup_peft.inference.writing import write_warmups
 from warmup_peft.method.branches import left_padded
 from warmup_peft.method.pool import POOL_NAME
 from warmup_peft.method.scoring import evaluation_mode
 
 RUN_FILES = ("adapter_config.json", "adapter_model.safetensors", "warmup_config.json", "warmup_training.json",
-             "trainer_state.json", "training_args.bin", METRICS_NAME)  # fmt: skip
+             EXPORT_NAME, "trainer_state.json", "training_args.bin", METRICS_NAME)  # fmt: skip
 RECORDED_SETTINGS = ("num_warmups", "warmup_sampling", "warmup_anchor", "seed", "steps")
 
 

@@ -33,9 +33,11 @@ from warmup_peft.checks import (
     model_config,
 )
 from warmup_peft.drawing import BaseModel, fill_pool, random_numbers_from
-from warmup_peft.inference.decoding import WarmupConfig, end_token_ids, separator_token_ids
+from warmup_peft.inference.export import export_decoding
 from warmup_peft.inference.hub import own_model_card
 from warmup_peft.inference.loading import TrainingRecord
+from warmup_peft.inference.warmup_config import WarmupConfig
+from warmup_peft.inference.writing import end_token_ids, separator_token_ids
 from warmup_peft.method.branches import (
     Branches,
     Tokens,
@@ -430,6 +432,7 @@ class WarmupSFTTrainer(SFTTrainer):
             super()._save(output_dir, state_dict)
             if self.args.should_save:
                 self.warmup_config.save(folder)
+                export_decoding(folder)
                 self.training_record().save(folder)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
@@ -437,7 +440,12 @@ class WarmupSFTTrainer(SFTTrainer):
 
     @property
     def warmup_config(self) -> WarmupConfig:
-        return WarmupConfig(self.args.warmup_separator, self._warmup_separator_ids, self.args.max_warmup_length)
+        return WarmupConfig(
+            self.args.warmup_separator,
+            self._warmup_separator_ids,
+            self.args.max_warmup_length,
+            list(self.sampling.end_token_ids),
+        )
 
     def training_record(self) -> TrainingRecord:
         base = without_peft_wrapper(self.accelerator.unwrap_model(self.model))

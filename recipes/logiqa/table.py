@@ -10,7 +10,6 @@ Arms that are done are not run again, so it may be interrupted. Add `--max_steps
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import os
@@ -35,12 +34,13 @@ from warmup_peft.data import load_split
 from warmup_peft.evaluation.harness import answer_questions
 from warmup_peft.evaluation.tasks import TASKS
 from warmup_peft.inference.loading import end_with_the_tokenizer
+from warmup_peft.inference.writing import no_warmups, write_warmups
 from warmup_peft.run import build_trainer, training_rows
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "tiny.yaml"
 SFT, SFT_SAME_TIME, REFERENCE = "sft", "sft, as long", "policy, 0.3, warmup"
-SEPARATOR_ONLY, WITHOUT_WARMUP = "separator only", {"max_warmup_length": 0}
+SEPARATOR_ONLY = "separator only"
 
 
 def arm(source: str, beta: float, objective: str) -> dict[str, dict[str, Any]]:
@@ -84,6 +84,11 @@ class AtStep(TrainerCallback):
             self.call()
 
 
+def no_warmup(model, prompt, config):
+    """The separator stands right behind the prompt."""
+    return no_warmups(prompt)
+
+
 def run_one(name: str, seed: int, folder: Path, max_steps: int) -> dict[str, Any]:
     """Train one arm with one seed; returns what the table shows of it."""
     changes = ["--output_dir", str(folder / "run"), "--seed", str(seed), "--max_steps", str(max_steps)]
@@ -103,13 +108,14 @@ def run_one(name: str, seed: int, folder: Path, max_steps: int) -> dict[str, Any
     questions = TASKS[options.task](rows, options.answer_format)
     seconds_scoring = 0.0
 
-    def accuracy(**changes: Any) -> float:
+    def accuracy(write=write_warmups) -> float:
         nonlocal seconds_scoring
         start = time.perf_counter()
-        if name == SEPARATOR_ONLY:
-            changes = WITHOUT_WARMUP
-        config = None if is_sft else dataclasses.replace(trainer.warmup_config, **changes)
-        predictions = answer_questions(trainer.model, trainer.processing_class, questions, config, max_new_tokens=0)
+        config = None if is_sft else trainer.warmup_config
+        write = no_warmup if name == SEPARATOR_ONLY else write
+        predictions = answer_questions(
+            trainer.model, trainer.processing_class, questions, config, max_new_tokens=0, write=write
+        )
         seconds_scoring += time.perf_counter() - start
         return sum(p.choice == q.answer for p, q in zip(predictions, questions)) / len(questions)
 
@@ -121,7 +127,7 @@ def run_one(name: str, seed: int, folder: Path, max_steps: int) -> dict[str, Any
     result["seconds"] = time.perf_counter() - start - seconds_scoring
     result["end"] = accuracy()
     if not is_sft:
-        result["without"] = accuracy(**WITHOUT_WARMUP)
+        result["without"] = accuracy(no_warmup)
         held_out = trainer._prepare_dataset(
             training_rows(script, options, script.dataset_test_split, None),
             trainer.processing_class, trainer.args, False, None, "test",

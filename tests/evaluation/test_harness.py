@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from warmup_peft.evaluation.harness import answer_questions, continuation_ids, is_an_option
 from warmup_peft.evaluation.tasks import MultipleChoice, logiqa
-from warmup_peft.inference.decoding import end_token_ids
+from warmup_peft.inference.writing import end_token_ids
 
 QUESTIONS = [
     MultipleChoice("Q: which?", (" A", " no, two", " yes", " a long option of many tokens"), 0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 
 import pytest
@@ -11,13 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from warmup_peft import warmup_generate
-from warmup_peft.inference.decoding import (
-    WARMUP_CONFIG_NAME,
-    WarmupConfig,
-    append_warmups,
-    end_token_ids,
-    separator_token_ids,
-)
+from warmup_peft.inference.decoding import _decode
+from warmup_peft.inference.warmup_config import WARMUP_CONFIG_NAME, WarmupConfig
+from warmup_peft.inference.writing import append_warmups, end_token_ids, separator_token_ids
 from warmup_peft.method.branches import Tokens, Warmups
 
 PROMPTS = ["Q: one?", "A longer question: two?", "x", "Q: what follows three?", "?", "Tell me."]
@@ -101,7 +99,8 @@ def test_without_a_mask_every_token_is_real(base, config, tokenizer):
     ids = tokenizer("Q: one?", return_tensors="pt")["input_ids"]
     keywords = dict(warmup_config=config, max_new_tokens=NUM_ANSWER_TOKENS, pad_token_id=PAD)
     assert torch.equal(
-        warmup_generate(base, ids, **keywords), warmup_generate(base, ids, torch.ones_like(ids), **keywords)
+        warmup_generate(base, ids, **keywords),
+        warmup_generate(base, ids, attention_mask=torch.ones_like(ids), **keywords),
     )
 
 
@@ -158,7 +157,7 @@ def test_sampled_warmups_differ_from_greedy_ones(base, batch, config):
 )
 def test_empty_prompt_is_refused(base, config, ids, mask, row):
     with pytest.raises(ValueError, match=rf"^Prompt {row} is empty\. Give every prompt at least one token"):
-        warmup_generate(base, torch.tensor(ids), torch.tensor(mask), warmup_config=config)
+        warmup_generate(base, torch.tensor(ids), attention_mask=torch.tensor(mask), warmup_config=config)
 
 
 def test_training_mode_generation_defaults_and_gradients_are_left_alone(base, batch, config):
@@ -228,3 +227,191 @@ def test_broken_config(tmp_path, text):
     (tmp_path / WARMUP_CONFIG_NAME).write_text(text)
     with pytest.raises(ValueError, match=rf"{WARMUP_CONFIG_NAME} cannot be read \("):
         WarmupConfig.load(tmp_path)
+
+
+# ---- As `generate` would, without the warmup in sight ----
+
+
+def separate_answers(model, config, tokenizer, **options):
+    """Each prompt alone: its greedy warmup, and what plain `generate` answers after it with the same options."""
+    answers = []
+    for prompt in PROMPTS:
+        context = torch.tensor([two_calls_context(model, tokenizer(prompt)["input_ids"], config)])
+        sequences = model.generate(input_ids=context, pad_token_id=PAD, **options)
+        answers += [row[context.size(1) :].tolist() for row in sequences]
+    return answers
+
+
+def two_calls_context(model, prompt_ids, config):
+    return prompt_ids + two_calls(model, prompt_ids, config)[0] + config.warmup_separator_ids
+
+
+def ended(rows, end_ids):
+    """Each row up to its first end token; beam search fills what follows with one or another."""
+    ends = [next((i for i, token in enumerate(row) if token in end_ids), len(row)) for row in rows]
+    return [row[: end + 1] for row, end in zip(rows, ends)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 2.0},
+        {"num_beams": 2, "early_stopping": True, "min_new_tokens": 3},
+        {"min_new_tokens": 4},
+        {"bad_words_ids": [[120], [60]]},
+    ],
+    ids=str,
+)
+def test_options_of_generate_hold_for_the_answer(base, batch, config, tokenizer, options):
+    options = {"max_new_tokens": NUM_ANSWER_TOKENS, "do_sample": False, **options}
+    sequences = warmup_generate(base, **batch, warmup_config=config, pad_token_id=PAD, **options)
+    answers = ended(sequences[:, batch["input_ids"].size(1) :].tolist(), end_token_ids(base))
+    assert answers == ended(separate_answers(base, config, tokenizer, **options), end_token_ids(base))
+
+
+def test_no_processor_or_criterion_sees_the_warmup(base, batch, config):
+    """What they are shown is prompt and answer, also by length."""
+    seen = []
+
+    def watch(input_ids, scores, **_):
+        seen.append(input_ids.clone())
+        return scores
+
+    width = batch["input_ids"].size(1)
+    warmup_generate(base, **batch, warmup_config=config, max_new_tokens=3, pad_token_id=PAD, logits_processor=[watch])
+    assert [ids.size(1) for ids in seen] == [width, width + 1, width + 2]
+    assert all(torch.equal(ids[:, :width], batch["input_ids"]) for ids in seen)
+
+
+def test_max_length_counts_prompt_and_answer(base, batch, config):
+    width = batch["input_ids"].size(1)
+    sequences = warmup_generate(base, **batch, warmup_config=config, max_length=width + 2, pad_token_id=PAD)
+    assert sequences.size(1) == width + 2
+
+
+def test_stop_strings(base, config, tokenizer):
+    """The answer ends with the first character that a whole answer has in its middle."""
+    keywords = dict(warmup_config=config, max_new_tokens=12, pad_token_id=PAD, do_sample=False, eos_token_id=1)
+    found = 0
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt")
+        width = ids["input_ids"].size(1)
+        whole = warmup_generate(base, **ids, **keywords)[0, width:].tolist()
+        places = [i for i, token in enumerate(whole[:-1]) if tokenizer.decode(token).isascii() and token > 1]
+        if not places:
+            continue
+        stop = tokenizer.decode(whole[places[0]])
+        cut_short = warmup_generate(base, **ids, **keywords, stop_strings=[stop], tokenizer=tokenizer)
+        assert cut_short[0, width:].tolist() == whole[: places[0] + 1]
+        found += 1
+    assert found > 1
+
+
+class Collect:
+    """A streamer that keeps what it is given."""
+
+    def __init__(self):
+        self.given, self.ended = [], False
+
+    def put(self, value):
+        self.given.append(value.clone())
+
+    def end(self):
+        self.ended = True
+
+
+def test_a_streamer_gets_the_answer_token_by_token(base, config, tokenizer):
+    ids = tokenizer("Q: what follows three?", return_tensors="pt")
+    streamer = Collect()
+    sequences = warmup_generate(
+        base, **ids, warmup_config=config, max_new_tokens=4, pad_token_id=PAD, do_sample=False, streamer=streamer
+    )
+    assert streamer.ended
+    answer = sequences[0, ids["input_ids"].size(1) :].tolist()
+    assert [token for part in streamer.given for token in part.flatten().tolist()][-len(answer) :] == answer
+
+
+def test_a_dictionary_has_the_same_sequences(base, batch, config):
+    keywords = dict(warmup_config=config, max_new_tokens=4, pad_token_id=PAD, do_sample=False)
+    plain = warmup_generate(base, **batch, **keywords)
+    output = warmup_generate(base, **batch, **keywords, return_dict_in_generate=True, output_scores=True)
+    assert torch.equal(output.sequences, plain)
+    assert len(output.scores) == plain.size(1) - batch["input_ids"].size(1)
+
+
+def test_passed_to_generate_it_does_the_same(model, batch, config):
+    keywords = dict(warmup_config=config, max_new_tokens=NUM_ANSWER_TOKENS, pad_token_id=PAD, do_sample=False)
+    called = warmup_generate(model, **batch, **keywords)
+    passed = model.generate(**batch, custom_generate=warmup_generate, **keywords)
+    assert torch.equal(passed, called)
+    whole = model.generate(**batch, custom_generate=warmup_generate, return_warmup=True, **keywords)
+    assert torch.equal(whole, warmup_generate(model, **batch, return_warmup=True, **keywords))
+
+
+def test_no_token_is_encoded_twice(base, batch, config):
+    """Forwards over the prompt, each warmup token, the separator with the last of them, each answer token."""
+    widths = []
+    forward = base.forward
+
+    def watched(*args, **kwargs):
+        widths.append(kwargs["input_ids"].size(1))
+        return forward(*args, **kwargs)
+
+    base.forward = watched
+    try:
+        sequences = warmup_generate(
+            base, **batch, warmup_config=config, max_new_tokens=4, min_new_tokens=4, pad_token_id=PAD, do_sample=False
+        )
+    finally:
+        base.forward = forward
+    width, num_separator = batch["input_ids"].size(1), len(config.warmup_separator_ids)
+    assert sequences.size(1) == width + 4
+    written = widths.index(num_separator + 1)  # forwards before the separator: the prompt and all but the last token
+    assert widths == [width, *[1] * (written - 1), num_separator + 1, 1, 1, 1]
+    assert written <= config.max_warmup_length
+
+
+def test_a_limit_of_zero_is_plain_generate(base, batch, config):
+    keywords = dict(max_new_tokens=NUM_ANSWER_TOKENS, pad_token_id=PAD, do_sample=False)
+    off = dataclasses.replace(config, max_warmup_length=0)
+    assert torch.equal(
+        warmup_generate(base, **batch, warmup_config=off, **keywords), base.generate(**batch, **keywords)
+    )
+
+
+def test_the_answer_that_most_warmups_give(base, batch, config):
+    """Every prompt's answer is the most frequent of those that single draws from the same seed give."""
+    keywords = dict(warmup_config=config, max_new_tokens=2, pad_token_id=PAD, do_sample=False)
+    set_seed(3)
+    voted = warmup_generate(base, **batch, num_warmups=7, **keywords)
+    assert voted.shape == (len(PROMPTS), batch["input_ids"].size(1) + 2)
+    repeated = {name: x.repeat_interleave(7, 0) for name, x in batch.items()}
+    set_seed(3)
+    draw = functools.partial(_decode, warmup_config=config, sample_warmup=True)
+    rows = base.generate(**repeated, custom_generate=draw, max_new_tokens=2, pad_token_id=PAD, do_sample=False)
+    for row, prompt in enumerate(voted.tolist()):
+        answers = [tuple(answer) for answer in rows[7 * row : 7 * row + 7, batch["input_ids"].size(1) :].tolist()]
+        most = max(answers.count(answer) for answer in answers)
+        winner = next(answer for answer in answers if answers.count(answer) == most)
+        assert tuple(prompt[batch["input_ids"].size(1) :]) == winner
+
+
+@pytest.mark.parametrize("changes", [{"num_beams": 2}, {"num_return_sequences": 2}, {"return_warmup": True}])
+def test_votes_are_over_single_answers(base, batch, config, changes):
+    with pytest.raises(ValueError, match="votes over single answers"):
+        warmup_generate(base, **batch, warmup_config=config, num_warmups=3, **changes)
+
+
+def test_a_cache_that_holds_something_is_refused(base, config, tokenizer):
+    ids = tokenizer("Q: one?", return_tensors="pt")
+    cache = base(**ids, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="Leave past_key_values out"):
+        warmup_generate(base, **ids, warmup_config=config, past_key_values=cache, max_new_tokens=2)
+
+
+def test_a_folder_without_settings_is_refused(base, batch, tmp_path):
+    with pytest.raises(ValueError, match=r"There is no .*warmup_config.json. Pass warmup_config"):
+        warmup_generate(base, **batch, warmup_config=tmp_path)
+    with pytest.raises(ValueError, match="Pass warmup_config"):
+        warmup_generate(base, **batch)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import tiny_config
 from folders import SEPARATOR, random_adapter, save_adapter, warmup_config
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import (
@@ -18,7 +16,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import filter_repo_objects
-from transformers import LlamaForCausalLM
 
 from warmup_peft.inference.hub import (
     CARD_NAME,
@@ -82,40 +79,6 @@ def test_cards_metadata_names_public_base_and_data(adapter):
     assert (data.base_model, data.datasets, data.library_name) == ("some/base", ["some/data"], "peft")
     assert {"lora", "warmup-sft"} <= set(data.tags)
     assert "| Base revision | `abc123` |" in card_of(adapter)
-
-
-def test_snippet_is_python(adapter):
-    write_model_card(adapter)
-    (snippet,) = re.findall(r"```python\n(.*?)```", card_of(adapter), re.DOTALL)
-    compile(snippet, "card", "exec")
-
-
-def run_snippet(folder: Path, prompt: str, capsys) -> str:
-    """Run the card's own code, as a reader would, on this prompt."""
-    (snippet,) = re.findall(r"```python\n(.*?)```", card_of(folder), re.DOTALL)
-    snippet = snippet.replace("<this folder or repo>", str(folder)).replace(
-        'tokenizer("...",', f"tokenizer({prompt!r},"
-    )
-    capsys.readouterr()
-    exec(snippet, {})
-    return capsys.readouterr().out.removesuffix("\n")
-
-
-def test_snippet_does_what_warmup_generate_does(tmp_path, tokenizer, lora, capsys):
-    from warmup_peft import warmup_generate
-    from warmup_peft.inference.loading import load_folder
-
-    base = tmp_path / "base"
-    model = LlamaForCausalLM(tiny_config())
-    model.save_pretrained(base)
-    folder = save_adapter(tmp_path / "adapter", random_adapter(str(base), lora), tokenizer, str(base))
-    write_model_card(folder)
-    loaded = load_folder(folder)
-    for prompt in ("Q: one?", "x"):
-        batch = tokenizer(prompt, return_tensors="pt")
-        ids = warmup_generate(loaded.model, **batch, warmup_config=loaded.warmup_config, max_new_tokens=64)
-        answer = tokenizer.decode(ids[0, batch["input_ids"].size(1) :], skip_special_tokens=True)
-        assert run_snippet(folder, prompt, capsys) == answer
 
 
 def test_own_card_is_rewritten_with_the_scores(adapter):
@@ -227,6 +190,7 @@ PUSHED = [
     "README.md",
     "adapter_config.json",
     "adapter_model.safetensors",
+    "custom_generate/generate.py",
     "metrics.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -13,7 +13,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from warmup_peft import merge_adapter
-from warmup_peft.inference.decoding import end_token_ids
 from warmup_peft.inference.hub import METRICS_NAME
 from warmup_peft.inference.loading import (
     TRAINING_RECORD_NAME,
@@ -23,6 +22,7 @@ from warmup_peft.inference.loading import (
     load_folder,
     load_tokenizer,
 )
+from warmup_peft.inference.writing import end_token_ids
 
 IDS = torch.arange(3, 120).unsqueeze(0)
 

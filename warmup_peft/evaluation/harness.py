@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.evaluation.tasks import MultipleChoice
-from warmup_peft.inference.decoding import WarmupConfig, append_warmups, no_warmups, pad_token_id, write_warmups
+from warmup_peft.inference.warmup_config import WarmupConfig
+from warmup_peft.inference.writing import append_warmups, no_warmups, pad_token_id, write_warmups
 from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded, sums_where
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.scoring import evaluation_mode, score_after_prompt
@@ -63,16 +64,20 @@ def answer_questions(
     *,
     batch_size: int = 32,
     max_new_tokens: int = 32,
+    write: Callable[[PreTrainedModel, Tokens, WarmupConfig], Warmups] = write_warmups,
     progress: Callable[[Sequence], Iterator] = iter,
 ) -> list[Prediction]:
     """A prediction for each question, in their order.
 
     Args:
-        warmup_config: how the model warms up; None answers directly.
+        warmup_config: how the model warms up; None, or a limit of 0 tokens, answers directly.
         batch_size: questions at a time; those of like length go together.
         max_new_tokens: limit of a free generation; 0 writes none.
+        write: writes the warmups.
         progress: wraps the list of batches, to show how far it is.
     """
+    if warmup_config is not None and warmup_config.max_warmup_length == 0:
+        warmup_config = None
     prompts = [tokenizer(question.prompt)["input_ids"] for question in questions]
     by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
     batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
@@ -84,7 +89,7 @@ def answer_questions(
             for i in indices
         ]
         with evaluation_mode(model):
-            warmups = no_warmups(prompt) if warmup_config is None else write_warmups(model, prompt, warmup_config)
+            warmups = no_warmups(prompt) if warmup_config is None else write(model, prompt, warmup_config)
             logps = option_logps(model, prompt, warmups, warmup_config, options)
             texts = generate_texts(model, tokenizer, prompt, warmups, warmup_config, max_new_tokens)
         for row, i in enumerate(indices):

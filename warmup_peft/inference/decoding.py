@@ -1,192 +1,245 @@
-"""Answers with a warmup first: prompt -> warmup -> separator -> answer.
+"""Generation with a warmup first: prompt -> warmup -> separator -> answer.
 
-Needs torch and transformers only.
+The model writes a few tokens to itself after the prompt, up to an end token, the separator or a limit; then come the
+separator's token ids, then the answer. Works with any causal language model or PEFT adapter and needs torch and
+transformers only; reads no file but `warmup_config.json`, opens no connection. Method: arXiv 2502.12304.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation import MaxLengthCriteria, MinPLogitsWarper, StopStringCriteria
+from transformers.generation import TopKLogitsWarper as TopK
+from transformers.generation import TopPLogitsWarper as TopP
 
-from warmup_peft.method.branches import Tokens, Warmups, pack
-from warmup_peft.method.sampling import SamplingSettings, sample_warmups
-from warmup_peft.method.scoring import PlainRows, evaluation_mode
-
-WARMUP_CONFIG_NAME = "warmup_config.json"
-
-
-@dataclass(frozen=True)
-class WarmupConfig:
-    """What decoding needs to know of an adapter's training; `warmup_config.json` in the adapter's folder.
-
-    Attributes:
-        warmup_separator: the separator's text, to be read by people.
-        warmup_separator_ids: its token ids, which are what is inserted.
-        max_warmup_length: W, in tokens.
-    """
-
-    warmup_separator: str
-    warmup_separator_ids: list[int]
-    max_warmup_length: int
-
-    def save(self, folder: str | Path) -> None:
-        Path(folder, WARMUP_CONFIG_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-    @staticmethod
-    def is_in(folder: str | Path) -> bool:
-        return Path(folder, WARMUP_CONFIG_NAME).is_file()
-
-    @classmethod
-    def load(cls, folder: str | Path) -> WarmupConfig:
-        """Read `warmup_config.json` of a local folder.
-
-        Raises:
-            ValueError: there is none, or it is not what `save` wrote.
-        """
-        if not cls.is_in(folder):
-            raise ValueError(
-                f"{folder} holds no {WARMUP_CONFIG_NAME}, so it is no warmup adapter (or its training was cut off). "
-                "Name the folder that `warmup-peft train` or `WarmupSFTTrainer.save_model` wrote."
-            )
-        path = Path(folder, WARMUP_CONFIG_NAME)
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}). Take it anew from the training's folder.") from error
+OWN_CONFIG: Any = None  # in an adapter's or model's folder: its own settings
 
 
-def separator_token_ids(tokenizer: PreTrainedTokenizerBase, separator: str) -> list[int]:
-    """Ids of the separator's text, without special tokens.
-
-    Raises:
-        ValueError: the tokenizer makes nothing, or an unknown token, of it.
-    """
-    ids = tokenizer(separator, add_special_tokens=False)["input_ids"]
-    if not ids or tokenizer.unk_token_id in ids:
-        raise ValueError(
-            f"warmup_separator={separator!r} cannot be written by this tokenizer (it gives the ids {ids}). "
-            "Choose a separator of characters that it knows."
-        )
-    return ids
-
-
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[int, ...]:
-    """Tokens that end a warmup: the model's own end tokens, and the tokenizer's."""
-    ids = model.generation_config.eos_token_id
-    ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
-    return tuple(sorted(set(ids)))
-
-
-def pad_token_id(model: PreTrainedModel) -> int:
-    """What stands where there is no token.
-
-    Raises:
-        ValueError: the model names neither a pad nor an end token.
-    """
-    pad_id = model.generation_config.pad_token_id
-    ids = end_token_ids(model) if pad_id is None else (pad_id,)
-    if not ids:
-        raise ValueError(
-            "The model names no end token, so neither warmup nor answer could end. Set "
-            "model.generation_config.eos_token_id, to the tokenizer's for example."
-        )
-    return ids[0]
-
-
-def no_warmups(prompt: Tokens) -> Warmups:
-    """Empty ones (B, 1, 0)."""
-    lengths = torch.zeros(len(prompt.ids), 1, dtype=torch.long, device=prompt.ids.device)
-    return Warmups(prompt.ids.new_zeros(len(prompt.ids), 1, 0), lengths, lengths)
-
-
-def write_warmups(
+def warmup_generate(
     model: PreTrainedModel,
-    prompt: Tokens,
-    warmup_config: WarmupConfig,
+    inputs: Tensor | None = None,
     *,
-    do_sample: bool = False,
-    **sampling: Any,
-) -> Warmups:
-    """One warmup (B, 1, W) for each of the prompts (B, P), padded on the left; greedy unless told otherwise.
+    warmup_config: Any = None,
+    return_warmup: bool = False,
+    num_warmups: int = 1,
+    **kwargs: Any,
+):
+    """`model.generate` with a warmup first; all of its arguments hold for the answer, as if there were no warmup.
 
-    With a `max_warmup_length` of 0 the warmups are empty: the separator stands right behind the prompt.
+    Call it with a model, or pass it on: `model.generate(**batch, custom_generate=warmup_generate, warmup_config=...)`.
+    (Passed on, it gets neither `streamer` nor `stop_strings`: transformers keeps those from functions.)
+
+    Args:
+        inputs: (B, P) prompts, padded on the left, also as `input_ids`.
+        warmup_config: the adapter's folder, or an object with the fields of its `warmup_config.json`. With a
+            max_warmup_length of 0 this is plain `generate`, without the separator.
+        return_warmup: keep warmup and separator in the sequences, padded on the left.
+        num_warmups: above 1, draw so many warmups, answer after each, and return the answer most of them give.
+        kwargs: as for `generate`. `do_sample`, `temperature`, `top_k`, `top_p` and `min_p` hold for the warmup too.
+
+    Returns:
+        What `generate` returns; its sequences are prompt and answer.
+
+    Raises:
+        ValueError: no configuration, an empty prompt, filled `past_key_values`, or several warmups and answers.
     """
-    if warmup_config.max_warmup_length == 0:
-        return no_warmups(prompt)
-    end_ids = end_token_ids(model)
-    settings = SamplingSettings(
-        num_warmups=1,
-        max_length=warmup_config.max_warmup_length,
-        end_token_ids=end_ids,
-        separator_ids=tuple(warmup_config.warmup_separator_ids),
-        pad_token_id=pad_token_id(model),
-        do_sample=do_sample,
-        **sampling,
-    )
-    return sample_warmups(model, PlainRows(model, model, prompt), settings)
+    config = _read_config(OWN_CONFIG if warmup_config is None else warmup_config)
+    settings = {"warmup_config": config, "return_warmup": return_warmup}
+    if hasattr(kwargs.get("generation_config"), "_eos_token_tensor"):  # `generate` has prepared everything
+        if num_warmups > 1:
+            raise ValueError("num_warmups needs a call of warmup_generate itself, with the model.")
+        return _decode(model, inputs, **settings, **kwargs)
+    generate = type(model).generate  # the model's own may be this very function
+    input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+    if input_ids is None or input_ids.size(1) == 0:
+        raise ValueError("Prompt 0 is empty. Give every prompt at least one token.")
+    if config.max_warmup_length == 0:
+        return generate(model, input_ids, **kwargs)
+    settings["streamer"], tokenizer = kwargs.pop("streamer", None), kwargs.pop("tokenizer", None)
+    if kwargs.get("stop_strings") is not None:
+        stop = StopStringCriteria(tokenizer=tokenizer, stop_strings=kwargs.pop("stop_strings"))
+        kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or []), stop])
+    if num_warmups > 1:
+        if return_warmup or any(kwargs.get(name, 1) != 1 for name in ("num_beams", "num_return_sequences")):
+            raise ValueError("num_warmups votes over single answers: leave num_beams and the like at 1.")
+        settings["sample_warmup"] = True
+        input_ids = input_ids.repeat_interleave(num_warmups, 0)
+        if kwargs.get("attention_mask") is not None:
+            kwargs["attention_mask"] = kwargs["attention_mask"].repeat_interleave(num_warmups, 0)
+    result = generate(model, input_ids, custom_generate=functools.partial(_decode, **settings), **kwargs)
+    return result if num_warmups == 1 else _most_frequent(result, num_warmups, input_ids.size(1))
 
 
 @torch.no_grad()
-def warmup_generate(
+def _decode(
     model: PreTrainedModel,
     input_ids: Tensor,
-    attention_mask: Tensor | None = None,
-    *,
-    warmup_config: WarmupConfig | str | Path,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    warmup_config: Any,
     return_warmup: bool = False,
-    **generate_kwargs: Any,
-) -> Tensor:
-    """`model.generate`, with a warmup first.
-
-    Args:
-        model: a causal language model, or a `PeftModel` of one.
-        input_ids: (B, P) prompts, padded on the left.
-        attention_mask: (B, P); all ones where it is not given.
-        warmup_config: the adapter's, or the folder that holds it.
-        return_warmup: keep warmup and separator in what is returned.
-        generate_kwargs: passed to `model.generate` for the answer (`max_new_tokens` counts the answer only).
-            `do_sample`, `temperature`, `top_k`, `top_p` and `min_p` hold for the warmup too.
-
-    Returns:
-        (B * num_return_sequences, ...) token ids: prompt and answer; with `return_warmup`, prompt, warmup, separator
-        and answer, padded on the left.
-
-    Raises:
-        ValueError: an empty prompt, or a folder without `warmup_config.json`.
-    """
-    if not isinstance(warmup_config, WarmupConfig):
-        warmup_config = WarmupConfig.load(warmup_config)
+    sample_warmup: bool = False,
+    streamer: Any = None,
+    **model_kwargs: Any,  # attention_mask and past_key_values among them: `generate` passes what is named here twice
+):
+    """What `generate` calls with everything prepared, each prompt once for each of its beams or answers."""
+    attention_mask, past_key_values = (model_kwargs.pop(name, None) for name in ("attention_mask", "past_key_values"))
+    if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        raise ValueError("A warmup follows a whole prompt. Leave past_key_values out.")
+    beams = generation_config.num_beams or 1  # which share one warmup
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    if not mask.any(-1).all():
-        row = int((~mask.any(-1)).nonzero()[0])
-        raise ValueError(f"Prompt {row} is empty. Give every prompt at least one token.")
-    law = {key: generate_kwargs[key] for key in _SAMPLING_KEYS if generate_kwargs.get(key) is not None}
-    with evaluation_mode(model):
-        warmups = write_warmups(model, Tokens(input_ids, mask.bool()), warmup_config, **law)
-        context = append_warmups(Tokens(input_ids, mask.bool()), warmups, warmup_config, pad_token_id(model))
-        sequences = model.generate(input_ids=context.ids, attention_mask=context.mask.long(), **generate_kwargs)
-    if return_warmup:
-        return sequences
-    answers = sequences[:, context.ids.size(1) :]
-    return torch.cat([input_ids.repeat_interleave(len(answers) // len(input_ids), 0), answers], dim=1)
+    prompt, mask = input_ids[::beams], mask[::beams].bool()
+    empty = (~mask.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"Prompt {empty[0]} is empty. Give every prompt at least one token.")
+    pad_id = 0 if generation_config._pad_token_tensor is None else generation_config._pad_token_tensor.item()
+    law = copy.copy(generation_config)
+    law.do_sample = law.do_sample or sample_warmup
+    with _evaluation_mode(model):
+        cache = DynamicCache(config=model.config)
+        written, lengths = write_warmups(model, prompt, mask, warmup_config, law, cache)
+        separator = torch.tensor(warmup_config.warmup_separator_ids, device=prompt.device).expand(len(prompt), -1)
+        is_warmup = torch.arange(written.size(1), device=prompt.device) < lengths.unsqueeze(1)
+        context = torch.cat([prompt, written.masked_fill(~is_warmup, pad_id), separator], 1)
+        mask = torch.cat([mask, is_warmup, torch.ones_like(separator, dtype=torch.bool)], 1)
+        cache.batch_repeat_interleave(beams)
+
+        columns = slice(prompt.size(1), context.size(1))  # hidden from whatever looks at what was generated
+        generation_config = copy.copy(generation_config)
+        generation_config.max_length += separator.size(1) + written.size(1)
+        model_kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0).repeat_interleave(beams, 0)
+        result = (type(model)._beam_search if beams > 1 else type(model)._sample)(
+            model,
+            context.repeat_interleave(beams, 0),
+            logits_processor=LogitsProcessorList([_Blind(logits_processor, columns)]),
+            stopping_criteria=StoppingCriteriaList(_blind(c, columns) for c in stopping_criteria),
+            generation_config=generation_config,
+            streamer=streamer,
+            attention_mask=mask.long().repeat_interleave(beams, 0),
+            past_key_values=cache,
+            **model_kwargs,
+        )
+
+    def shown(sequences: Tensor) -> Tensor:
+        if not return_warmup:
+            return _without(sequences, columns)
+        answer = torch.ones_like(sequences[:, columns.stop :], dtype=torch.bool)
+        is_real = torch.cat([mask.repeat_interleave(len(sequences) // len(mask), 0), answer], 1)
+        order = is_real.to(torch.uint8).argsort(dim=1, stable=True)
+        return sequences.gather(1, order)[:, int((~is_real).sum(1).min()) :]
+
+    if isinstance(result, Tensor):
+        return shown(result)
+    result.sequences = shown(result.sequences)
+    return result
 
 
-_SAMPLING_KEYS = ("do_sample", "temperature", "top_k", "top_p", "min_p")
+def write_warmups(
+    model: PreTrainedModel, prompt: Tensor, mask: Tensor, config: Any, law: GenerationConfig, cache: Any
+) -> tuple[Tensor, Tensor]:
+    """After each prompt (B, P): tokens as written (B, at most W), and how many are the warmup (B,). Fills `cache`."""
+    ends = [law.eos_token_id] if isinstance(law.eos_token_id, int) else law.eos_token_id or []
+    ends = torch.tensor([*config.end_token_ids, *ends], dtype=torch.long, device=prompt.device)
+    separator = torch.tensor(config.warmup_separator_ids, device=prompt.device)
+    written, new = prompt[:, :0], prompt
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    while True:
+        logits = model(
+            input_ids=new, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]  # fmt: skip
+        new = _choose(logits.float(), law)
+        written = torch.cat([written, new], 1)
+        lengths = _length(written, ends, separator)
+        if written.size(1) == config.max_warmup_length or (lengths < written.size(1)).all():
+            return written, lengths
+        positions = positions[:, -1:] + 1
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
 
 
-def append_warmups(prompt: Tokens, warmups: Warmups, warmup_config: WarmupConfig, pad_id: int) -> Tokens:
-    """(B, P) prompts and (B, 1, W) warmups -> rows [prompt | warmup | separator], padded on the left."""
-    warmup = warmups.tokens()
-    separator = torch.tensor(warmup_config.warmup_separator_ids, device=prompt.ids.device).expand(len(prompt.ids), -1)
-    ids = torch.cat([prompt.ids, warmup.ids[:, 0], separator], dim=1)
-    mask = torch.cat([prompt.mask, warmup.mask[:, 0], torch.ones_like(separator, dtype=torch.bool)], dim=1)
-    mask, ids = pack(mask, ids, side="left")
-    return Tokens(ids.masked_fill(~mask, pad_id), mask)
+def _read_config(config: Any) -> Any:
+    if config is not None and not isinstance(config, str | Path):
+        return config
+    path = Path(config or "no folder", "warmup_config.json")
+    if not path.is_file():
+        raise ValueError(
+            f"There is no {path}. Pass warmup_config, a warmup adapter's folder; or decode with `generate`."
+        )
+    return SimpleNamespace(**{"end_token_ids": [], **json.loads(path.read_text(encoding="utf-8"))})
+
+
+def _choose(logits: Tensor, law: GenerationConfig) -> Tensor:
+    """(B, 1) next tokens."""
+    if not law.do_sample:
+        return logits.argmax(-1, keepdim=True)
+    scores = logits / (law.temperature or 1.0)
+    for warper, value in ((TopK, law.top_k), (TopP, law.top_p), (MinPLogitsWarper, law.min_p)):
+        if value:
+            scores = warper(value)(None, scores)
+    return torch.multinomial(scores.softmax(-1), num_samples=1)
+
+
+def _length(written: Tensor, ends: Tensor, separator: Tensor) -> Tensor:
+    """(B,) tokens before the first end token or separator."""
+    width, size = written.size(1), len(separator)
+    stops = torch.isin(written, ends)
+    if size <= width:
+        stops[:, : width - size + 1] |= (written.unfold(1, size, 1) == separator).all(-1)
+    return torch.where(stops.any(1), stops.long().argmax(1), width)
+
+
+def _without(ids: Tensor, columns: slice) -> Tensor:
+    return torch.cat([ids[:, : columns.start], ids[:, columns.stop :]], 1)
+
+
+class _Blind:
+    """A logits processor or stopping criterion that does not see some columns."""
+
+    def __init__(self, inner: Any, columns: slice):
+        self.inner, self.columns = inner, columns
+        if hasattr(inner, "eos_token_id"):  # `generate` looks for a criterion that has it
+            self.eos_token_id = inner.eos_token_id
+
+    def __call__(self, input_ids: Tensor, scores: Any) -> Tensor:
+        return self.inner(_without(input_ids, self.columns), scores)
+
+
+def _blind(criterion: Any, columns: slice) -> Any:
+    if isinstance(criterion, MaxLengthCriteria):
+        return MaxLengthCriteria(criterion.max_length + columns.stop - columns.start)
+    return _Blind(criterion, columns)
+
+
+@contextmanager
+def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """In training mode with gradient checkpointing the cache would be dropped."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _most_frequent(sequences: Tensor, num_warmups: int, start: int) -> Tensor:
+    """Of each prompt's answers the one given most often, the earliest among equals."""
+    answers = [tuple(row) for row in sequences[:, start:].tolist()]
+    rows = []
+    for first in range(0, len(answers), num_warmups):
+        winner = Counter(answers[first : first + num_warmups]).most_common(1)[0][0]
+        rows.append(answers.index(winner, first))
+    return sequences[rows]

@@ -20,7 +20,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundE
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 
-from warmup_peft.inference.decoding import WARMUP_CONFIG_NAME, WarmupConfig
+from warmup_peft.inference.export import EXPORT_NAME, export_decoding
 from warmup_peft.inference.loading import (
     TRAINING_RECORD_NAME,
     TrainingRecord,
@@ -30,6 +30,7 @@ from warmup_peft.inference.loading import (
     load_tokenizer,
     looks_like_a_path,
 )
+from warmup_peft.inference.warmup_config import WARMUP_CONFIG_NAME, WarmupConfig
 from warmup_peft.method.scoring import evaluation_mode
 
 METRICS_NAME = "metrics.json"
@@ -93,6 +94,7 @@ def merge_adapter(
         for name in MERGED_FROM_ADAPTER:
             if Path(adapter, name).is_file():
                 shutil.copy(Path(adapter, name), staging)
+        export_decoding(staging)
         write_model_card(staging, title=output_dir.name)
     return MergeReport(str(output_dir), error.item())
 
@@ -164,10 +166,16 @@ With warmup_peft:
 warmup-peft generate --adapter <this folder> --prompt "..."
 ```
 
-With transformers and peft alone, in two calls (the separator's ids go between them, never its text):
+With {libraries} alone, where you trust the code in `custom_generate/generate.py` (read it, it is short):
 
 ```python
-{snippet}
+{own_code}
+```
+
+With {libraries} alone and no code of this repo, in two calls (the separator's ids go between them, never its text):
+
+```python
+{two_calls}
 ```
 """
 
@@ -176,6 +184,13 @@ from transformers import AutoTokenizer
 
 folder = "<this folder or repo>"
 model = AutoPeftModelForCausalLM.from_pretrained(folder)"""
+
+GENERATE = """{load}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+
+inputs = tokenizer("...", return_tensors="pt")
+ids = model.generate(**inputs, max_new_tokens=64, do_sample=False{how})
+print(tokenizer.decode(ids[0, inputs.input_ids.shape[1]:], skip_special_tokens=True))"""
 
 LOAD_MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -189,7 +204,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 separator = torch.tensor([{separator_ids}])
 ids = tokenizer("...", return_tensors="pt").input_ids
 warmup = model.generate(input_ids=ids, max_new_tokens={max_warmup_length}, do_sample=False)
-if warmup[0, -1] == tokenizer.eos_token_id:
+if warmup[0, -1] in torch.tensor({end_token_ids}):
     warmup = warmup[:, :-1]
 context = torch.cat([warmup, separator], dim=1)
 answer = model.generate(input_ids=context, max_new_tokens=64, do_sample=False)
@@ -236,7 +251,7 @@ def card_metadata(folder: Path, record: TrainingRecord) -> ModelCardData:
         datasets=[dataset] if dataset.count("/") == 1 and not looks_local(dataset) else None,
         library_name="peft" if is_adapter(folder) else "transformers",
         pipeline_tag="text-generation",
-        tags=["trl", "sft", "warmup-sft", *(["lora"] if is_adapter(folder) else [])],
+        tags=["trl", "sft", "warmup-sft", "custom_generate", *(["lora"] if is_adapter(folder) else [])],
     )
 
 
@@ -252,10 +267,16 @@ def public_name(name: str) -> str:
 def card_text(folder: Path, record: TrainingRecord, title: str | None) -> str:
     warmup_config = WarmupConfig.load(folder)
     separator_ids = ", ".join(map(str, warmup_config.warmup_separator_ids))
-    snippet = TWO_CALLS.format(
-        load=LOAD_ADAPTER if is_adapter(folder) else LOAD_MERGED,
+    is_one = is_adapter(folder)
+    load = LOAD_ADAPTER if is_one else LOAD_MERGED
+    trusting = (
+        load if is_one else load.replace("from_pretrained(folder)", "from_pretrained(folder, trust_remote_code=True)")
+    )
+    two_calls = TWO_CALLS.format(
+        load=load,
         separator_ids=f"[{separator_ids}]",
         max_warmup_length=warmup_config.max_warmup_length,
+        end_token_ids=warmup_config.end_token_ids,
     )
     rows = [f"| {key} | {record.settings[key]} |" for key in SHOWN_SETTINGS if record.settings.get(key) is not None]
     if record.base_revision:
@@ -270,7 +291,9 @@ def card_text(folder: Path, record: TrainingRecord, title: str | None) -> str:
         separator_ids=separator_ids,
         settings_rows="\n".join(rows),
         scores=scores_table(folder),
-        snippet=snippet,
+        libraries="transformers and peft" if is_one else "transformers",
+        own_code=GENERATE.format(load=trusting, how=", custom_generate=folder, trust_remote_code=True" * is_one),
+        two_calls=two_calls,
     )
 
 
@@ -328,7 +351,8 @@ def files_to_push(folder: str | Path) -> list[str]:
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in NOT_PUSHED)
-    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
+    names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
+    return sorted(names + [EXPORT_NAME] * WarmupConfig.is_in(folder))
 
 
 def push_folder(
@@ -347,6 +371,8 @@ def push_folder(
     files = files_to_push(folder)
     if dry_run:
         return PushPlan(repo_id, private, files)
+    if EXPORT_NAME in files:
+        export_decoding(folder)  # as it is now, whatever version made the folder
     api = api or HfApi()
     card_kept = hub_card_is_edited(api, repo_id)
     if card_kept:

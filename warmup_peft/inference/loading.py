@@ -21,7 +21,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from warmup_peft.inference.decoding import WarmupConfig, end_token_ids
+from warmup_peft.inference.warmup_config import WarmupConfig
+from warmup_peft.inference.writing import end_token_ids
 from warmup_peft.method.scoring import without_peft_wrapper
 from warmup_peft.quantization import keep_4bit_weights_in_place
 

@@ -1,0 +1,107 @@
+"""The file that travels with a model, and the card's snippets, run where warmup_peft cannot be imported."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny_config
+from folders import random_adapter, save_adapter, warmup_config
+from transformers import LlamaForCausalLM
+
+from warmup_peft import merge_adapter, warmup_generate
+from warmup_peft.inference.export import EXPORT_NAME, decoding_source, export_decoding
+from warmup_peft.inference.hub import write_model_card
+from warmup_peft.inference.loading import load_folder
+from warmup_peft.inference.warmup_config import WarmupConfig
+
+PROMPT = "Q: what follows three?"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tokenizer):
+    """An adapter and the model it was merged into, each with card and code."""
+    from peft import LoraConfig
+
+    room = tmp_path_factory.mktemp("export")
+    model = LlamaForCausalLM(tiny_config())
+    for parameter in model.parameters():
+        parameter.data.mul_(8.0) if parameter.dim() > 1 else None
+    model.generation_config.eos_token_id = [1, *range(200, 270)]
+    model.save_pretrained(room / "base")
+    lora = LoraConfig(r=8, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapter = save_adapter(room / "adapter", random_adapter(str(room / "base"), lora), tokenizer, str(room / "base"))
+    config = warmup_config(tokenizer)
+    WarmupConfig(**{**vars(config), "end_token_ids": [1, *range(200, 270)]}).save(adapter)
+    export_decoding(adapter)
+    write_model_card(adapter)
+    merge_adapter(adapter, room / "merged")
+    return {"adapter": adapter, "merged": room / "merged"}
+
+
+def test_the_file_is_short_stable_and_needs_torch_and_transformers_only(tokenizer, tmp_path):
+    config = warmup_config(tokenizer)
+    config.save(tmp_path)
+    source = export_decoding(tmp_path).read_text()
+    assert source == decoding_source(config)
+    assert len(source.splitlines()) <= 250
+    assert str(config.warmup_separator_ids) in source
+    imported = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.split(".")[0])
+    assert imported - set(sys.stdlib_module_names) == {"torch", "transformers"}
+    assert not {"os", "sys", "subprocess", "socket", "urllib"} & imported
+
+
+def test_training_and_merging_leave_the_file(folders):
+    for folder in folders.values():
+        assert (folder / EXPORT_NAME).read_text() == decoding_source(WarmupConfig.load(folder))
+
+
+def snippets(folder: Path) -> dict[str, str]:
+    own_code, two_calls = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    return {"own code": own_code, "two calls": two_calls}
+
+
+def run_alone(snippet: str, folder: Path, tmp_path: Path) -> str:
+    """Run the card's own code as a reader would, where there is no warmup_peft."""
+    snippet = snippet.replace("<this folder or repo>", str(folder)).replace('"..."', repr(PROMPT))
+    assert "warmup_peft" not in snippet
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\nsys.modules['warmup_peft'] = None\n{snippet}"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.removesuffix("\n")
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+@pytest.mark.parametrize("way", ["own code", "two calls"])
+def test_the_cards_snippets_answer_as_warmup_generate_does(folders, tokenizer, tmp_path, kind, way):
+    folder = folders[kind]
+    loaded = load_folder(folder)
+    batch = tokenizer(PROMPT, return_tensors="pt")
+    ids = warmup_generate(loaded.model, **batch, warmup_config=folder, max_new_tokens=64, do_sample=False)
+    answer = tokenizer.decode(ids[0, batch["input_ids"].size(1) :], skip_special_tokens=True)
+    assert answer.strip()
+    assert run_alone(snippets(folder)[way], folder, tmp_path) == answer
+
+
+def test_the_merged_model_without_its_code_is_plain(folders):
+    """`trust_remote_code` is the reader's decision; without it nothing of the folder runs."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folders["merged"])
+    assert "generate" not in vars(model)

@@ -1,0 +1,32 @@
+"""`custom_generate/generate.py`: the decoding that travels with an adapter or a merged model.
+
+It is `warmup_peft/inference/decoding.py` itself, with the folder's settings written in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from warmup_peft.inference import decoding
+from warmup_peft.inference.warmup_config import WarmupConfig
+
+EXPORT_NAME = "custom_generate/generate.py"
+FIELDS = ("warmup_separator_ids", "max_warmup_length", "end_token_ids")
+UNSET = "OWN_CONFIG: Any = None  # in an adapter's or model's folder: its own settings\n"
+
+
+def decoding_source(config: WarmupConfig) -> str:
+    """The file's text; the same configuration gives the same bytes."""
+    source = Path(decoding.__file__).read_text(encoding="utf-8")
+    before, after = source.split(UNSET)
+    settings = ", ".join(f"{name}={getattr(config, name)!r}" for name in FIELDS)
+    own = f"OWN_CONFIG: Any = SimpleNamespace({settings})\n"
+    return f"{before}{own}{after}\n\ngenerate = warmup_generate  # the name that transformers looks for\n"
+
+
+def export_decoding(folder: str | Path) -> Path:
+    """Write the file into a folder that holds `warmup_config.json`."""
+    path = Path(folder, EXPORT_NAME)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(decoding_source(WarmupConfig.load(folder)), encoding="utf-8")
+    return path

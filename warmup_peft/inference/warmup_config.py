@@ -1,0 +1,47 @@
+"""`warmup_config.json`: what decoding needs to know of an adapter's training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+WARMUP_CONFIG_NAME = "warmup_config.json"
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """What decoding needs to know of an adapter's training.
+
+    Attributes:
+        warmup_separator: the separator's text, to be read by people.
+        warmup_separator_ids: its token ids, which are what is inserted.
+        max_warmup_length: W, in tokens. 0 is no warmup and no separator: plain `generate`.
+        end_token_ids: tokens that ended warmups in training; those of the generation config end them too.
+    """
+
+    warmup_separator: str
+    warmup_separator_ids: list[int]
+    max_warmup_length: int
+    end_token_ids: list[int] = field(default_factory=list)
+
+    def save(self, folder: str | Path) -> None:
+        Path(folder, WARMUP_CONFIG_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def is_in(folder: str | Path) -> bool:
+        return Path(folder, WARMUP_CONFIG_NAME).is_file()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> WarmupConfig:
+        """Read `warmup_config.json` of a local folder; ValueError where there is none, or a broken one."""
+        path = Path(folder, WARMUP_CONFIG_NAME)
+        if not cls.is_in(folder):
+            raise ValueError(
+                f"{folder} holds no {WARMUP_CONFIG_NAME}, so it is no warmup adapter (or its training was cut off). "
+                "Name the folder that the training wrote; plain `generate` decodes other models."
+            )
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}). Take it anew from the training's folder.") from error

@@ -53,6 +53,15 @@ def test_a_training_draws_for_itself_and_its_folder_can_be_replaced(model_folder
     assert len(files_of(pool)) == 1  # of the new law alone
 
 
+def test_replacing_a_run_keeps_a_pool_that_was_named(model_folder, rows, tmp_path):
+    pool = tmp_path / "run" / "warmup_pool"
+    argv = train_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_source="base", warmup_pool=pool)
+    assert main(argv) == 0
+    before = files_of(pool)
+    assert main([*argv, "--overwrite_output_dir"]) == 0
+    assert files_of(pool) == before != {}
+
+
 def test_a_pool_of_another_law_is_bad_input(model_folder, rows, tmp_path, capsys):
     pool = tmp_path / "pool"
     assert main(draw_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_pool=pool)) == 0

@@ -187,3 +187,28 @@ def test_a_collapse_is_said_once(tokenizer, caplog):
         for _ in range(3):
             watching.warn({"warmups/overlap": 0.9, "warmups/mean_length": 5.0}, 0.1)
     assert caplog.text.count("collapsed into drafts of the answer") == 1
+
+
+def test_a_gain_is_judged_by_the_mean_of_several_logs(tokenizer, caplog):
+    watching = monitor(tokenizer)
+    with caplog.at_level(logging.WARNING):
+        for gain in (-0.4, 0.3, 0.2, 0.3, 0.2, 0.1):
+            watching.warn({"warmups/gain_over_none": gain}, 0.9)
+        assert caplog.text == ""
+        for _ in range(5):
+            watching.warn({"warmups/gain_over_none": 0.01}, 0.9)
+    assert caplog.text.count("the model answers as well without them") == 1
+
+
+def test_the_same_prompt_lends_nothing(tokenizer, batch):
+    """A warmup of the same prompt is no other example's."""
+    watching = monitor(tokenizer)
+    same = Tokens(*(x[:1].expand(2, -1) for x in batch["prompt"]))
+    ratios = watching.gains(same, batch["warmups"], batch["scores"], lambda warmups: torch.full((2, 1), -5.0))
+    assert values(ratios) == {"gain_over_none": pytest.approx((4 + 3 + 2 + 2) / 4)}
+    one = Tokens(*(x[:1] for x in batch["prompt"]))
+    warmups = Warmups(*(x[:1] for x in batch["warmups"][:3]))
+    ratios = watching.gains(
+        one, warmups, Scores(batch["scores"].target_logp_BK[:1]), lambda _: torch.full((1, 1), -5.0)
+    )
+    assert "gain_over_others" not in values(ratios)  # the batch before ended with this very prompt

@@ -32,7 +32,32 @@ def test_the_base_is_known_by_its_weights_whatever_the_adapter(model, lora):
     assert base_fingerprint(adapted) == before
 
 
-@pytest.mark.parametrize("change", [lambda m: m.model.norm.weight.data.add_(1e-3), lambda m: m.to(torch.bfloat16)])
+def test_other_adapters_do_not_matter(model, lora):
+    before = base_fingerprint(model)
+    adapted = get_peft_model(model, lora)
+    adapted.add_adapter("second", lora)
+    assert base_fingerprint(adapted) == before
+    for parameter in adapted.parameters():
+        parameter.requires_grad_(False)
+    assert base_fingerprint(adapted) == before
+
+
+def test_the_scales_of_4_bit_weights_matter(model_folder, nf4):
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, quantization_config=nf4)
+    before = base_fingerprint(model)
+    model.model.layers[0].mlp.up_proj.weight.quant_state.absmax += 1
+    assert base_fingerprint(model) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.model.norm.weight.data.add_(1e-3),
+        lambda m: m.to(torch.bfloat16),
+        lambda m: m.model.embed_tokens.weight.data[300:].mul_(2),
+        lambda m: m.config.rope_parameters.update(rope_theta=5.0),
+    ],
+)
 def test_other_weights_are_another_base(model, change):
     before = base_fingerprint(model)
     with torch.no_grad():

@@ -492,6 +492,7 @@ def test_a_saved_folder_says_how_to_decode_and_how_it_was_made(model_folder, tok
         "warmup_separator": " | ",
         "warmup_separator_ids": tokenizer(" | ")["input_ids"],
         "max_warmup_length": 5,
+        "end_token_ids": [1, *range(200, 270)],
     }
     record = json.loads((folder / "warmup_training.json").read_text())
     assert record["base_model"] == model_folder
@@ -645,6 +646,51 @@ def test_nan_stops_the_run_before_it_reaches_the_weights(model_folder, tokenizer
         with pytest.raises(FloatingPointError, match=r"NaN at step 1, rows \[3\].*Last checkpoint: none"):
             trainer.train()
     assert all(torch.equal(p, weights[name]) for name, p in trainer.model.named_parameters() if name in weights)
+
+
+@pytest.mark.parametrize("part", ["warmup_logp_BK", "kl_BK", "gain_BK"])
+def test_nan_anywhere_in_the_scores_stops_the_run(model_folder, tokenizer, lora, tmp_path, monkeypatch, part):
+    objective = {"warmup_logp_BK": "jensen", "kl_BK": "warmup", "gain_BK": "rlpr"}[part]
+    trainer = make_trainer(
+        model_folder, tmp_path, tokenizer, peft_config=lora, objective=objective, warmup_anchor=0.3 * (part == "kl_BK")
+    )
+    score = trainer._score
+    monkeypatch.setattr(
+        trainer, "_score", lambda *a: (lambda s: s._replace(**{part: getattr(s, part) * torch.nan}))(score(*a))
+    )
+    with pytest.raises(FloatingPointError, match="NaN at step 1"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("settings", [{}, {"warmup_source": "base", "warmup_pool_size": 4}])
+def test_nan_weights_stop_the_run_with_a_sentence(model_folder, tokenizer, lora, tmp_path, settings):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **settings)
+    if settings:
+        trainer.draw_warmups()
+    next(p for n, p in trainer.model.named_parameters() if "lora_B" in n).data.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"NaN at step 1, rows \[0, 1, 2, 3\]"):
+        trainer.train()
+
+
+def test_rows_without_a_target_are_refused(model_folder, tokenizer, lora, tmp_path):
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}, {"input_ids": [5, 6, 7], "labels": [-100] * 3}]
+    with pytest.raises(ValueError, match="Row 1 of the train dataset has no target"):
+        make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora, max_length=None)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_adapters_that_change_the_base_are_refused_where_the_base_is_needed(model_folder, tokenizer, tmp_path, start):
+    lora = LoraConfig(r=8, target_modules="all-linear", init_lora_weights=start)
+    for settings in ({"warmup_anchor": 0.3}, {"warmup_source": "base"}):
+        with pytest.raises(ValueError, match=f"init_lora_weights='{start}' changes the base"):
+            make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **settings)
+    make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
+
+
+def test_verifree_says_when_targets_are_too_long_for_it(model_folder, tokenizer, lora, tmp_path, caplog):
+    rows = [{**row, "completion": " so" * 40} for row in EXAMPLES]
+    make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora, objective="verifree").train()
+    assert "nothing is learnt from them" in caplog.text
 
 
 def test_targets_that_are_impossible_are_counted_and_the_run_goes_on(

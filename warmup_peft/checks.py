@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, Processo
 
 from warmup_peft.config import WarmupSFTConfig
 
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 LOGITS_HOOKS = ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func")
 
 
@@ -90,6 +91,13 @@ def check_adapter(model: str | PreTrainedModel, peft_config: Any, args: WarmupSF
                 "An adapter on `lm_head` is not supported by TRL's SFTTrainer nor here. Remove 'lm_head' from "
                 "target_modules ('all-linear' leaves it out by itself)."
             )
+    for config in configs:
+        start = str(getattr(config, "init_lora_weights", "")).lower()
+        if start.startswith(CHANGES_BASE) and (args.warmup_anchor > 0 or args.warmup_source == "base"):
+            raise ValueError(
+                f"init_lora_weights='{start}' changes the base's own weights, so the model with its adapter off is no "
+                "longer the base that the anchor and warmup_source base need. Leave init_lora_weights at true."
+            )
     if args.warmup_anchor > 0 and args.warmup_source == "policy" and not configs:
         raise ValueError(
             f"warmup_anchor={args.warmup_anchor} compares with the model whose adapter is off, but this model "
@@ -155,6 +163,17 @@ def check_spans(name: str, dataset: Dataset) -> None:
             )
 
 
+def check_targets(name: str, dataset: Dataset) -> None:
+    """Every row must have a target.
+
+    Raises:
+        ValueError: naming the first row that has none.
+    """
+    for row, labels in enumerate(dataset["labels"]):
+        if all(label == -100 for label in labels):
+            raise ValueError(f"Row {row} of the {name} dataset has no target: all of its labels are -100. Remove it.")
+
+
 def context_length(config: PretrainedConfig) -> int | None:
     """Positions the model knows, in tokens; None where its configuration names no limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -172,8 +191,12 @@ def check_context(name: str, dataset: Dataset, context: int | None, extra_tokens
         count = sum(length + extra_tokens > context for length in lengths)
         raise ValueError(
             f"Row {row} of the {name} dataset has {lengths[row]} tokens; with warmup and separator ({extra_tokens}) "
-            f"that is more than the model's context of {context}, as it is for {count} of {len(lengths)} rows. Set "
-            f"max_length to {context - extra_tokens} or less."
+            f"that is more than the model's context of {context}, as it is for {count} of {len(lengths)} rows. "
+            + (
+                f"Set max_length to {context - extra_tokens} or less."
+                if context > extra_tokens
+                else "Set max_warmup_length lower."
+            )
         )
 
 

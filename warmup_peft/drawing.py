@@ -105,10 +105,12 @@ class BaseModel:
     def _check(self, prompt: Tokens, warmups: Warmups) -> None:
         ids, num_decisions, logp_BK = (x.to(self.model.device) for x in (warmups[0], warmups[2], warmups[3]))
         is_drawn = prefix_mask(num_decisions, ids.size(-1))
+        if ids.max() >= self.model.get_input_embeddings().num_embeddings:
+            raise ValueError(f"The server drew the token {ids.max()}, which this base model does not know.")
         logits = self.logits(prompt, Branches(ids, is_drawn, is_drawn), is_drawn)
         own_BK = sums_where(is_drawn, token_logps(logits, ids[is_drawn]))
         difference = ((own_BK - logp_BK).abs().sum() / num_decisions.sum()).item()
-        if difference > DRAW_TOLERANCE:
+        if not difference <= DRAW_TOLERANCE:  # NaN too
             raise ValueError(
                 f"The server's log-probabilities differ from this base model's by {difference:.2f} nats a token. "
                 "Serve the very model of model_name_or_path, without an adapter."
@@ -134,6 +136,7 @@ def fill_pool(
     """
     folder = Path(args.warmup_pool or Path(args.output_dir, POOL_NAME))
     pool = WarmupPool(folder, base.law(tokenizer), args.warmup_pool_size)
+    accelerator.wait_for_everyone()  # all ranks have seen the same files before one writes another
     missing, is_main = len(pool.missing(prompts)), accelerator.is_main_process
     if missing and len(pool) and is_main:
         logger.warning("%d prompts have no warmups in %s yet; they are drawn now.", missing, folder)

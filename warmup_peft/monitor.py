@@ -6,7 +6,7 @@ import importlib
 import itertools
 import logging
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 Ratios = dict[str, tuple[Tensor, Tensor]]
 PROMPT_TOKENS_SHOWN = 32
 LOG_FILE_WIDTH = 120  # characters, where there is no terminal to ask
+GAINS_TO_JUDGE = 5  # logs; a single batch's gain is too noisy to warn by
 TRACKERS = ("wandb", "trackio")
 
 
@@ -41,7 +42,8 @@ class WarmupMonitor:
 
     def __init__(self, args: WarmupSFTConfig, tokenizer: PreTrainedTokenizerBase):
         self.args, self.tokenizer = args, tokenizer
-        self._previous: Warmups | None = None
+        self._previous: tuple[list[int], Warmups] | None = None  # the batch before: its last prompt, its warmups
+        self._gains: deque[float] = deque(maxlen=GAINS_TO_JUDGE)
         self._shown: list[dict[str, Any]] = []
         self._warned = False
 
@@ -65,7 +67,7 @@ class WarmupMonitor:
         ratios = {
             "mean_length": (num_tokens, num_kept),
             "stopped": (warmups.stopped.sum(), num_kept),
-            "distinct": (diagnostics.num_distinct(warmups).sum(), batch_size * num_warmups),
+            "distinct": (diagnostics.num_distinct(warmups).sum(), num_kept),
             "repeated": (diagnostics.num_repeated(warmups).sum(), num_tokens),
             "overlap": (size * sum(count for count, _ in shared), size * sum(count for _, count in shared)),
             "leak": (size * sum(diagnostics.contains(*pair) for pair in pairs), num_kept),
@@ -81,28 +83,36 @@ class WarmupMonitor:
         return {f"warmups/{name}": ratio for name, ratio in ratios.items()}
 
     @torch.no_grad()
-    def gains(self, warmups: Warmups, scores: Scores, score: Callable[[Warmups], Tensor]) -> Ratios:
+    def gains(self, prompt: Tokens, warmups: Warmups, scores: Scores, score: Callable[[Warmups], Tensor]) -> Ratios:
         """What the target's log-probability gains, in nats, over no warmup and over another example's.
 
         Args:
             score: warmups (B, 1) -> R (B, 1).
         """
-        is_kept = warmups.num_decisions > 0
-        rewards = {"none": diagnostics.no_warmup(warmups)}
-        others = diagnostics.anothers_warmup(warmups, self._previous)
-        self._previous = warmups
-        ratios, nothing = {}, is_kept.sum() * 0
-        for name, instead in (*rewards.items(), ("others", others)):
-            if instead is None:
-                ratios[f"warmups/gain_over_{name}"] = (nothing, nothing)
-                continue
-            gain_BK = (scores.target_logp_BK - score(instead)).masked_fill(~is_kept, 0.0)
-            counts = is_kept & gain_BK.isfinite()
+        prompts = [row[mask].tolist() for row, mask in zip(prompt.ids, prompt.mask)]
+        lender, before = self._previous or (prompts[-1], None)
+        lenders = [prompts[-1] if len(prompts) > 1 else lender, *prompts[:-1]]
+        is_another = torch.tensor([own != other for own, other in zip(prompts, lenders)], device=prompt.ids.device)
+        instead = {
+            "none": (diagnostics.no_warmup(warmups), torch.ones_like(is_another)),
+            "others": (diagnostics.anothers_warmup(warmups, before), is_another),
+        }
+        self._previous = (prompts[-1], warmups)
+        ratios = {}
+        for name, (others, counts_B) in instead.items():
+            gain_BK = scores.target_logp_BK - (scores.target_logp_BK if others is None else score(others))
+            counts = (warmups.num_decisions > 0) & counts_B.unsqueeze(1) & gain_BK.isfinite()
             ratios[f"warmups/gain_over_{name}"] = (gain_BK.masked_fill(~counts, 0.0).sum(), counts.sum())
         return ratios
 
     def warn(self, metrics: Mapping[str, float], share_of_training: float) -> None:
-        """Say once when warmups bring nothing any more."""
+        """Say once when warmups bring nothing any more; a gain is judged by the mean of several logs."""
+        metrics = dict(metrics)
+        gain = metrics.pop("warmups/gain_over_none", None)
+        if gain is not None:
+            self._gains.append(gain)
+        if len(self._gains) == GAINS_TO_JUDGE:
+            metrics["warmups/gain_over_none"] = sum(self._gains) / GAINS_TO_JUDGE
         wrong = None if self._warned else diagnostics.what_is_wrong(metrics, share_of_training)
         if wrong is not None:
             self._warned = True

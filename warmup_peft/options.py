@@ -203,6 +203,12 @@ class WarmupOptions:
             )
             return
         _require(
+            self.objective != "posterior" or not self.normalize_advantages,
+            "normalize_advantages",
+            self.normalize_advantages,
+            "The advantages of posterior are weights, which have no centre. Leave it out.",
+        )
+        _require(
             self.num_warmups >= 2 or not self.normalize_advantages,
             "normalize_advantages",
             self.normalize_advantages,
@@ -246,6 +252,17 @@ class WarmupOptions:
             "It compares the model's own draws, and warmup_source base has the base model's. Choose warmup or "
             "posterior, or set warmup_source to 'policy'.",
         )
+        truncates = {"top_k": self.top_k > 0, "top_p": self.top_p < 1, "min_p": bool(self.min_p)}
+        needs_whole_law = self.warmup_anchor > 0 or self.objective == "posterior"
+        for name, is_on in truncates.items():
+            _require(
+                not (is_on and needs_whole_law),
+                name,
+                getattr(self, name),
+                "The base's draws may fall outside of what the model would truncate its own to, so they would have no "
+                "likelihood. Leave it out with warmup_source 'base' and an anchor or objective posterior; temperature "
+                "works.",
+            )
         _require(
             self.warmup_pool_size >= self.num_warmups,
             "warmup_pool_size",

@@ -89,7 +89,7 @@ def report_lengths(name: str, whole: Dataset, kept: Dataset, max_length: int | N
             f"No row of the {name} dataset is left: all {len(whole)} prompts fill max_length={max_length} tokens by "
             f"themselves (the shortest row has {min(lengths)}). Set max_length higher, or to null."
         )
-    cut = sum(length > max_length for length in lengths) - dropped
+    cut = max(sum(length > max_length for length in lengths) - dropped, 0)
     if dropped or cut:
         logger.warning(
             "max_length=%d: of %d rows of the %s dataset %d are dropped (no target left) and %d lose the end of their "
@@ -108,15 +108,20 @@ def prompts_of(dataset: Dataset) -> Iterator[np.ndarray]:
 
 
 def base_fingerprint(model: PreTrainedModel | PeftModel) -> str:
-    """Of the weights without the adapter: shapes, types and the first values of every tensor."""
-    parameters = list(without_peft_wrapper(model).parameters())
-    if isinstance(model, PeftModel):
-        parameters = [parameter for parameter in parameters if not parameter.requires_grad]
-    seen = hashlib.blake2b(digest_size=8)
-    for parameter in parameters:
-        values = parameter.detach().reshape(-1)[:VALUES_OF_EACH_TENSOR].cpu().contiguous()
-        seen.update(repr((tuple(parameter.shape), str(parameter.dtype))).encode())
-        seen.update(values.view(torch.uint8).numpy().tobytes())
+    """Of the weights without the adapter (shapes, types, values here and there) and of what scales positions."""
+    base = without_peft_wrapper(model)
+    config = base.config.get_text_config().to_dict()
+    seen = hashlib.blake2b(repr(sorted((k, v) for k, v in config.items() if "rope" in k)).encode(), digest_size=8)
+    for name, parameter in base.named_parameters():
+        if isinstance(model, PeftModel) and (parameter.requires_grad or f".{model.base_model.prefix}" in name):
+            continue
+        quantized = getattr(parameter, "quant_state", None)
+        scales = (getattr(quantized, "absmax", None), getattr(getattr(quantized, "state2", None), "absmax", None))
+        for values in (parameter, *(x for x in scales if x is not None)):
+            flat = values.detach().reshape(-1)
+            some = flat[:: max(1, len(flat) // VALUES_OF_EACH_TENSOR)][:VALUES_OF_EACH_TENSOR].cpu().contiguous()
+            seen.update(repr((tuple(values.shape), str(values.dtype))).encode())
+            seen.update(some.view(torch.uint8).numpy().tobytes())
     return seen.hexdigest()
 
 

@@ -55,7 +55,7 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
     check_output_dir(Path(args.output_dir), options.overwrite_output_dir, resuming=checkpoint is not None)
     trainer = build_trainer(script_args, options, args, model_args)
     if options.overwrite_output_dir and checkpoint is None and trainer.is_world_process_zero():
-        remove_run(Path(args.output_dir))
+        remove_run(Path(args.output_dir), keep_pool=args.warmup_pool is not None)
     interrupt = StopOnInterrupt()
     trainer.add_callback(interrupt)
     trainer.remove_callback(ProgressCallback)
@@ -192,9 +192,9 @@ def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
         ) from error
 
 
-def remove_run(folder: Path) -> None:
+def remove_run(folder: Path, keep_pool: bool = False) -> None:
     """Remove a run's own files, checkpoints and warmups, nothing else."""
-    for path in (*checkpoints(folder), folder / POOL_NAME):
+    for path in (*checkpoints(folder), *([] if keep_pool else [folder / POOL_NAME])):
         shutil.rmtree(path, ignore_errors=not path.exists())
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)

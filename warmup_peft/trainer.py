@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import functools
 import inspect
-import logging
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +20,14 @@ from peft import PeftModel
 from torch import Tensor
 from torch.distributions import Categorical
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import get_logger
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
 from warmup_peft.checks import (
     check_context,
     check_spans,
+    check_targets,
     check_trainer_arguments,
     context_length,
     memory_advice,
@@ -59,7 +60,7 @@ from warmup_peft.method.objective import (
 )
 from warmup_peft.method.pool import DrawFunction, WarmupPool
 from warmup_peft.method.prefix import SharedPrefix, install, sliding_window, why_not_shareable
-from warmup_peft.method.sampling import SamplingSettings, sample_warmups
+from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings, sample_warmups
 from warmup_peft.method.scoring import PlainRows, without_peft_wrapper
 from warmup_peft.monitor import Ratios, WarmupMonitor
 from warmup_peft.options import WarmupOptions
@@ -73,9 +74,10 @@ from warmup_peft.preparation import (
 )
 from warmup_peft.quantization import keep_4bit_weights_in_place
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ENTROPY_ROWS = 256  # at a time: a float32 copy of all target logits would cost as much as the step
+VERIFREE_VANISHES = -60  # nats; no float32 gradient is left of exp(R) below
 SHARING_TOLERANCE = {"float32": 1e-3, "low": 0.1}  # nats a token; of bfloat16 logits rounding alone is some hundredths
 
 
@@ -172,6 +174,8 @@ class WarmupSFTTrainer(SFTTrainer):
         try:
             return super().training_step(*positional, **keywords)
         except torch.OutOfMemoryError as error:
+            if self.args.auto_find_batch_size:  # which looks for the original's words
+                raise
             raise torch.OutOfMemoryError(memory_advice(self.args, self.model)) from error
 
     def _report_plain_rows(self, reason: str) -> None:
@@ -194,7 +198,7 @@ class WarmupSFTTrainer(SFTTrainer):
         encoded = self._encode(model, prompt, target)
         warmups = self._leave_some_out(self._sample(model, encoded))
         scores = self._score(model, encoded, warmups, target)
-        self._check_numbers(scores.target_logp_BK)
+        self._check_numbers(scores)
         method = {"objective": self.args.objective, "beta": self.args.warmup_anchor}
         credit = credit_of(
             scores,
@@ -225,21 +229,30 @@ class WarmupSFTTrainer(SFTTrainer):
                 self._report_plain_rows(f"rows of {longest} tokens exceed the sliding window, {self._sliding_window}")
         return (SharedPrefix if shares else PlainRows)(model, self.accelerator.unwrap_model(model), prompt)
 
-    def _check_numbers(self, target_logp_BK: Tensor) -> None:
+    def _check_numbers(self, scores: Scores) -> None:
         """Stop at NaN, before it reaches the weights; count targets that no warmup makes possible, and go on."""
-        rows = target_logp_BK.isnan().any(1).nonzero().flatten().tolist()
-        if rows:
-            last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
-            raise FloatingPointError(
-                f"The logits are NaN at step {self.state.global_step + 1}, rows {rows} of the batch. Lower "
-                f"learning_rate, or train in bfloat16 or float32. Last checkpoint: {last or 'none'}."
-            )
-        impossible = int(target_logp_BK.isneginf().all(1).sum())
+        is_nan = torch.stack([x.isnan().any(1) for x in scores if x is not None]).any(0)
+        if is_nan.any():
+            self._stop_at_nan(is_nan.nonzero().flatten().tolist())
+        impossible = int(scores.target_logp_BK.isneginf().all(1).sum())
         if impossible:
             logger.warning(
                 "Step %d: %d targets are impossible after every warmup; they count nothing.",
                 self.state.global_step + 1, impossible,
             )  # fmt: skip
+        if self.args.objective == "verifree" and scores.target_logp_BK.max() < VERIFREE_VANISHES:
+            logger.warning_once(
+                "verifree weighs by probabilities, and those of the batch's targets are all below exp(%d): nothing is "
+                "learnt from them. Choose another objective for long targets.",
+                VERIFREE_VANISHES,
+            )
+
+    def _stop_at_nan(self, rows: list[int]) -> None:
+        last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+        raise FloatingPointError(
+            f"The logits are NaN at step {self.state.global_step + 1}, rows {rows} of the batch. Lower learning_rate, "
+            f"or train in bfloat16 or float32. Last checkpoint: {last or 'none'}."
+        )
 
     def _sample(self, model, encoded: PlainRows | SharedPrefix) -> Warmups:
         """Training warmups of `warmup_source`; in evaluation always the model's own."""
@@ -251,8 +264,11 @@ class WarmupSFTTrainer(SFTTrainer):
                 epoch=int(self.state.epoch or 0),
                 pad_token_id=self._tokenizer.pad_token_id,
             )
-        with self.accelerator.autocast():
-            return sample_warmups(self.accelerator.unwrap_model(model), encoded, self.sampling)
+        try:
+            with self.accelerator.autocast():
+                return sample_warmups(self.accelerator.unwrap_model(model), encoded, self.sampling)
+        except NaNLogitsError as error:
+            self._stop_at_nan(error.rows)
 
     @property
     def _draws_from_pool(self) -> bool:
@@ -304,7 +320,7 @@ class WarmupSFTTrainer(SFTTrainer):
         if self.args.objective in NEEDS_GAIN:
             probability_BK = to_warmups(target_logp_N.detach().exp(), branches.is_target)
             alone_B1 = self._target_sums(encoded, no_warmup(warmups), target, torch.exp)
-            gain_BK = (probability_BK - alone_B1) / target.mask.sum(1, keepdim=True)
+            gain_BK = (probability_BK - alone_B1) / target.mask.sum(1, keepdim=True).clamp(min=1)
         target_logp_BK = to_warmups(target_logp_N, branches.is_target)
         return Scores(target_logp_BK, warmup_logp_BK, kl_BK, drawn_logp_BK, gain_BK)
 
@@ -359,7 +375,9 @@ class WarmupSFTTrainer(SFTTrainer):
         ratios = self._monitor.ratios(encoded.prompt, warmups, target, scores, credit)
         every = self.args.warmup_gain_steps
         if every and (self._mode == "eval" or self.state.global_step % every == 0):
-            ratios |= self._monitor.gains(warmups, scores, lambda instead: self._target_sums(encoded, instead, target))
+            ratios |= self._monitor.gains(
+                encoded.prompt, warmups, scores, lambda instead: self._target_sums(encoded, instead, target)
+            )
         self._log_ratios(ratios)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -422,6 +440,7 @@ class WarmupSFTTrainer(SFTTrainer):
         kept = super()._prepare_dataset(whole, processing_class, args, packing, None, dataset_name)
         report_lengths(dataset_name, whole, kept, args.max_length)
         check_spans(dataset_name, kept)
+        check_targets(dataset_name, kept)
         check_context(dataset_name, kept, self._context, args.max_warmup_length + len(self._warmup_separator_ids))
         return kept
 

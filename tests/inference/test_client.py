@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,7 +138,13 @@ def test_a_busy_server_is_asked_again(server):
         (200, {"hello": 1}, "answered with no completions", 1),
         (200, [1, 2], "answered with no completions", 1),
         (200, {"choices": [{"index": i, "text": "x"} for i in range(6)]}, "returns no token ids", 1),
-        (200, {"choices": [as_vllm([5], [-1.0], i, True) for i in range(6)]}, "without one of the end tokens [1]", 1),
+        (200, {"choices": [as_vllm([5], [-1.0], i, True) for i in range(6)]}, "one of the end tokens [1]", 1),
+        (200, {"choices": [as_vllm([5, 6], [-1.0] * 2, i, False) for i in range(6)]}, "at the limit of 4", 1),
+        (200, {"choices": [{"text": "x"}] * 6}, "completions that have no index", 1),
+        (200, {"choices": ["x"] * 6}, "completions that have no index", 1),
+        (200, {"choices": [as_vllm([5, 1], [-1.0, None], i, True) for i in range(6)]}, "returns no token ids", 1),
+        (200, {"choices": [as_vllm("51", [-1.0, -1.0], i, True) for i in range(6)]}, "returns no token ids", 1),
+        (200, {"choices": [{**as_vllm([5], [-1.0], i, True), "logprobs": [1]} for i in range(6)]}, "no token ids", 1),
     ],
 )
 def test_what_goes_wrong_is_said_in_a_sentence(server, status, payload, message, tries):
@@ -237,10 +244,13 @@ def test_a_pool_from_a_server_is_one_from_the_model(server, draw_argv, model_fol
     assert main(["train", *draw_argv[1:at], *train]) == 0
 
 
-def test_a_server_of_another_model_is_noticed(server, draw_argv, model_folder, tokenizer, tmp_path, capsys):
-    server.answer = serve(model_folder, tokenizer(" || ")["input_ids"], noise=-0.5)
+@pytest.mark.parametrize(("noise", "said"), [(-0.5, "0.50"), (math.nan, "nan")])
+def test_a_server_of_another_model_is_noticed(
+    server, draw_argv, model_folder, tokenizer, tmp_path, capsys, noise, said
+):
+    server.answer = serve(model_folder, tokenizer(" || ")["input_ids"], noise)
     assert main(draw_argv) == BAD_INPUT
-    assert "differ from this base model's by 0.50 nats a token" in capsys.readouterr().err
+    assert f"differ from this base model's by {said} nats a token" in capsys.readouterr().err
     assert list((tmp_path / "run" / "warmup_pool").glob("part-*")) == []
 
 

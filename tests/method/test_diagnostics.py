@@ -27,8 +27,8 @@ def warmups(ids, lengths, num_decisions=None):
 
 def test_effective_sample_size_by_hand():
     """Weights 1/2, 1/4, 1/4: 1 / (1/4 + 1/16 + 1/16) = 8/3; equal ones: 3; one of them everything: 1."""
-    logp_BK = torch.tensor([[math.log(2.0), 0.0, 0.0], [-7.0, -7.0, -7.0], [0.0, -500.0, -500.0]])
-    assert effective_sample_size(logp_BK).tolist() == pytest.approx([8 / 3, 3.0, 1.0])
+    rows = [[math.log(2.0), 0.0, 0.0], [-7.0, -7.0, -7.0], [0.0, -500.0, -500.0], [-math.inf] * 3]
+    assert effective_sample_size(torch.tensor(rows)).tolist() == pytest.approx([8 / 3, 3.0, 1.0, 3.0])
 
 
 def test_repeated_tokens_are_those_that_stood_in_the_warmup_before():
@@ -43,6 +43,7 @@ def test_distinct_draws_tell_stops_apart():
         [[[5, 1], [5, 1], [5, 7]], [[1, 0], [1, 9], [1, 3]]], [[1, 1, 2], [0, 0, 0]], [[2, 2, 2], [1, 1, 1]]
     )
     assert num_distinct(drawn).tolist() == [2, 1]
+    assert num_distinct(drawn.emptied(torch.tensor([[True, False, False]] * 2))).tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,7 @@ def test_distinct_draws_tell_stops_apart():
         ("so the black cat sat", "The black cat.", 3, 5, True),
         ("Evelyn", "Eve", 0, 1, False),
         (". . .", "?!", 0, 0, False),
+        ("答案是东京", "东京", 2, 5, True),
     ],
 )
 def test_words_shared_with_the_target(warmup, target, shared, total, whole):

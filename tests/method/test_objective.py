@@ -146,6 +146,14 @@ def test_clipped_advantages_by_hand():
     assert advantage[0].tolist() == pytest.approx([0.75, 0.5, -0.75])
 
 
+def test_impossible_targets_take_no_share():
+    """R = log 1/5, -inf, log 3/5: shares 1/4, 0, 3/4."""
+    logp = torch.tensor([[math.log(0.2), -math.inf, math.log(0.6)]])
+    for name in ("posterior", "log_mean_exp"):
+        assert assign_credit(logp, name)[0][0].tolist() == pytest.approx([0.25, 0.0, 0.75])
+    assert assign_credit(logp, "posterior")[1][0].tolist() == pytest.approx([0.25, 0.0, 0.75])
+
+
 def test_the_value_of_the_importance_weighted_bound_by_hand():
     """log of the mean of 1/10, 1/20 and 1/10: 1/12."""
     scores = Scores(LOG_1_2_5, torch.zeros(1, 3), None, torch.tensor([[1.0, 4.0, 5.0]]).log())

@@ -178,10 +178,40 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, share):
         WarmupPool(tmp_path, LAW, M)
 
 
-def test_a_broken_description_is_refused(tmp_path):
-    (tmp_path / "pool.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[1]", "null", "3"])
+def test_a_broken_description_is_refused(tmp_path, text):
+    (tmp_path / "pool.json").write_text(text)
     with pytest.raises(ValueError, match=r"pool.json cannot be read"):
         WarmupPool(tmp_path, LAW, M)
+
+
+def test_warmups_of_an_unknown_law_are_refused(tmp_path):
+    draw_all(WarmupPool(tmp_path, LAW, M), prompts(2))
+    (tmp_path / "pool.json").unlink()
+    with pytest.raises(ValueError, match="nobody knows how its warmups were drawn"):
+        WarmupPool(tmp_path, LAW, M)
+
+
+def test_a_file_is_no_pool(tmp_path):
+    (tmp_path / "pool").write_text("x")
+    with pytest.raises(ValueError, match="is a file"):
+        WarmupPool(tmp_path / "pool", LAW, M)
+
+
+def test_a_draw_that_failed_binds_nobody(tmp_path):
+    def fail(batch, seed):
+        raise Killed
+
+    with pytest.raises(Killed):
+        draw_all(WarmupPool(tmp_path / "pool", LAW, M), prompts(2), draw=fail)
+    draw_all(WarmupPool(tmp_path / "pool", {**LAW, "temperature": 0.5}, M), prompts(2))
+
+
+def test_two_draws_of_different_laws_do_not_mix(tmp_path):
+    one, other = WarmupPool(tmp_path, LAW, M), WarmupPool(tmp_path, {**LAW, "temperature": 0.5}, M)
+    draw_all(one, prompts(2))
+    with pytest.raises(ValueError, match="drawn with another temperature"):
+        draw_all(other, prompts(4))
 
 
 def test_a_prompt_without_warmups_is_refused_with_its_row(tmp_path):

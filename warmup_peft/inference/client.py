@@ -55,6 +55,8 @@ class CompletionsClient:
                 f"{self.base_url} answered with {len(choices) if isinstance(choices, list) else 'no'} completions "
                 f"where {expected} were asked for. Is it an OpenAI-compatible server?"
             )
+        if not all(isinstance(choice, dict) and isinstance(choice.get("index"), int) for choice in choices):
+            raise ValueError(f"{self.base_url} answered with completions that have no index.")
         return sorted(choices, key=lambda choice: choice["index"])
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
@@ -140,20 +142,24 @@ def draw_from_server(client: CompletionsClient, settings: SamplingSettings) -> C
 
 def read_choice(choice: dict[str, Any], settings: SamplingSettings, url: str) -> tuple[list[int], list[float]]:
     """Token ids and their log-probabilities; the end token included where one was drawn."""
-    report = choice.get("logprobs") or {}
+    report = choice.get("logprobs")
+    report = report if isinstance(report, dict) else {}
     ids, logps = choice.get("token_ids"), report.get("token_logprobs")
     if ids is None and all(str(token).startswith("token_id:") for token in report.get("tokens") or [None]):
         ids = [int(token.removeprefix("token_id:")) for token in report["tokens"]]
-    if ids is None or logps is None or len(ids) != len(logps):
+    if not are(int, ids) or not are(int | float, logps) or len(ids) != len(logps):
         raise ValueError(
             f"{url} returns no token ids with log-probabilities. vLLM does (0.10 or newer); other servers cannot be "
             "drawn from."
         )
-    if len(ids) > settings.max_length or (
-        choice.get("finish_reason") == "stop" and not (ids and ids[-1] in settings.end_token_ids)
-    ):
+    is_ended = bool(ids) and ids[-1] in settings.end_token_ids
+    if len(ids) > settings.max_length or (len(ids) < settings.max_length and not is_ended):
         raise ValueError(
-            f"{url} stopped a warmup of {len(ids)} tokens without one of the end tokens "
-            f"{list(settings.end_token_ids)}. Does it serve the base model of this training?"
+            f"{url} stopped a warmup after {len(ids)} tokens, neither at the limit of {settings.max_length} nor with "
+            f"one of the end tokens {list(settings.end_token_ids)}. Does it serve the base model of this training?"
         )
-    return list(ids), list(logps)
+    return ids, logps
+
+
+def are(kind: Any, values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)

@@ -27,7 +27,7 @@ GRACE = 0.5  # of the training: before that a gain of nothing is only a gain tha
 
 def effective_sample_size(target_logp_BK: Tensor) -> Tensor:
     """(B,) 1 / sum_i softmax(R)_i^2: how many of the K warmups share the weight, 1 to K."""
-    return 1 / target_logp_BK.detach().float().softmax(1).square().sum(1)
+    return 1 / target_logp_BK.detach().float().clamp(min=-1e30).softmax(1).square().sum(1)
 
 
 def num_repeated(warmups: Warmups) -> Tensor:
@@ -37,12 +37,16 @@ def num_repeated(warmups: Warmups) -> Tensor:
 
 
 def num_distinct(warmups: Warmups) -> Tensor:
-    """(B,) how many of the K are different draws."""
-    return (~warmups.same_draws().tril(-1).any(-1)).sum(-1)
+    """(B,) how many of the K are different draws; those that were left out count as none."""
+    is_repeated = warmups.same_draws().tril(-1).any(-1)
+    return (~is_repeated & (warmups.num_decisions > 0)).sum(-1)
+
+
+WITHOUT_SPACES = "\u3040-\u30ff\u3400-\u9fff"  # Japanese and Chinese: each sign is a word
 
 
 def words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+    return re.findall(rf"[{WITHOUT_SPACES}]|[^\W{WITHOUT_SPACES}]+", text.casefold())
 
 
 def num_shared_words(warmup: str, target: str) -> tuple[int, int]:

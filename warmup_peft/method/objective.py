@@ -76,6 +76,11 @@ class Evidence(NamedTuple):
     penalty_BK: Tensor  # beta KL
     log_ratio_BK: Tensor  # log P(c|x) - log Q(c|x)
     gain_BK: Tensor  # q - q_0
+    possible_BK: Tensor  # where R was finite
+
+    def shares(self, logp_BK: Tensor) -> Tensor:
+        """softmax over what is possible; zeros where nothing is."""
+        return logp_BK.masked_fill(~self.possible_BK, -math.inf).softmax(1).nan_to_num(0.0)
 
 
 def equal_weights(logp_BK: Tensor) -> Tensor:
@@ -102,7 +107,7 @@ def log_mean_exp(known: Evidence) -> Credit:
     itself = torch.eye(num_warmups, dtype=torch.bool, device=logp_BK.device)
     without_it_BK = others_BKK.masked_fill(itself, -math.inf).logsumexp(-1) - math.log(num_warmups - 1)
     with_it_B1 = logp_BK.logsumexp(1, keepdim=True) - math.log(num_warmups)
-    return logp_BK.softmax(1), with_it_B1 - without_it_BK
+    return known.shares(logp_BK), with_it_B1 - without_it_BK
 
 
 def latro(known: Evidence) -> Credit:
@@ -115,7 +120,7 @@ def verifree(known: Evidence) -> Credit:
 
 
 def posterior(known: Evidence) -> Credit:
-    weight_BK = (known.logp_BK + known.log_ratio_BK).softmax(1)
+    weight_BK = known.shares(known.logp_BK + known.log_ratio_BK)
     return weight_BK, weight_BK
 
 
@@ -163,7 +168,7 @@ def assign_credit(
     others = (
         torch.zeros_like(logp_BK) if x is None else x.detach().float() for x in (penalty_BK, log_ratio_BK, gain_BK)
     )
-    weight_BK, advantage_BK = OBJECTIVES[objective](Evidence(logp_BK, *others))
+    weight_BK, advantage_BK = OBJECTIVES[objective](Evidence(logp_BK, *others, possible_BK))
     if normalize_advantages:
         centred_BK = advantage_BK - advantage_BK.mean(1, keepdim=True)
         spread_B1 = centred_BK.square().mean(1, keepdim=True).sqrt()

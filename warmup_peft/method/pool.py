@@ -69,11 +69,15 @@ class WarmupPool:
 
     def _check_law(self) -> None:
         path = self.folder / POOL_FILE
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"warmup_pool={self.folder} is a file. Name a folder.")
         if not path.is_file():
+            if any(self.folder.glob("part-*.arrow")):
+                raise ValueError(f"{path} is gone, so nobody knows how its warmups were drawn. Remove the folder.")
             return
         try:
-            drawn_from = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+            drawn_from = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read ({error}). Remove the folder; it will be drawn again.") from error
         for name in sorted({*self.law, *drawn_from}):
             if self.law.get(name) != drawn_from.get(name):
@@ -117,8 +121,6 @@ class WarmupPool:
             share: (rank, number of ranks): each rank draws its files; call `load` when all have.
             on_progress: told how many prompts were done since.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / POOL_FILE, lambda path: path.write_text(json.dumps(self.law, indent=2) + "\n"))
         rank, num_ranks = share
         missing = self.missing(prompts)
         # an interrupted draw lacks whole files, so what it lacks is cut into files as it would have been
@@ -134,6 +136,9 @@ class WarmupPool:
             keys = [prompt_key(ids) for ids in batch]
             rows += [{"key": key, **row} for key, row in zip(keys, rows_of(draw(batch, seed_of(seed, keys))))]
             on_progress(len(batch))
+        self._check_law()  # somebody else may have begun meanwhile
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / POOL_FILE, lambda path: path.write_text(json.dumps(self.law, indent=2) + "\n"))
         name = f"part-{seed_of([row['key'] for row in rows]):014x}-{len(rows)}.arrow"
         write_whole(self.folder / name, lambda path: write_part(path, rows))
 

@@ -23,6 +23,14 @@ from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.scoring import PlainRows, evaluation_mode, without_peft_wrapper
 
 
+class NaNLogitsError(FloatingPointError):
+    """Nothing can be drawn; `rows` are those of the batch."""
+
+    def __init__(self, rows: list[int]):
+        super().__init__(f"The logits are NaN, rows {rows} of the batch.")
+        self.rows = rows
+
+
 @dataclass(frozen=True)
 class SamplingSettings:
     """The law warmups are drawn from.
@@ -141,6 +149,9 @@ def _draw_tokens(
     logits = encoded.first_logits().repeat_interleave(num_copies, 0)
     drawn, logps = mask.new_empty(len(mask), 0, dtype=torch.long), logits.new_empty(len(mask), 0, dtype=torch.float32)
     while True:
+        is_nan = logits.isnan().any(-1)
+        if is_nan.any():
+            raise NaNLogitsError(sorted({row // num_copies for row in is_nan.nonzero().flatten().tolist()}))
         token, logp = settings.draw(logits)
         drawn, logps = torch.cat([drawn, token], dim=1), torch.cat([logps, logp], dim=1)
         if drawn.size(1) == settings.max_length or end_warmups(drawn, settings).stopped.all():

@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM, MixtralConfig, ProcessorMixin, T5Conf
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
 from warmup_peft.checks import (
-    check_adapter,
+    adapter_configs,
+    check_adapters,
     check_columns,
     check_context,
     check_model_config,
@@ -197,7 +198,7 @@ def test_adapter_on_lm_head_is_refused(build, targets):
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], r".*\.q_proj", None])
 def test_other_targets_pass(model_folder, targets):
-    check_adapter(model_folder, LoraConfig(target_modules=targets), settings())
+    check_adapters([LoraConfig(target_modules=targets)], settings())
 
 
 def test_anchor_without_adapter_is_refused(build, lora):
@@ -211,12 +212,12 @@ def test_anchor_without_adapter_is_refused(build, lora):
 
 def test_a_peft_models_own_adapter_counts(lora):
     model = get_peft_model(LlamaForCausalLM(tiny_config()), lora)
-    check_adapter(model, None, settings(warmup_anchor=0.3))
+    check_adapters(adapter_configs(model, None), settings(warmup_anchor=0.3))
     prompt_tuned = get_peft_model(
         LlamaForCausalLM(tiny_config()), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     )
     with pytest.raises(ValueError, match=r"^PromptTuningConfig depends"):
-        check_adapter(prompt_tuned, None, settings())
+        check_adapters(adapter_configs(prompt_tuned, None), settings())
 
 
 # ---- Model ----

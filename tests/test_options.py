@@ -50,6 +50,7 @@ REFUSED = [
     ({"warmup_source": "base", "warmup_anchor": 0.3, "top_k": 5}, "top_k", "temperature works"),
     ({"warmup_source": "base", "objective": "posterior", "top_p": 0.9}, "top_p", "temperature works"),
     ({"warmup_source": "base", "warmup_anchor": 0.3, "min_p": 0.1}, "min_p", "temperature works"),
+    ({"warmup_source": "base", "top_k": 5}, "top_k", "temperature works"),
     ({"warmup_dropout": 1.0}, "warmup_dropout", "up to 1"),
     ({"warmup_dropout": -0.1}, "warmup_dropout", "0 (off)"),
     ({"warmup_dropout": 0.1, "objective": "log_mean_exp"}, "warmup_dropout", "one of warmup, jensen"),
@@ -76,7 +77,7 @@ ACCEPTED = [
     {"warmup_source": "base", "warmup_pool": "pool", "warmup_pool_size": 4, "warmup_anchor": 0.3},
     {"warmup_source": "base", "objective": "posterior", "num_warmups": 1, "warmup_pool_size": 1},
     {"warmup_gain_steps": 0},
-    {"warmup_source": "base", "top_k": 5},
+    {"warmup_source": "base", "warmup_anchor": 0.0, "top_k": 5},
     {"warmup_source": "base", "warmup_anchor": 0.3, "temperature": 0.7},
     {"warmup_sampling": "beam", "num_warmups": 1, "warmup_num_beams": 2},
     {"warmup_sampling": "beam", "num_warmups": 2, "warmup_num_beams": 5},
@@ -92,7 +93,8 @@ def test_defaults_are_the_papers():
     options.check_warmup_options()
     assert (options.num_warmups, options.max_warmup_length, options.warmup_separator) == (4, 8, " || ")
     assert (options.temperature, options.top_k, options.top_p, options.min_p) == (1.0, 0, 1.0, None)
-    assert (options.warmup_sampling, options.num_beams, options.warmup_anchor) == ("multinomial", 1, 0.0)
+    assert (options.warmup_sampling, options.num_beams, options.objective) == ("multinomial", 1, "warmup")
+    assert (options.warmup_source, options.warmup_dropout) == ("policy", 0.0)
     assert options.prefix_sharing == "auto"
 
 

@@ -35,6 +35,7 @@ def make_trainer(model, tmp_path, tokenizer, *, rows=EXAMPLES, peft_config=None,
         "max_warmup_length": 5,
         "warmup_separator": " | ",
         "num_warmups": 3,
+        "warmup_anchor": 0.0,
         "max_steps": 1,
         "max_grad_norm": 0.0,
         "disable_tqdm": True,
@@ -498,6 +499,19 @@ def test_a_saved_folder_says_how_to_decode_and_how_it_was_made(model_folder, tok
     assert record["base_model"] == model_folder
     assert record["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
     assert "two calls" in (folder / "README.md").read_text()
+
+
+def test_the_anchor_is_on_where_there_is_something_to_switch_off(model_folder, tokenizer, lora, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    for kind, peft_config, source, beta in (
+        (model_folder, lora, "policy", 0.3),
+        (model, None, "policy", 0.0),
+        (model, None, "base", 0.3),
+    ):
+        trainer = make_trainer(
+            kind, tmp_path, tokenizer, peft_config=peft_config, warmup_source=source, warmup_anchor=None
+        )
+        assert trainer.args.warmup_anchor == beta
 
 
 def test_full_fine_tuning_trains_too(model_folder, tokenizer, tmp_path):

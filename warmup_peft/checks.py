@@ -12,13 +12,17 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from warmup_peft.config import WarmupSFTConfig
+from warmup_peft.options import DEFAULT_ANCHOR
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 LOGITS_HOOKS = ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func")
 
 
 def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) -> None:
-    """Raise ValueError for a call of the trainer that cannot work. Loads nothing but the model's configuration."""
+    """Raise ValueError for a call of the trainer that cannot work, and settle `warmup_anchor` where it is not set.
+
+    Loads nothing but the model's configuration.
+    """
     for name in LOGITS_HOOKS:
         if arguments.get(name) is not None:
             raise ValueError(
@@ -39,7 +43,11 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
     for name, dataset in {"train": arguments.get("train_dataset"), **datasets}.items():
         if dataset is not None:
             check_columns(name, dataset, args)
-    check_adapter(arguments["model"], arguments.get("peft_config"), args)
+    adapters = adapter_configs(arguments["model"], arguments.get("peft_config"))
+    if args.warmup_anchor is None:
+        has_base = adapters and not any(map(changes_base, adapters))
+        args.warmup_anchor = DEFAULT_ANCHOR if has_base or args.warmup_source == "base" else 0.0
+    check_adapters(adapters, args)
     check_model_config(model_config(arguments["model"], args), args)
     check_parallelism(args)
 
@@ -76,10 +84,17 @@ def check_columns(name: str, dataset: Any, args: WarmupSFTConfig) -> None:
                     raise ValueError(f"Row {row} of the {name} dataset has no `{column}`. Mend or remove the row.")
 
 
-def check_adapter(model: str | PreTrainedModel, peft_config: Any, args: WarmupSFTConfig) -> None:
-    configs = [peft_config] if peft_config is not None else []
-    if isinstance(model, PeftModel):
-        configs += model.peft_config.values()
+def adapter_configs(model: str | PreTrainedModel, peft_config: Any) -> list[Any]:
+    own = model.peft_config.values() if isinstance(model, PeftModel) else ()
+    return [*own, *([] if peft_config is None else [peft_config])]
+
+
+def changes_base(config: Any) -> bool:
+    """Whether the adapter's initialisation changes the base's own weights."""
+    return str(getattr(config, "init_lora_weights", "")).lower().startswith(CHANGES_BASE)
+
+
+def check_adapters(configs: list[Any], args: WarmupSFTConfig) -> None:
     for config in configs:
         if getattr(config, "is_prompt_learning", False) or getattr(config, "alora_invocation_tokens", None):
             raise ValueError(
@@ -91,12 +106,13 @@ def check_adapter(model: str | PreTrainedModel, peft_config: Any, args: WarmupSF
                 "An adapter on `lm_head` is not supported by TRL's SFTTrainer nor here. Remove 'lm_head' from "
                 "target_modules ('all-linear' leaves it out by itself)."
             )
+    needs_base = args.warmup_anchor > 0 or args.warmup_source == "base"
     for config in configs:
-        start = str(getattr(config, "init_lora_weights", "")).lower()
-        if start.startswith(CHANGES_BASE) and (args.warmup_anchor > 0 or args.warmup_source == "base"):
+        if needs_base and changes_base(config):
             raise ValueError(
-                f"init_lora_weights='{start}' changes the base's own weights, so the model with its adapter off is no "
-                "longer the base that the anchor and warmup_source base need. Leave init_lora_weights at true."
+                f"init_lora_weights='{config.init_lora_weights}' changes the base's own weights, so the model with its "
+                "adapter off is no longer the base that the anchor and warmup_source base need. Leave "
+                "init_lora_weights at true, or set warmup_anchor to 0 and warmup_source to 'policy'."
             )
     if args.warmup_anchor > 0 and args.warmup_source == "policy" and not configs:
         raise ValueError(

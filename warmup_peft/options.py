@@ -60,12 +60,13 @@ class WarmupOptions:
             "the model with its adapter off, which draws them once, before training."
         },
     )
-    warmup_anchor: float = field(
-        default=0.0,
+    warmup_anchor: float | None = field(
+        default=None,
         metadata={
             "help": "beta: weight of the divergence between the model and the model with its adapter off at the "
-            "warmup's tokens, which keeps warmups from collapsing into a draft of the answer. 0 is the paper; 0.3 is "
-            "a good start. With warmup_source 'base' it is cross-entropy on the warmups."
+            "warmup's tokens, which keeps warmups from collapsing. 0 is the paper. Not set it is 0.3, or 0 where a "
+            "whole model is trained on its own draws and there is nothing to switch off. With warmup_source 'base' it "
+            "is cross-entropy on the warmups."
         },
     )
     warmup_pool_size: int = field(
@@ -125,7 +126,7 @@ class WarmupOptions:
         )
         for name, (kind, word) in _KINDS.items():
             value = getattr(self, name)
-            may_be_none = name in ("warmup_num_beams", "min_p", "advantage_clip") and value is None
+            may_be_none = name in _OPTIONAL and value is None
             _require(isinstance(value, kind) or may_be_none, name, value, f"Set it to a {word}.")
         _require(self.num_warmups >= 1, "num_warmups", self.num_warmups, "Set it to 1 or more; the paper uses 4.")
         _require(
@@ -145,7 +146,12 @@ class WarmupOptions:
         _require(self.top_k >= 0, "top_k", self.top_k, "Set it to 0 (off) or more.")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "Set it above 0 and at most 1 (off).")
         _require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "Leave it out or set 0 to 1.")
-        _require(0 <= self.warmup_anchor < math.inf, "warmup_anchor", self.warmup_anchor, "Set it to 0 (off) or more.")
+        _require(
+            self.warmup_anchor is None or 0 <= self.warmup_anchor < math.inf,
+            "warmup_anchor",
+            self.warmup_anchor,
+            "Set it to 0 (off) or more.",
+        )
         _require(
             self.advantage_clip is None or self.advantage_clip > 0,
             "advantage_clip",
@@ -253,7 +259,7 @@ class WarmupOptions:
             "posterior, or set warmup_source to 'policy'.",
         )
         truncates = {"top_k": self.top_k > 0, "top_p": self.top_p < 1, "min_p": bool(self.min_p)}
-        needs_whole_law = self.warmup_anchor > 0 or self.objective == "posterior"
+        needs_whole_law = self.warmup_anchor != 0 or self.objective == "posterior"
         for name, is_on in truncates.items():
             _require(
                 not (is_on and needs_whole_law),
@@ -284,6 +290,8 @@ class WarmupOptions:
         return self.num_warmups if self.warmup_num_beams is None else self.warmup_num_beams
 
 
+DEFAULT_ANCHOR = 0.3
+_OPTIONAL = ("warmup_num_beams", "min_p", "advantage_clip", "warmup_anchor")
 _WHOLE, _NUMBER = (int, "whole number"), (int | float, "number")
 _KINDS = {
     "num_warmups": _WHOLE,

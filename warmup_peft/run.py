@@ -37,7 +37,7 @@ from warmup_peft.method.scoring import evaluation_mode
 
 RUN_FILES = ("adapter_config.json", "adapter_model.safetensors", "warmup_config.json", "warmup_training.json",
              EXPORT_NAME, "trainer_state.json", "training_args.bin", METRICS_NAME)  # fmt: skip
-RECORDED_SETTINGS = ("num_warmups", "warmup_sampling", "warmup_anchor", "seed", "steps")
+RECORDED_SETTINGS = ("objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "seed", "steps")
 
 
 # ---- Train ----

@@ -110,8 +110,8 @@ def check_adapters(configs: list[Any], args: WarmupSFTConfig) -> None:
     for config in configs:
         if needs_base and changes_base(config):
             raise ValueError(
-                f"init_lora_weights='{config.init_lora_weights}' changes the base's own weights, so the model with its "
-                "adapter off is no longer the base that the anchor and warmup_source base need. Leave "
+                f"init_lora_weights='{config.init_lora_weights}' changes the base's own weights, so the model with "
+                "its adapter off is no longer the base that the anchor and warmup_source base need. Leave "
                 "init_lora_weights at true, or set warmup_anchor to 0 and warmup_source to 'policy'."
             )
     if args.warmup_anchor > 0 and args.warmup_source == "policy" and not configs:

@@ -214,7 +214,8 @@ SEAL = "<!-- written by warmup_peft {digest}; edit freely, an edited card is nev
 SEAL_PATTERN = re.compile(SEAL.format(digest="([0-9a-f]{16})"))
 PEFT_TEMPLATE_TITLE = "# Model Card for Model ID"
 SHOWN_SETTINGS = (
-    "objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "temperature", "learning_rate", "steps", "batch_size", "lora_r",
+    "objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "temperature", "learning_rate",
+    "steps", "batch_size", "lora_r",
 )  # fmt: skip
 
 

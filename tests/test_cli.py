@@ -14,7 +14,7 @@ from folders import random_adapter, save_adapter, tree, write_rows
 
 from warmup_peft import __version__, cli
 from warmup_peft.cli import BAD_INPUT, COMMANDS, INTERRUPTED, main
-from warmup_peft.inference.hub import PushPlan
+from warmup_peft.inference.push import PushPlan
 
 
 @pytest.fixture(autouse=True)
@@ -310,9 +310,9 @@ def test_push_passes_on_what_was_asked(capsys, monkeypatch, tmp_path, flags, pri
         asked.append((folder, repo_id, keywords))
         return PushPlan(repo_id, private, [], card_kept=True, url="https://huggingface.co/me/it")
 
-    monkeypatch.setattr("warmup_peft.inference.hub.push_folder", push_folder)
+    monkeypatch.setattr("warmup_peft.inference.push.push_folder", push_folder)
     assert main(["push", "--folder", "it", "--repo_id", "me/it", *flags]) == 0
-    assert asked == [("it", "me/it", {"private": private, "dry_run": False})]
+    assert asked == [("it", "me/it", {"private": private, "create_pr": False, "dry_run": False})]
     out = capsys.readouterr().out
     assert "Uploaded" in out
     assert "card on the Hub was edited" in out

@@ -108,6 +108,7 @@ class PushArguments:
     folder: str = field(metadata={"help": "Folder of the adapter, or of a merged model."})
     repo_id: str = field(metadata={"help": "<user or organisation>/<name> on the Hub."})
     private: bool = field(default=True, metadata={"help": "Whether a repo that is made is private."})
+    create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of changing the repo."})
     dry_run: bool = field(default=False, metadata={"help": "Only list what would go up."})
 
 

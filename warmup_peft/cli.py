@@ -76,9 +76,15 @@ def merge(argv: Sequence[str]) -> None:
 def push(argv: Sequence[str]) -> None:
     """Upload a folder to the Hub, private unless told otherwise: warmup-peft push --folder <folder> --repo_id <id>"""
     options = parse_one(arguments.PushArguments, argv)
-    from warmup_peft.inference.hub import push_folder
+    from warmup_peft.inference.push import push_folder
 
-    plan = push_folder(options.folder, options.repo_id, private=options.private, dry_run=options.dry_run)
+    plan = push_folder(
+        options.folder,
+        options.repo_id,
+        private=options.private,
+        create_pr=options.create_pr,
+        dry_run=options.dry_run,
+    )
     verb = "Would upload" if options.dry_run else "Uploaded"
     print(f"{verb} to {plan.repo_id} ({'private' if plan.private else 'public'} where it is new):")
     for name in plan.files:

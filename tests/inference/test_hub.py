@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from folders import SEPARATOR, random_adapter, save_adapter, warmup_config
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-from huggingface_hub.utils import filter_repo_objects
 
 from warmup_peft.inference.hub import (
     CARD_NAME,
     METRICS_NAME,
     PEFT_TEMPLATE_TITLE,
-    files_to_push,
     is_edited,
     own_model_card,
-    push_folder,
     write_model_card,
 )
 from warmup_peft.inference.loading import TrainingRecord
@@ -140,152 +130,3 @@ def test_saving_over_a_folder_keeps_an_edited_card(adapter, model_folder, lora, 
     else:
         assert "# my-adapter" in card_of(adapter)
         assert not is_edited(card_of(adapter))
-
-
-# ---- Push ----
-
-
-class FakeHub:
-    """Records what is asked of it. `card` is the README.md on the Hub: text, or the error that fetching it raises."""
-
-    def __init__(self, tmp_path: Path, card: str | Exception):
-        self.tmp_path, self.card, self.calls = tmp_path, card, []
-
-    def hf_hub_download(self, repo_id, filename, **_):
-        assert filename == CARD_NAME
-        if isinstance(self.card, Exception):
-            raise self.card
-        path = self.tmp_path / "downloaded.md"
-        path.write_text(self.card, encoding="utf-8")
-        return str(path)
-
-    def create_repo(self, repo_id, **keywords):
-        self.calls.append(("create_repo", repo_id, keywords))
-        return f"https://huggingface.co/{repo_id}"
-
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns, **_):
-        names = [str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()]
-        self.calls.append(
-            ("upload_folder", repo_id, sorted(filter_repo_objects(names, allow_patterns=allow_patterns)))
-        )
-
-    @property
-    def uploaded(self) -> list[str]:
-        (names,) = [names for call, _, names in self.calls if call == "upload_folder"]
-        return names
-
-
-RESPONSE = SimpleNamespace(headers={}, request=None)
-NEW_REPO = RepositoryNotFoundError("no such repo", response=RESPONSE)
-
-
-@pytest.fixture
-def pushable(adapter) -> Path:
-    write_model_card(adapter)
-    (adapter / METRICS_NAME).write_text(json.dumps(SCORES))
-    return adapter
-
-
-PUSHED = [
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "custom_generate/generate.py",
-    "metrics.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "warmup_config.json",
-    "warmup_training.json",
-]
-KEPT_BACK = [
-    "training_args.bin",
-    "trainer_state.json",
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state.pth",
-    ".env",
-    ".cache/huggingface/token",
-    "checkpoint-100/adapter_model.safetensors",
-    "checkpoint-100/optimizer.pt",
-    "runs/Nov20/events.out.tfevents.0",
-]
-
-
-def add_files(folder: Path, names: list[str]) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"x")
-
-
-@pytest.mark.parametrize("name", KEPT_BACK)
-def test_what_belongs_to_the_training_stays(pushable, name):
-    add_files(pushable, [name])
-    assert files_to_push(pushable) == PUSHED
-
-
-def test_merged_folder_can_be_pushed_and_others_cannot(tmp_path, model_folder):
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files_to_push(model_folder))
-    with pytest.raises(ValueError, match="is neither an adapter nor a model"):
-        files_to_push(tmp_path)
-
-
-def test_push_is_private_and_uploads_the_listed_files_only(pushable, tmp_path):
-    add_files(pushable, KEPT_BACK)
-    hub = FakeHub(tmp_path, NEW_REPO)
-    plan = push_folder(pushable, "me/it", api=hub)
-    assert hub.calls[0] == ("create_repo", "me/it", {"private": True, "exist_ok": True})
-    assert hub.uploaded == plan.files
-    assert not set(hub.uploaded) & set(KEPT_BACK)
-    assert set(PUSHED) <= set(hub.uploaded)
-    assert (plan.private, plan.card_kept, plan.url) == (True, False, "https://huggingface.co/me/it")
-
-
-def test_public_only_when_asked(pushable, tmp_path):
-    hub = FakeHub(tmp_path, NEW_REPO)
-    assert push_folder(pushable, "me/it", private=False, api=hub).private is False
-    assert hub.calls[0] == ("create_repo", "me/it", {"private": False, "exist_ok": True})
-
-
-def test_edited_card_on_the_hub_is_kept(pushable, tmp_path):
-    hub = FakeHub(tmp_path, card_of(pushable).replace("# my-adapter", "# A person's title"))
-    plan = push_folder(pushable, "me/it", api=hub)
-    assert plan.card_kept
-    assert CARD_NAME not in plan.files
-    assert hub.uploaded == [name for name in PUSHED if name != CARD_NAME]
-
-
-@pytest.mark.parametrize(
-    "card", [NEW_REPO, RemoteEntryNotFoundError("no card", response=RESPONSE), f"{PEFT_TEMPLATE_TITLE}\n", "own"]
-)
-def test_other_cards_on_the_hub_are_replaced(pushable, tmp_path, card):
-    hub = FakeHub(tmp_path, card_of(pushable) if card == "own" else card)
-    assert not push_folder(pushable, "me/it", api=hub).card_kept
-    assert CARD_NAME in hub.uploaded
-
-
-@pytest.mark.parametrize(
-    "error",
-    [LocalEntryNotFoundError("no connection"), HfHubHTTPError("busy", response=RESPONSE)],
-    ids=["no connection", "busy"],
-)
-def test_nothing_is_uploaded_while_it_is_unknown_whether_the_card_was_edited(pushable, tmp_path, error):
-    hub = FakeHub(tmp_path, error)
-    with pytest.raises(type(error)):
-        push_folder(pushable, "me/it", api=hub)
-    assert hub.calls == []
-
-
-def test_dry_run_asks_the_hub_nothing(pushable, monkeypatch):
-    def no_client(*_, **__):
-        raise AssertionError("a dry run has no use for a client")
-
-    monkeypatch.setattr("warmup_peft.inference.hub.HfApi", no_client)
-    plan = push_folder(pushable, "me/it", dry_run=True)
-    assert (plan.files, plan.private, plan.url) == (PUSHED, True, None)
-
-
-def test_push_refuses_what_is_no_model(tmp_path):
-    hub = FakeHub(tmp_path, NEW_REPO)
-    with pytest.raises(ValueError, match="is neither an adapter nor a model"):
-        push_folder(tmp_path, "me/it", api=hub)
-    assert hub.calls == []

@@ -1,8 +1,7 @@
-"""An adapter's way out: merge it, describe it, push it. Paths in, paths out. No trl."""
+"""An adapter's way out: merge it, describe it. Paths in, paths out. No trl."""
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import os
@@ -15,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 
-from warmup_peft.inference.export import EXPORT_NAME, export_decoding
+from warmup_peft.inference.export import export_decoding
 from warmup_peft.inference.loading import (
     TRAINING_RECORD_NAME,
     TrainingRecord,
@@ -35,8 +33,6 @@ from warmup_peft.method.scoring import evaluation_mode
 
 METRICS_NAME = "metrics.json"
 CARD_NAME = "README.md"
-PUSHED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", CARD_NAME, "LICENSE*", "NOTICE*")
-NOT_PUSHED = ("trainer_state.json",)
 MERGED_FROM_ADAPTER = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME, METRICS_NAME)
 PROBE_TOKENS = 128
 
@@ -326,68 +322,3 @@ def is_edited(card: str) -> bool:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.rstrip().encode()).hexdigest()[:16]
-
-
-# ---- Push ----
-
-
-@dataclass(frozen=True)
-class PushPlan:
-    """What a push uploads. `card_kept` says that the Hub's card was edited and stays."""
-
-    repo_id: str
-    private: bool
-    files: list[str]
-    card_kept: bool = False
-    url: str | None = None
-
-
-def files_to_push(folder: str | Path) -> list[str]:
-    """Paths below `folder` that are uploaded: weights in safetensors, tokenizer, configurations, card, scores.
-
-    Raises:
-        ValueError: the folder is no adapter and no model.
-    """
-    folder = Path(folder)
-    if not is_adapter(folder) and not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in NOT_PUSHED)
-    names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
-    return sorted(names + [EXPORT_NAME] * WarmupConfig.is_in(folder))
-
-
-def push_folder(
-    folder: str | Path, repo_id: str, *, private: bool = True, dry_run: bool = False, api: HfApi | None = None
-) -> PushPlan:
-    """Upload an adapter's or a merged model's folder to the Hub.
-
-    Args:
-        private: of a repo that is made; one that exists keeps its setting.
-        dry_run: only say what would go up; asks the Hub nothing.
-        api: client to use, `HfApi()` where it is not given.
-
-    Raises:
-        ValueError: the folder is no adapter and no model.
-    """
-    files = files_to_push(folder)
-    if dry_run:
-        return PushPlan(repo_id, private, files)
-    if EXPORT_NAME in files:
-        export_decoding(folder)  # as it is now, whatever version made the folder
-    api = api or HfApi()
-    card_kept = hub_card_is_edited(api, repo_id)
-    if card_kept:
-        files = [name for name in files if name != CARD_NAME]
-    url = api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo_id, folder_path=str(folder), allow_patterns=files, commit_message="Upload with warmup_peft"
-    )
-    return PushPlan(repo_id, private, files, card_kept, str(url))
-
-
-def hub_card_is_edited(api: HfApi, repo_id: str) -> bool:
-    try:
-        path = api.hf_hub_download(repo_id, CARD_NAME)
-    except (RemoteEntryNotFoundError, RepositoryNotFoundError):
-        return False
-    return is_edited(Path(path).read_text(encoding="utf-8"))

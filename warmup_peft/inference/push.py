@@ -1,0 +1,150 @@
+"""Upload an adapter or a merged model: what belongs to it, and nothing that tells where it was made. No trl."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
+
+from warmup_peft.inference.export import EXPORT_NAME, decoding_source
+from warmup_peft.inference.hub import CARD_NAME, is_edited, looks_local
+from warmup_peft.inference.loading import TrainingRecord, is_adapter
+from warmup_peft.inference.warmup_config import WarmupConfig
+
+PUSHED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", CARD_NAME, "LICENSE*", "NOTICE*")
+NOT_PUSHED = ("trainer_state.json",)
+ADAPTER_CONFIG = "adapter_config.json"
+NAMES_A_PLACE = (
+    "base_model",
+    "base_model_name_or_path",
+    "_name_or_path",
+    "name_or_path",
+    "dataset_name",
+    "warmup_pool",
+)
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push uploads. `card_kept` says that the Hub's card was edited and stays."""
+
+    repo_id: str
+    private: bool
+    files: list[str]
+    card_kept: bool = False
+    url: str | None = None
+
+
+def files_to_push(folder: str | Path) -> list[str]:
+    """Paths below `folder` that are uploaded: weights in safetensors, tokenizer, configurations, card, scores.
+
+    Raises:
+        ValueError: the folder is no adapter and no model.
+    """
+    folder = Path(folder)
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in NOT_PUSHED)
+    names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
+    return sorted(names + [EXPORT_NAME] * WarmupConfig.is_in(folder))
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    api: HfApi | None = None,
+) -> PushPlan:
+    """Upload an adapter's or a merged model's folder to the Hub.
+
+    Of local paths in its JSON files only the last part goes up, and the base's revision is written down where it is
+    known.
+
+    Args:
+        private: of a repo that is made; one that exists keeps its setting.
+        create_pr: open a pull request instead of changing the repo.
+        dry_run: only say what would go up; asks the Hub nothing.
+        api: client to use, `HfApi()` where it is not given.
+
+    Raises:
+        ValueError: the folder is no adapter and no model.
+    """
+    files = files_to_push(folder)
+    if dry_run:
+        return PushPlan(repo_id, private, files)
+    api = api or HfApi()
+    card_kept = hub_card_is_edited(api, repo_id)
+    if card_kept:
+        files = [name for name in files if name != CARD_NAME]
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    with staged(Path(folder), files) as staging:
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=str(staging),
+            allow_patterns=files,
+            commit_message="Upload with warmup_peft",
+            create_pr=create_pr,
+        )
+    return PushPlan(repo_id, private, files, card_kept, str(getattr(commit, "pr_url", None) or url))
+
+
+@contextmanager
+def staged(folder: Path, files: list[str]) -> Iterator[Path]:
+    """A folder with these files as they go up."""
+    with tempfile.TemporaryDirectory(prefix="warmup-push-") as room:
+        for name in files:
+            source, target = folder / name, Path(room, name)
+            target.parent.mkdir(exist_ok=True)
+            if name == EXPORT_NAME:
+                target.write_text(decoding_source(WarmupConfig.load(folder)), encoding="utf-8")
+            elif source.suffix == ".json":
+                write_public_json(source, target, folder)
+            elif source.suffix == ".safetensors":
+                target.symlink_to(source.resolve())  # gigabytes
+            else:
+                shutil.copy(source, target)
+        yield Path(room)
+
+
+def write_public_json(source: Path, target: Path, folder: Path) -> None:
+    """The same JSON without local paths; byte for byte where it has none."""
+    text = source.read_text(encoding="utf-8")
+    content = json.loads(text)
+    public = without_places(content)
+    if source.name == ADAPTER_CONFIG:
+        record = TrainingRecord.load(folder)
+        if record is not None and record.base_revision and not public.get("revision"):
+            public["revision"] = record.base_revision
+    target.write_text(text if public == content else json.dumps(public, indent=2) + "\n", encoding="utf-8")
+
+
+def without_places(value: Any, key: str = "") -> Any:
+    """Paths become their last part: absolute ones anywhere, relative ones in the fields that name a place."""
+    if isinstance(value, dict):
+        return {name: without_places(each, name) for name, each in value.items()}
+    if isinstance(value, list):
+        return [without_places(each, key) for each in value]
+    if not isinstance(value, str):
+        return value
+    is_place = value.startswith(("/", "~")) and Path(value).expanduser().is_absolute() and len(Path(value).parts) > 2
+    return Path(value).name if is_place or (key in NAMES_A_PLACE and value and looks_local(value)) else value
+
+
+def hub_card_is_edited(api: HfApi, repo_id: str) -> bool:
+    try:
+        path = api.hf_hub_download(repo_id, CARD_NAME)
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError):
+        return False
+    return is_edited(Path(path).read_text(encoding="utf-8"))

@@ -66,6 +66,17 @@ class EvaluateArguments:
     batch_size: int = field(default=32, metadata={"help": "Questions at a time."})
     max_new_tokens: int = field(default=32, metadata={"help": "Limit of a free generation, in tokens."})
     num_examples: int = field(default=5, metadata={"help": "Examples to show with their warmups."})
+    harness: str | None = field(
+        default=None,
+        metadata={
+            "help": "Score on tasks of lm-evaluation-harness instead: names or YAML files, with commas between them. "
+            "Needs warmup_peft[eval]."
+        },
+    )
+    num_warmups: int = field(
+        default=1,
+        metadata={"help": "With --harness: average likelihoods over so many sampled warmups; 1 is the greedy one."},
+    )
     compare_base: bool = field(
         default=True, metadata={"help": "Score the base too: answering directly, and after warmups of its own."}
     )

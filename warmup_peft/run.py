@@ -37,6 +37,7 @@ from warmup_peft.method.scoring import evaluation_mode
 
 RUN_FILES = ("adapter_config.json", "adapter_model.safetensors", "warmup_config.json", "warmup_training.json",
              EXPORT_NAME, "trainer_state.json", "training_args.bin", METRICS_NAME)  # fmt: skip
+HARNESS_NAME = "harness.json"
 RECORDED_SETTINGS = ("objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "seed", "steps")
 
 
@@ -214,8 +215,11 @@ def run_evaluation(options: EvaluateArguments) -> None:
     Raises:
         ValueError: bad input, before a model is loaded.
     """
-    check_counts(options, batch_size=1, max_samples=1, max_new_tokens=0, num_examples=0)
+    check_counts(options, batch_size=1, max_samples=1, max_new_tokens=0, num_examples=0, num_warmups=1)
     WarmupConfig.load(options.adapter)
+    if options.harness is not None:
+        run_harness(options)
+        return
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
     questions, source = held_out_questions(options, record.data)
     loaded = load_folder(options.adapter)
@@ -238,6 +242,35 @@ def run_evaluation(options: EvaluateArguments) -> None:
     print(f"Scores: {path}\nAdapter and model card: {options.adapter}")
     if is_adapter(options.adapter):
         print(f"Next: warmup-peft merge --adapter {options.adapter} --output_dir {options.adapter}-merged")
+
+
+def run_harness(options: EvaluateArguments) -> None:
+    """Score base and adapter on tasks of lm-evaluation-harness; write `harness.json` and show its tables.
+
+    Raises:
+        ImportError: lm-evaluation-harness is not installed.
+        ValueError: a task that is unknown.
+    """
+    try:
+        from lm_eval.utils import make_table
+
+        from warmup_peft.evaluation.lm_eval_model import run_tasks
+    except ImportError as error:
+        raise ImportError("--harness needs lm-evaluation-harness. Run: pip install 'warmup_peft[eval]'") from error
+    loaded = load_folder(options.adapter)
+    settings = {"num_warmups": options.num_warmups, "batch_size": options.batch_size, "limit": options.max_samples}
+    tasks = options.harness.split(",")
+    arms = {}
+    if options.compare_base and isinstance(loaded.model, PeftModel):
+        with loaded.model.disable_adapter():
+            arms["base"] = run_tasks(loaded.model, loaded.tokenizer, None, tasks, **settings)
+    arms["warmup"] = run_tasks(loaded.model, loaded.tokenizer, loaded.warmup_config, tasks, **settings)
+    for name, results in arms.items():
+        print(f"{ARM_NAMES[name]}:\n{make_table(results)}")
+    path = Path(options.adapter, HARNESS_NAME)
+    numbers = {name: results["results"] for name, results in arms.items()}
+    path.write_text(json.dumps(numbers, indent=2, default=str) + "\n", encoding="utf-8")
+    print(f"Scores: {path}")
 
 
 def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tuple[list[MultipleChoice], str]:

@@ -1,0 +1,161 @@
+"""The other harness must say what our own says: same questions, same accuracy, for base, adapter and no warmup."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from folders import puzzles, random_adapter, save_adapter, warmup_config, write_rows
+from transformers import AutoModelForCausalLM
+
+pytest.importorskip("lm_eval")
+
+from lm_eval.api.instance import Instance
+
+from warmup_peft.cli import BAD_INPUT, main
+from warmup_peft.evaluation.harness import answer_questions
+from warmup_peft.evaluation.lm_eval_model import WarmupLM, log_mean_exp, run_tasks
+from warmup_peft.evaluation.tasks import logiqa
+from warmup_peft.inference.decoding import warmup_generate
+from warmup_peft.inference.warmup_config import WarmupConfig
+
+TASK = """
+task: tiny_puzzles
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+output_type: multiple_choice
+test_split: test
+doc_to_text: |-
+  Passage: {{{{text.strip()}}}}
+  Question: {{{{question}}}}
+  A. {{{{options[0]}}}}
+  B. {{{{options[1]}}}}
+  C. {{{{options[2]}}}}
+  D. {{{{options[3]}}}}
+  Answer:
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: "{{{{answer}}}}"
+target_delimiter: " "
+metric_list:
+  - metric: acc
+"""
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("task")
+    rows = write_rows(folder / "rows.jsonl", puzzles(24))
+    path = folder / "tiny_puzzles.yaml"
+    path.write_text(TASK.format(rows=rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(model_folder):
+    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("kind", ["base", "adapter", "no warmup"])
+def test_accuracy_is_that_of_our_own_evaluation(base, model_folder, tokenizer, lora, task, kind):
+    model = base if kind == "base" else random_adapter(model_folder, lora)
+    config = warmup_config(tokenizer, 0 if kind == "no warmup" else 5)
+    questions = logiqa(puzzles(24))
+    predictions = answer_questions(model, tokenizer, questions, config, max_new_tokens=0)
+    expected = sum(p.choice == q.answer for p, q in zip(predictions, questions)) / len(questions)
+    results = run_tasks(model, tokenizer, config, [str(task)], batch_size=5)
+    assert results["results"]["tiny_puzzles"]["acc,none"] == pytest.approx(expected)
+
+
+def instances(kind, arguments):
+    return [Instance(kind, {}, args, i) for i, args in enumerate(arguments)]
+
+
+PAIRS = [("Q: one?", " A"), ("Q: one?", " no, two"), ("x", " yes"), ("A longer question: two?", " four")]
+
+
+def test_log_likelihoods_follow_the_warmup_of_their_context(base, tokenizer):
+    config = warmup_config(tokenizer)
+    scores = WarmupLM(base, tokenizer, config, batch_size=3).loglikelihood(instances("loglikelihood", PAIRS))
+    for (context, continuation), (logp, _) in zip(PAIRS, scores):
+        ids = tokenizer(context, return_tensors="pt")
+        whole = warmup_generate(
+            base, **ids, warmup_config=config, return_warmup=True, max_new_tokens=1, do_sample=False
+        )
+        prefix = whole[0, :-1].tolist()
+        target = tokenizer(continuation)["input_ids"]
+        law = base(torch.tensor([prefix + target])).logits[0].log_softmax(-1)
+        expected = sum(law[len(prefix) + i - 1, token].item() for i, token in enumerate(target))
+        assert logp == pytest.approx(expected, rel=1e-4)
+
+
+def test_several_warmups_are_averaged_as_likelihoods(base, tokenizer, monkeypatch):
+    config = warmup_config(tokenizer)
+    lm = WarmupLM(base, tokenizer, config, num_warmups=3)
+    suffixes = {
+        tuple(tokenizer(c)["input_ids"]): [[50 + k, *config.warmup_separator_ids] for k in range(3)] for c, _ in PAIRS
+    }
+    monkeypatch.setattr(lm, "_write", lambda contexts: suffixes)
+    several = lm.loglikelihood(instances("loglikelihood", PAIRS))
+    single = []
+    for k in range(3):
+        one = WarmupLM(base, tokenizer, config)
+        monkeypatch.setattr(one, "_write", lambda contexts, k=k: {c: [s[k]] for c, s in suffixes.items()})
+        single.append(one.loglikelihood(instances("loglikelihood", PAIRS)))
+    for i, (logp, _) in enumerate(several):
+        assert logp == pytest.approx(math.log(sum(math.exp(scores[i][0]) for scores in single) / 3), rel=1e-4)
+
+
+def test_log_mean_exp_by_hand():
+    assert log_mean_exp([math.log(0.1), math.log(0.3)]) == pytest.approx(math.log(0.2))
+    assert log_mean_exp([-5000.0, -5000.0]) == pytest.approx(-5000.0)
+
+
+def test_each_context_is_warmed_up_once(base, tokenizer, monkeypatch):
+    lm, written = WarmupLM(base, tokenizer, warmup_config(tokenizer)), []
+    write = lm._write
+    monkeypatch.setattr(lm, "_write", lambda contexts: written.extend(contexts) or write(contexts))
+    lm.loglikelihood(instances("loglikelihood", PAIRS))
+    assert len(written) == len(set(written)) == 3
+
+
+def test_free_generations_are_warmup_generates(base, tokenizer):
+    config = warmup_config(tokenizer)
+    contexts = ["Q: one?", "A longer question: two?"]
+    requests = instances("generate_until", [(c, {"until": ["\n\n"], "max_gen_toks": 6}) for c in contexts])
+    written = WarmupLM(base, tokenizer, config, batch_size=2).generate_until(requests, disable_tqdm=True)
+    for context, text in zip(contexts, written):
+        ids = tokenizer(context, return_tensors="pt")
+        answer = warmup_generate(base, **ids, warmup_config=config, max_new_tokens=6, do_sample=False)
+        assert text == tokenizer.decode(answer[0, ids["input_ids"].size(1) :], skip_special_tokens=True)
+
+
+def test_rolling_log_likelihoods_are_the_models_own(base, tokenizer):
+    requests = instances("loglikelihood_rolling", [("a document of some length",)])
+    config = warmup_config(tokenizer)
+    off = WarmupConfig("", [], 0)
+    scores = [WarmupLM(base, tokenizer, c).loglikelihood_rolling(requests, disable_tqdm=True) for c in (config, off)]
+    assert scores[0] == scores[1]
+
+
+def test_evaluate_runs_a_task_of_the_harness(model_folder, tokenizer, lora, task, tmp_path, capsys):
+    folder = save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
+    assert main(["evaluate", "--adapter", str(folder), "--harness", str(task), "--max_samples", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "tiny_puzzles" in out
+    results = json.loads((folder / "harness.json").read_text())
+    assert set(results) == {"base", "warmup"}
+    assert 0 <= results["warmup"]["tiny_puzzles"]["acc,none"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("harness", "said"), [("no_such_task", "has no task 'no_such_task'"), ("gone.yaml", "does not exist")]
+)
+def test_unknown_tasks_are_bad_input(model_folder, tokenizer, lora, tmp_path, capsys, harness, said):
+    folder = save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
+    assert main(["evaluate", "--adapter", str(folder), "--harness", harness]) == BAD_INPUT
+    assert said in capsys.readouterr().err

@@ -1,0 +1,132 @@
+"""lm-evaluation-harness with warmups: any of its tasks, as a warmup model answers it. Needs `warmup_peft[eval]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from warmup_peft.inference.decoding import warmup_generate
+from warmup_peft.inference.warmup_config import WarmupConfig
+from warmup_peft.inference.writing import write_warmups
+from warmup_peft.method.branches import left_padded
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (texts), ids of the context, ids of the continuation
+OWN_WARMUP_LAW: dict[str, Any] = {}  # greedy
+SEVERAL_WARMUPS_LAW = {"do_sample": True}
+
+
+class WarmupLM(HFLM):
+    """`HFLM`, with a warmup and the separator between every context and what is scored or written after it.
+
+    Log-likelihoods and free generations have one; rolling log-likelihoods (perplexity of a document) have no prompt to
+    warm up after, so they are those of the model.
+
+    Args:
+        model: a causal language model or a `PeftModel`.
+        tokenizer: its tokenizer.
+        warmup_config: how it warms up; with a `max_warmup_length` of 0 this is `HFLM`.
+        num_warmups: above 1, average the likelihood of a continuation over so many sampled warmups of its context.
+        batch_size: requests at a time.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        warmup_config: WarmupConfig,
+        num_warmups: int = 1,
+        batch_size: int = 32,
+    ):
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+        self.warmup_config, self.num_warmups = warmup_config, num_warmups
+
+    @property
+    def max_length(self) -> int:
+        """Room for context and continuation, in tokens."""
+        config = self.warmup_config
+        return super().max_length - (
+            config.max_warmup_length and config.max_warmup_length + len(config.warmup_separator_ids)
+        )
+
+    def _loglikelihood_tokens(self, requests: Sequence[Request], **options: Any) -> list[tuple[float, bool]]:
+        is_rolling = bool(requests) and requests[0][0] is None
+        if self.warmup_config.max_warmup_length == 0 or is_rolling:
+            return super()._loglikelihood_tokens(requests, **options)
+        suffixes = self._write(sorted({tuple(context) for _, context, _ in requests}, key=len))
+        branches = [
+            (None, [*context, *suffix], continuation)
+            for _, context, continuation in requests
+            for suffix in suffixes[tuple(context)]
+        ]
+        scores = super()._loglikelihood_tokens(branches, **options)
+        grouped = [scores[i : i + self.num_warmups] for i in range(0, len(scores), self.num_warmups)]
+        return [(log_mean_exp([logp for logp, _ in each]), all(greedy for _, greedy in each)) for each in grouped]
+
+    def _write(self, contexts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[list[int]]]:
+        """Each context's warmups with the separator behind them, as token ids."""
+        law = SEVERAL_WARMUPS_LAW if self.num_warmups > 1 else OWN_WARMUP_LAW
+        suffixes = {}
+        for start in range(0, len(contexts), self.batch_size):
+            batch = [context[-self.max_length :] for context in contexts[start : start + self.batch_size]]
+            repeated = [list(context) for context in batch for _ in range(self.num_warmups)]
+            warmups = write_warmups(self.model, left_padded(repeated, self.device), self.warmup_config, **law)
+            written = [
+                ids[:length] + self.warmup_config.warmup_separator_ids
+                for ids, length in zip(warmups.ids[:, 0].tolist(), warmups.lengths[:, 0].tolist())
+            ]
+            for row, context in enumerate(contexts[start : start + self.batch_size]):
+                suffixes[context] = written[row * self.num_warmups : (row + 1) * self.num_warmups]
+        return suffixes
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+        if self.warmup_config.max_warmup_length > 0:
+            options |= {"custom_generate": warmup_generate, "warmup_config": self.warmup_config}
+        return super()._model_generate(context, max_length, stop, **options)
+
+
+def log_mean_exp(values: Sequence[float]) -> float:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    return (tensor.logsumexp(0) - torch.tensor(len(values)).log()).item()
+
+
+def run_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    warmup_config: WarmupConfig | None,
+    tasks: Sequence[str],
+    *,
+    num_warmups: int = 1,
+    batch_size: int = 32,
+    limit: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`lm_eval.simple_evaluate` of tasks: names, or YAML files of tasks. None for `warmup_config` answers directly.
+
+    Raises:
+        ValueError: a task that neither lm-evaluation-harness nor the disk knows.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    set_seed(seed)
+    off = WarmupConfig("", [], 0)
+    lm = WarmupLM(model, tokenizer, warmup_config or off, num_warmups, batch_size)
+    files = [Path(task) for task in tasks if task.endswith((".yaml", ".yml"))]
+    for path in files:
+        if not path.is_file():
+            raise ValueError(f"--harness names the file {path}, which does not exist.")
+    manager = TaskManager(include_path=[str(path.parent) for path in files] or None)
+    names = [Path(task).stem if task.endswith((".yaml", ".yml")) else task for task in tasks]
+    unknown = [name for name in names if not manager.match_tasks([name])]
+    if unknown:
+        raise ValueError(f"lm-evaluation-harness has no task '{unknown[0]}'. `lm_eval ls tasks` lists them.")
+    return simple_evaluate(
+        model=lm, tasks=names, task_manager=manager, limit=limit, random_seed=seed, numpy_random_seed=seed,
+        torch_random_seed=seed, log_samples=False, bootstrap_iters=0,
+    )  # fmt: skip

@@ -109,6 +109,13 @@ class MergeArguments:
     dtype: Literal["float32", "bfloat16", "float16"] | None = field(
         default=None, metadata={"help": "Of the merged weights; the base's where it is left out."}
     )
+    merge_base: Literal["dequantized", "original"] = field(
+        default="dequantized",
+        metadata={
+            "help": "What a quantised base is merged into: its dequantised weights, which the adapter was trained on, "
+            "or the original ones."
+        },
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what output_dir holds."})
 
 

@@ -66,7 +66,11 @@ def merge(argv: Sequence[str]) -> None:
     from warmup_peft.inference.hub import merge_adapter
 
     report = merge_adapter(
-        options.adapter, options.output_dir, dtype=options.dtype, overwrite=options.overwrite_output_dir
+        options.adapter,
+        options.output_dir,
+        dtype=options.dtype,
+        merge_base=options.merge_base,
+        overwrite=options.overwrite_output_dir,
     )
     print(f"Merged into {report.output_dir}")
     print(f"Relative error of its logits against the adapter's: {report.relative_logit_error:.2e}")

@@ -215,6 +215,18 @@ def test_nf4_merge_starts_from_the_dequantized_base(tmp_path, model_folder, toke
     assert relative_difference(logits(original), expected) > 100 * relative_difference(logits(merged), expected)
 
 
+def test_nf4_merge_into_the_original_base_says_how_far_it_is(tmp_path, model_folder, tokenizer, lora, nf4):
+    folder = save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora, nf4), tokenizer, model_folder, nf4)
+    exact = merge_adapter(folder, tmp_path / "exact", dtype="float32")
+    report = merge_adapter(folder, tmp_path / "original", dtype="float32", merge_base="original")
+    assert report.relative_logit_error > 100 * exact.relative_logit_error
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "original").eval()
+    unquantized = random_adapter(model_folder, lora).eval()  # the same adapter on the original weights
+    assert relative_difference(logits(merged), logits(unquantized)) < 1e-5
+    with pytest.raises(ValueError, match="merge_base=4bit is unknown"):
+        merge_adapter(folder, tmp_path / "other", merge_base="4bit")
+
+
 def test_merged_folder_is_whole(adapter, tmp_path):
     scores = {"warmup": {"accuracy": 0.5, "macro_f1": 0.25, "n": 8}}
     (adapter / METRICS_NAME).write_text(json.dumps(scores))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
@@ -49,22 +50,31 @@ class MergeReport:
 
 
 def merge_adapter(
-    adapter: str | Path, output_dir: str | Path, *, dtype: torch.dtype | str | None = None, overwrite: bool = False
+    adapter: str | Path,
+    output_dir: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    merge_base: Literal["dequantized", "original"] = "dequantized",
+    overwrite: bool = False,
 ) -> MergeReport:
     """Merge an adapter into its base and save a plain transformers model.
 
-    A 4-bit base is dequantised first and the adapter merged into that: it was trained on the dequantised weights, not
-    on the original ones.
+    A quantised base is dequantised first and the adapter merged into that: it was trained on the dequantised weights,
+    not on the original ones.
 
     Args:
         adapter: the adapter's folder.
         output_dir: made anew; it appears only when everything in it is written.
         dtype: of the merged weights; that of the base where it is not given. The sum itself is taken in float32.
+        merge_base: `original` takes the base's weights as they were before quantisation. The report says how far the
+            logits are then from the adapter's.
         overwrite: replace an `output_dir` that holds a model.
 
     Raises:
-        ValueError: no adapter, a base that is gone, or an `output_dir` that is taken.
+        ValueError: no adapter, a `merge_base` that is unknown, a base that is gone, or an `output_dir` that is taken.
     """
+    if merge_base not in ("dequantized", "original"):
+        raise ValueError(f"merge_base={merge_base} is unknown. Choose dequantized or original.")
     output_dir = Path(output_dir)
     check_merge_target(output_dir, Path(adapter), overwrite)
     WarmupConfig.load(adapter)
@@ -77,7 +87,9 @@ def merge_adapter(
     with_adapter = PeftModel.from_pretrained(model, adapter)
     expected = logits_of(with_adapter, probe)
     model = with_adapter.unload()
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+    if merge_base == "original":
+        model = load_base(adapter, quantized=False)
+    elif getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         model = model.dequantize()
     model = PeftModel.from_pretrained(model.float(), adapter).merge_and_unload().to(saved_dtype)
     end_with_the_tokenizer(model, tokenizer)

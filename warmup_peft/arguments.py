@@ -96,6 +96,15 @@ class GenerateArguments:
     temperature: float = field(default=1.0, metadata={"help": "Divides the logits when sampling."})
     top_p: float = field(default=1.0, metadata={"help": "Sample from the most likely tokens that hold this much."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    base_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "Let an OpenAI-compatible server answer, such as http://localhost:8000/v1; --adapter gives the "
+            "tokenizer and the warmup's settings then. A key comes from OPENAI_API_KEY."
+        },
+    )
+    model: str | None = field(default=None, metadata={"help": "With --base_url: the name the model is served under."})
+    server_timeout: float = field(default=120.0, metadata={"help": "With --base_url: seconds for one answer."})
     batch_size: int = field(default=8, metadata={"help": "Prompts at a time."})
     json: bool = field(default=False, metadata={"help": "Print JSON lines with prompt, warmup and answer."})
 

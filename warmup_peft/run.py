@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from warmup_peft.data import has_split, load_split, read_json
 from warmup_peft.evaluation.harness import Prediction, answer_questions, generate_texts, is_an_option
 from warmup_peft.evaluation.metrics import multiple_choice_metrics
 from warmup_peft.evaluation.tasks import TASKS, MultipleChoice
-from warmup_peft.inference.client import CompletionsClient, draw_from_server
+from warmup_peft.inference.client import CompletionsClient, answer_from_server, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME
 from warmup_peft.inference.hub import METRICS_NAME, write_model_card
 from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, load_tokenizer
@@ -398,16 +398,39 @@ def run_generation(options: GenerateArguments) -> None:
             raise ValueError(f"Prompt {number} is empty. Give every prompt some text.")
     if not prompts:
         raise ValueError("There is no prompt. Pass --prompt, --prompts_file, or lines on standard input.")
-    loaded = load_folder(options.adapter)
-    set_seed(options.seed)
+    answer = answers_of(options)
     batches = [prompts[i : i + options.batch_size] for i in range(0, len(prompts), options.batch_size)]
     for batch in tqdm(batches, disable=len(batches) == 1, unit="batch", desc="answering"):
-        for prompt, warmup, answer in answer_prompts(loaded, batch, options):
+        for prompt, (warmup, text) in zip(batch, answer(batch)):
             if options.json:
-                print(json.dumps({"prompt": prompt, "warmup": warmup, "answer": answer}, ensure_ascii=False))
+                print(json.dumps({"prompt": prompt, "warmup": warmup, "answer": text}, ensure_ascii=False))
             else:
                 print(f"warmup: {warmup.strip()}", file=sys.stderr, flush=True)
-                print(answer.strip(), flush=True)
+                print(text.strip(), flush=True)
+
+
+def answers_of(options: GenerateArguments) -> Callable[[Sequence[str]], list[tuple[str, str]]]:
+    """Who answers: prompts -> warmup and answer of each.
+
+    Raises:
+        ValueError: only one of base_url and model is given, or no warmup adapter's folder.
+    """
+    if (options.base_url is None) != (options.model is None):
+        missing = "--model" if options.model is None else "--base_url"
+        raise ValueError(f"{missing} is not given. A server needs both --base_url and --model.")
+    if options.base_url is not None:
+        return partial(
+            answer_from_server,
+            CompletionsClient(options.base_url, options.model, timeout=options.server_timeout),
+            load_tokenizer(options.adapter),
+            config=WarmupConfig.load(options.adapter),
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature if options.do_sample else 0.0,
+            top_p=options.top_p if options.do_sample else 1.0,
+        )
+    loaded = load_folder(options.adapter)
+    set_seed(options.seed)
+    return partial(answer_prompts, loaded, options)
 
 
 def read_prompts(options: GenerateArguments) -> list[str]:
@@ -427,10 +450,8 @@ def read_prompts(options: GenerateArguments) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
-def answer_prompts(
-    loaded: LoadedModel, prompts: Sequence[str], options: GenerateArguments
-) -> Iterator[tuple[str, str, str]]:
-    """Prompt, warmup and answer of each."""
+def answer_prompts(loaded: LoadedModel, options: GenerateArguments, prompts: Sequence[str]) -> list[tuple[str, str]]:
+    """Warmup and answer of each."""
     tokenizer, model = loaded.tokenizer, loaded.model
     prompt = left_padded([tokenizer(text)["input_ids"] for text in prompts], model.device)
     law = {"do_sample": options.do_sample}
@@ -441,5 +462,5 @@ def answer_prompts(
         answers = generate_texts(
             model, tokenizer, prompt, warmups, loaded.warmup_config, options.max_new_tokens, **law
         )
-    for row, (text, answer) in enumerate(zip(prompts, answers)):
-        yield text, tokenizer.decode(warmups.ids[row, 0, : warmups.lengths[row, 0]]), answer
+    written = [tokenizer.decode(warmups.ids[row, 0, : warmups.lengths[row, 0]]) for row in range(len(prompts))]
+    return list(zip(written, answers))

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +21,11 @@ from folders import puzzles, write_rows
 from scipy.stats import chi2_contingency
 from transformers import AutoModelForCausalLM
 
+from warmup_peft import warmup_generate
 from warmup_peft.cli import BAD_INPUT, main
 from warmup_peft.inference.client import CompletionsClient, draw_from_server
+from warmup_peft.inference.loading import load_folder, load_tokenizer
+from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.method.branches import left_padded
 from warmup_peft.method.sampling import SamplingSettings, sample_warmups
 from warmup_peft.method.scoring import PlainRows, evaluation_mode
@@ -274,3 +283,159 @@ def test_a_served_model_without_a_server_is_bad_input(draw_argv, capsys):
     at = draw_argv.index("--base_url")
     assert main(draw_argv[:at] + draw_argv[at + 2 :]) == BAD_INPUT
     assert "--served_model belongs to --base_url" in capsys.readouterr().err
+
+
+# ---- Answers ----
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory):
+    """The recipe's base model, which writes text, with settings for its warmups."""
+    folder = tmp_path_factory.mktemp("speaking") / "model"
+    shutil.copytree(Path(__file__).parents[2] / "recipes" / "logiqa" / "tiny" / "base", folder)
+    tokenizer = load_tokenizer(folder)
+    separator = " || "
+    WarmupConfig(separator, tokenizer(separator)["input_ids"], 8, [tokenizer.eos_token_id]).save(folder)
+    return folder
+
+
+PUZZLES = [
+    "Passage: Cid is older than Sam. Gus is older than Cid.\nQuestion: Who is the oldest?\n"
+    "A. Gus\nB. Cid\nC. Sam\nD. Dan\nAnswer:",
+    "Passage: Ida is faster than Zoe. Zoe is faster than Tim. Tim is faster than Kay.\nQuestion: Who is the slowest?\n"
+    "A. Zoe\nB. Kay\nC. Tim\nD. Ida\nAnswer:",
+]
+
+
+def greedy_answers(folder, max_new_tokens=6):
+    loaded = load_folder(folder)
+    answers = []
+    for prompt in PUZZLES:
+        ids = loaded.tokenizer(prompt, return_tensors="pt")
+        width = ids["input_ids"].size(1)
+        keywords = dict(warmup_config=folder, max_new_tokens=max_new_tokens, do_sample=False)
+        answer = warmup_generate(loaded.model, **ids, **keywords)[0, width:]
+        answers.append(loaded.tokenizer.decode(answer, skip_special_tokens=True))
+    return answers
+
+
+def ask(folder, server_url, prompts, tmp_path, *flags):
+    path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
+    argv = [
+        "generate",
+        "--adapter",
+        str(folder),
+        "--base_url",
+        server_url,
+        "--model",
+        "it",
+        "--prompts_file",
+        str(path),
+    ]
+    return main([*argv, "--max_new_tokens", "6", "--json", "true", *flags])
+
+
+def completing(folder, *, takes_ids, returns_ids=True):
+    """A server's answer function: greedy completions of the model in the folder."""
+    loaded = load_folder(folder)
+    tokenizer = loaded.tokenizer
+
+    def complete(ids, max_tokens):
+        row = torch.tensor([ids])
+        written = loaded.model.generate(
+            input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=max_tokens, do_sample=False
+        )[0, len(ids) :].tolist()
+        choice = {"text": tokenizer.decode(written, skip_special_tokens=True), "finish_reason": "stop"}
+        return {**choice, "token_ids": written} if returns_ids else choice
+
+    def answer(body):
+        if not takes_ids and not isinstance(body["prompt"], str):
+            return 400, {"detail": "prompt must be a string."}
+        prompts = [tokenizer(body["prompt"])["input_ids"]] if isinstance(body["prompt"], str) else body["prompt"]
+        choices = [{**complete(ids, body["max_tokens"]), "index": i} for i, ids in enumerate(prompts)]
+        return 200, {"choices": choices}
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "mode", [{"takes_ids": True}, {"takes_ids": True, "returns_ids": False}, {"takes_ids": False}]
+)
+def test_a_servers_greedy_answers_are_warmup_generates(server, speaking, tmp_path, capsys, mode):
+    server.answer = completing(speaking, **mode)
+    capsys.readouterr()
+    assert ask(speaking, server.url, PUZZLES, tmp_path) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["answer"] for row in rows] == greedy_answers(speaking)
+    assert rows[0]["warmup"] == " Gus > Cid > Sam ."
+    calls = len(server.asked)
+    assert calls == (2 if mode["takes_ids"] else 1 + 2 * len(PUZZLES))  # all at once, or text by text
+
+
+def test_a_boundary_that_merges_is_said(server, speaking, tmp_path, caplog):
+    """The name that starts in the warmup and ends in the separator is one token."""
+    folder = shutil.copytree(speaking, tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    WarmupConfig("us", tokenizer("us")["input_ids"], 8).save(folder)
+    assert len(tokenizer(" Gus")["input_ids"]) == 1
+    server.answer = lambda body: (
+        (400, {}) if not isinstance(body["prompt"], str) else (200, {"choices": [{"index": 0, "text": " G"}]})
+    )
+    assert ask(folder, server.url, ["Passage: x"], tmp_path) == 0
+    assert "merge with those beside it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("status", "payload", "message"),
+    [
+        (401, {}, "refuses the key (401)"),
+        (404, {}, "knows no model 'it'"),
+        (400, {"error": "maximum context length"}, "answers 400: "),
+        (200, b"<html>", "no JSON"),
+        (200, {"choices": [{"index": 0}]}, "has no text"),
+    ],
+)
+def test_a_servers_troubles_end_in_a_sentence(server, speaking, tmp_path, capsys, status, payload, message):
+    server.answer = lambda body: (status, payload)
+    assert ask(speaking, server.url, ["Passage: x"], tmp_path) == BAD_INPUT
+    assert message in capsys.readouterr().err
+
+
+def test_a_server_needs_its_address_and_the_models_name(speaking, capsys):
+    argv = ["generate", "--adapter", str(speaking), "--prompt", "x"]
+    assert main([*argv, "--base_url", "http://127.0.0.1:9"]) == BAD_INPUT
+    assert "--model is not given" in capsys.readouterr().err
+    assert main([*argv, "--model", "it"]) == BAD_INPUT
+    assert "--base_url is not given" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def transformers_serve(speaking):
+    """`transformers serve` on loopback, as a user would start it."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("openai")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(speaking), "--host", "127.0.0.1"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--device", "cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(240):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_transformers_serve_answers_as_warmup_generate_does(transformers_serve, speaking, tmp_path, capsys):
+    """A real server; it takes one text at a time."""
+    capsys.readouterr()
+    assert ask(speaking, transformers_serve, PUZZLES, tmp_path, "--model", str(speaking)) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["answer"] for row in rows] == greedy_answers(speaking)

@@ -1,25 +1,38 @@
 """Warmups and answers from an OpenAI-compatible server, such as vLLM. Knows no training.
 
-Prompts go up as token ids and come back as token ids: text that is tokenised again at a boundary merges tokens.
+Prompts go up as token ids and come back as token ids where the server takes them: text that is tokenised again at a
+boundary merges tokens. Where it does not, text goes up, and the boundary is checked.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import requests
 import torch
 from requests.adapters import HTTPAdapter
+from transformers import PreTrainedTokenizerBase
 from urllib3.util import Retry
 
+from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.method.branches import Warmups
 from warmup_peft.method.sampling import SamplingSettings, end_warmups
 
+logger = logging.getLogger(__name__)
+
 API_KEY = "OPENAI_API_KEY"
+TEXTS_AT_A_TIME = 8
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers worth another try
+
+
+class RefusedError(ValueError):
+    """The server does not take what was sent."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +53,18 @@ class CompletionsClient:
     retries: int = 4
     pause: float = 1.0
 
-    def complete(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[dict[str, Any]]:
-        """The choices for all prompts, in their order.
+    def complete(self, prompts: Sequence[Sequence[int]] | str, **options: Any) -> list[dict[str, Any]]:
+        """The choices for all prompts (token ids of each, or one text), in their order.
 
         Raises:
-            ValueError: the server is down, refuses, or answers with something else than completions.
+            RefusedError: the server takes no such request.
+            ValueError: it is down, or answers with something else than completions.
         """
-        body = {"model": self.model, "prompt": [list(map(int, ids)) for ids in prompts], **options}
-        answer = self._post("completions", body)
+        is_text = isinstance(prompts, str)
+        body = {"model": self.model, "prompt": prompts if is_text else [list(map(int, ids)) for ids in prompts]}
+        answer = self._post("completions", {**body, **options})
         choices = answer.get("choices") if isinstance(answer, dict) else None
-        expected = len(prompts) * options.get("n", 1)
+        expected = options.get("n", 1) * (1 if is_text else len(prompts))
         if not isinstance(choices, list) or len(choices) != expected:
             raise ValueError(
                 f"{self.base_url} answered with {len(choices) if isinstance(choices, list) else 'no'} completions "
@@ -90,6 +105,8 @@ class CompletionsClient:
                 f"{url} knows no model '{self.model}', or is not the right path (404). Check --served_model and "
                 "--base_url, which ends with /v1 as a rule."
             )
+        if response.status_code in (400, 422):
+            raise RefusedError(f"{url} answers {response.status_code}: {response.text[:300]}")
         if response.status_code != 200:
             tries = f" after {self.retries + 1} tries" if response.status_code in BUSY else ""
             raise ValueError(f"{url} answers {response.status_code}{tries}: {response.text[:300]}")
@@ -97,6 +114,87 @@ class CompletionsClient:
             return response.json()
         except ValueError as error:
             raise ValueError(f"{url} answers with something that is no JSON: {response.text[:100]!r}.") from error
+
+
+# ---- Answers ----
+
+
+def answer_from_server(
+    client: CompletionsClient,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    config: WarmupConfig,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+) -> list[tuple[str, str]]:
+    """Warmup and answer of each prompt, in two completion calls.
+
+    Args:
+        tokenizer: the served model's.
+        max_new_tokens: limit of the answer, in tokens.
+        temperature: 0 is greedy.
+
+    Raises:
+        ValueError: as `CompletionsClient.complete`.
+    """
+    law = {"temperature": temperature, **({"top_p": top_p} if top_p < 1 else {})}
+    prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    try:
+        written = client.complete(prompt_ids, max_tokens=config.max_warmup_length, return_token_ids=True, **law)
+    except RefusedError:  # `transformers serve` takes one text at a time
+        with ThreadPoolExecutor(TEXTS_AT_A_TIME) as pool:
+            one = partial(_answer_text, client, tokenizer, config=config, max_new_tokens=max_new_tokens, **law)
+            return list(pool.map(one, prompts))
+    warmup_ids = [_warmup_ids(choice, tokenizer, config) for choice in written]
+    contexts = [ids + warmup + config.warmup_separator_ids for ids, warmup in zip(prompt_ids, warmup_ids)]
+    answers = client.complete(contexts, max_tokens=max_new_tokens, **law)
+    return [(tokenizer.decode(warmup), text_of(choice)) for warmup, choice in zip(warmup_ids, answers)]
+
+
+def _warmup_ids(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase, config: WarmupConfig) -> list[int]:
+    """Ids before the first end token or separator; of the text where the server returns no ids."""
+    ids, separator = choice.get("token_ids"), config.warmup_separator_ids
+    if not are(int, ids):
+        ids = tokenizer(text_of(choice), add_special_tokens=False)["input_ids"]
+    ends = {*config.end_token_ids, tokenizer.eos_token_id}
+    for i, token in enumerate(ids):
+        if token in ends or ids[i : i + len(separator)] == separator:
+            return ids[:i]
+    return ids
+
+
+def _answer_text(
+    client: CompletionsClient,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    config: WarmupConfig,
+    max_new_tokens: int,
+    **law: float,
+) -> tuple[str, str]:
+    written = text_of(client.complete(prompt, max_tokens=config.max_warmup_length, **law)[0])
+    warmup = written.split(config.warmup_separator)[0]
+    context = prompt + warmup + config.warmup_separator
+    prompt_ids, separator_ids = tokenizer(prompt)["input_ids"], config.warmup_separator_ids
+    ids = tokenizer(context)["input_ids"]
+    if ids[: len(prompt_ids)] != prompt_ids or ids[-len(separator_ids) :] != separator_ids:
+        logger.warning(
+            "This server takes text only, and the tokens of the warmup %r merge with those beside it: the answer may "
+            "differ from the one after token ids.",
+            warmup,
+        )
+    return warmup, text_of(client.complete(context, max_tokens=max_new_tokens, **law)[0])
+
+
+def text_of(choice: dict[str, Any]) -> str:
+    if not isinstance(choice.get("text"), str):
+        raise ValueError("The server answered with a completion that has no text.")
+    return choice["text"]
+
+
+# ---- Draws for a pool ----
 
 
 def draw_from_server(client: CompletionsClient, settings: SamplingSettings) -> Callable[[list, int], Warmups]:

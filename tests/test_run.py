@@ -310,10 +310,19 @@ def test_missing_test_split_falls_back_to_validation_and_says_so(run, data, tmp_
 # ---- Merge and generate ----
 
 
+def test_a_prompt_beyond_the_context_is_bad_input(run, capsys):
+    assert main(argv_of("generate", adapter=run, prompt="y" * 480, max_new_tokens=64)) == BAD_INPUT
+    assert re.search(
+        r"A prompt of 480 tokens .* needs 5\d\d, and the model's context has 512", capsys.readouterr().err
+    )
+
+
 def test_merged_model_answers_like_the_adapter(run, tmp_path, capsys):
     assert main(argv_of("merge", adapter=run, output_dir=tmp_path / "merged")) == 0
     out = capsys.readouterr().out
     assert f"Merged into {tmp_path / 'merged'}" in out
+    adapter, merged, change = re.search(r"adapter (.....), merged (.....) \((......)\)", out).groups()
+    assert float(change) == pytest.approx(float(merged) - float(adapter), abs=2e-3)
     assert float(out.split("adapter's: ")[1].split()[0]) < 1e-5
     answers = generate(run, capsys)
     assert [row["prompt"] for row in answers] == PROMPTS

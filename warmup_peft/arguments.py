@@ -125,6 +125,9 @@ class MergeArguments:
             "or the original ones."
         },
     )
+    max_samples: int = field(
+        default=128, metadata={"help": "Held-out questions to compare adapter and merged model on; 0 compares none."}
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what output_dir holds."})
 
 

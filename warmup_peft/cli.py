@@ -63,18 +63,9 @@ def generate(argv: Sequence[str]) -> None:
 def merge(argv: Sequence[str]) -> None:
     """Merge an adapter into its base: warmup-peft merge --adapter <folder> --output_dir <folder>"""
     options = parse_one(arguments.MergeArguments, argv)
-    from warmup_peft.inference.hub import merge_adapter
+    from warmup_peft.run import run_merge
 
-    report = merge_adapter(
-        options.adapter,
-        options.output_dir,
-        dtype=options.dtype,
-        merge_base=options.merge_base,
-        overwrite=options.overwrite_output_dir,
-    )
-    print(f"Merged into {report.output_dir}")
-    print(f"Relative error of its logits against the adapter's: {report.relative_logit_error:.2e}")
-    print(f'Try it: warmup-peft generate --adapter {report.output_dir} --prompt "..."')
+    run_merge(options)
 
 
 def push(argv: Sequence[str]) -> None:

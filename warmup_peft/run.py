@@ -17,17 +17,17 @@ from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
-from transformers import ProgressCallback, set_seed
+from transformers import PreTrainedModel, ProgressCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from warmup_peft.arguments import DrawOptions, EvaluateArguments, GenerateArguments, RunOptions
+from warmup_peft.arguments import DrawOptions, EvaluateArguments, GenerateArguments, MergeArguments, RunOptions
 from warmup_peft.data import has_split, load_split, read_json
 from warmup_peft.evaluation.harness import Prediction, answer_questions, generate_texts, is_an_option
 from warmup_peft.evaluation.metrics import multiple_choice_metrics
 from warmup_peft.evaluation.tasks import TASKS, MultipleChoice
 from warmup_peft.inference.client import CompletionsClient, answer_from_server, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME
-from warmup_peft.inference.hub import METRICS_NAME, write_model_card
+from warmup_peft.inference.hub import METRICS_NAME, merge_adapter, write_model_card
 from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, load_tokenizer
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import write_warmups
@@ -382,6 +382,51 @@ def shorten(text: str, length: int = 160) -> str:
     return text if len(text) <= length else "..." + text[-length:]
 
 
+# ---- Merge ----
+
+
+def run_merge(options: MergeArguments) -> None:
+    """Merge, and say how far the merged model is from the adapter: its logits, and its score on held-out questions.
+
+    Raises:
+        ValueError: as `merge_adapter`.
+    """
+    check_counts(options, max_samples=0)
+    report = merge_adapter(
+        options.adapter,
+        options.output_dir,
+        dtype=options.dtype,
+        merge_base=options.merge_base,
+        overwrite=options.overwrite_output_dir,
+    )
+    print(f"Merged into {report.output_dir}")
+    print(f"Relative error of its logits against the adapter's: {report.relative_logit_error:.2e}")
+    if options.max_samples > 0:
+        print(score_change(options))
+    print(f'Try it: warmup-peft generate --adapter {report.output_dir} --prompt "..."')
+
+
+def score_change(options: MergeArguments) -> str:
+    """Accuracy of adapter and merged model on held-out questions of the training's task, in a sentence."""
+    record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
+    try:
+        held_out = EvaluateArguments(options.adapter, max_samples=options.max_samples)
+        questions, source = held_out_questions(held_out, record.data)
+    except (ValueError, OSError) as error:
+        return f"Scores were not compared: {error}"
+    scores = []
+    for folder in (options.adapter, options.output_dir):
+        loaded = load_folder(folder)
+        predictions = answer_questions(
+            loaded.model, loaded.tokenizer, questions, loaded.warmup_config, max_new_tokens=0
+        )
+        scores.append(sum(p.choice == q.answer for p, q in zip(predictions, questions)) / len(questions))
+    return (
+        f"Accuracy on {len(questions)} held-out questions ({source}): adapter {scores[0]:.3f}, merged {scores[1]:.3f} "
+        f"({scores[1] - scores[0]:+.3f})"
+    )
+
+
 # ---- Generate ----
 
 
@@ -450,10 +495,23 @@ def read_prompts(options: GenerateArguments) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
+def check_room(model: PreTrainedModel, config: WarmupConfig, prompt_length: int, max_new_tokens: int) -> None:
+    """Raise ValueError where prompt, warmup, separator and answer do not fit the model's context."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    needed = prompt_length + config.max_warmup_length + len(config.warmup_separator_ids) + max_new_tokens
+    if context is not None and needed > context:
+        raise ValueError(
+            f"A prompt of {prompt_length} tokens with its warmup and an answer of up to {max_new_tokens} needs {needed}, "
+            f"and the model's context has {context}. Shorten the prompt, or lower --max_new_tokens."
+        )
+
+
 def answer_prompts(loaded: LoadedModel, options: GenerateArguments, prompts: Sequence[str]) -> list[tuple[str, str]]:
     """Warmup and answer of each."""
     tokenizer, model = loaded.tokenizer, loaded.model
-    prompt = left_padded([tokenizer(text)["input_ids"] for text in prompts], model.device)
+    prompt_ids = [tokenizer(text)["input_ids"] for text in prompts]
+    check_room(model, loaded.warmup_config, max(map(len, prompt_ids)), options.max_new_tokens)
+    prompt = left_padded(prompt_ids, model.device)
     law = {"do_sample": options.do_sample}
     if options.do_sample:
         law |= {"temperature": options.temperature, "top_p": options.top_p}

@@ -105,3 +105,16 @@ def test_the_merged_model_without_its_code_is_plain(folders):
 
     model = AutoModelForCausalLM.from_pretrained(folders["merged"])
     assert "generate" not in vars(model)
+
+
+def test_a_pipeline_warms_up_too(folders, tokenizer):
+    """The answer follows the prompt in what is returned, so everybody's decoding code works unchanged."""
+    from transformers import pipeline
+
+    folder = folders["merged"]
+    write = pipeline("text-generation", model=str(folder), trust_remote_code=True)
+    text = write(PROMPT, max_new_tokens=8, do_sample=False, return_full_text=False)[0]["generated_text"]
+    loaded = load_folder(folder)
+    batch = tokenizer(PROMPT, return_tensors="pt")
+    ids = warmup_generate(loaded.model, **batch, warmup_config=folder, max_new_tokens=8, do_sample=False)
+    assert text == tokenizer.decode(ids[0, batch["input_ids"].size(1) :], skip_special_tokens=True)

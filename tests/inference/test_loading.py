@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_config
 from folders import random_adapter, save_adapter, tree, warmup_config
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from warmup_peft import merge_adapter
 from warmup_peft.inference.hub import METRICS_NAME
@@ -22,6 +24,7 @@ from warmup_peft.inference.loading import (
     load_folder,
     load_tokenizer,
 )
+from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import end_token_ids
 
 IDS = torch.arange(3, 120).unsqueeze(0)
@@ -307,3 +310,20 @@ def test_failed_merge_leaves_nothing_behind(adapter, tmp_path, monkeypatch, part
         merge_adapter(adapter, tmp_path / "merged")
     assert tree(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_separator_that_the_tokenizer_splits_otherwise_is_refused(adapter):
+    config = WarmupConfig.load(adapter)
+    dataclasses.replace(config, warmup_separator_ids=[5, 6]).save(adapter)
+    with pytest.raises(ValueError, match=r"has the token ids \[5, 6\] in the training, but the tokenizer"):
+        load_folder(adapter)
+
+
+def test_a_base_of_another_size_is_refused(tmp_path, model_folder, tokenizer, lora):
+    LlamaForCausalLM(tiny_config(hidden_size=128)).save_pretrained(tmp_path / "wider")
+    model = random_adapter(model_folder, lora)
+    folder = save_adapter(tmp_path / "adapter", model, tokenizer, str(tmp_path / "wider"))
+    path = folder / "adapter_config.json"
+    path.write_text(path.read_text().replace(model_folder, str(tmp_path / "wider")))
+    with pytest.raises(ValueError, match=r"does not fit its base .*wider .*another architecture or size"):
+        load_folder(folder)

@@ -38,6 +38,10 @@ class FakeHub:
         path.write_text(self.card, encoding="utf-8")
         return str(path)
 
+    def model_info(self, repo_id):
+        self.calls.append(("model_info", repo_id, {}))
+        return SimpleNamespace(card_data=SimpleNamespace(license="llama3.2"))
+
     def create_repo(self, repo_id, **keywords):
         self.calls.append(("create_repo", repo_id, keywords))
         return f"https://huggingface.co/{repo_id}"
@@ -181,6 +185,7 @@ def test_nothing_uploaded_tells_where_it_was_made(pushable, tmp_path, model_fold
     record.base_revision = "abc123"
     record.save(pushable)
     (pushable / METRICS_NAME).write_text(json.dumps({"settings": {"data": f"{tmp_path}/x, split test"}}))
+    write_model_card(pushable)
     merge_adapter(pushable, tmp_path / "merged")
     secrets = [str(tmp_path), str(Path(model_folder).parent), str(Path.home()), f"/{getpass.getuser()}/"]
     secrets += [socket.gethostname()] if len(socket.gethostname()) > 4 else []  # shorter ones occur anywhere
@@ -223,3 +228,21 @@ def test_a_pull_request_when_asked(pushable, tmp_path, create_pr):
     hub = FakeHub(tmp_path, NEW_REPO)
     push_folder(pushable, "me/it", create_pr=create_pr, api=hub)
     assert hub.create_pr is create_pr
+
+
+def test_the_license_is_the_bases(pushable, tmp_path):
+    """Of a base on the Hub it is asked for when the adapter goes up; of a local one its card says it."""
+    record = TrainingRecord.load(pushable)
+    TrainingRecord("some/base", data=record.data, settings=record.settings).save(pushable)
+    hub = FakeHub(tmp_path, NEW_REPO)
+    push_folder(pushable, "me/it", api=hub)
+    card = hub.contents["README.md"].decode()
+    assert "license: llama3.2" in card
+    assert "| License | llama3.2, inherited from the base |" in card
+
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A base\n")
+    TrainingRecord(str(base)).save(pushable)
+    write_model_card(pushable)
+    assert "license: apache-2.0" in card_of(pushable)

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from warmup_peft.inference.export import export_decoding
@@ -65,7 +66,8 @@ def merge_adapter(
     Args:
         adapter: the adapter's folder.
         output_dir: made anew; it appears only when everything in it is written.
-        dtype: of the merged weights; that of the base where it is not given. The sum itself is taken in float32.
+        dtype: of the merged weights; that of the base where it is not given. The sums are taken in float32, one layer
+            after another, so that a model of 8B parameters in 16 bit needs about 20 GB.
         merge_base: `original` takes the base's weights as they were before quantisation. The report says how far the
             logits are then from the adapter's.
         overwrite: replace an `output_dir` that holds a model.
@@ -87,11 +89,12 @@ def merge_adapter(
     with_adapter = PeftModel.from_pretrained(model, adapter)
     expected = logits_of(with_adapter, probe)
     model = with_adapter.unload()
+    del with_adapter
     if merge_base == "original":
         model = load_base(adapter, quantized=False)
     elif getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         model = model.dequantize()
-    model = PeftModel.from_pretrained(model.float(), adapter).merge_and_unload().to(saved_dtype)
+    model = merge_layer_by_layer(PeftModel.from_pretrained(model, adapter), saved_dtype)
     end_with_the_tokenizer(model, tokenizer)
     error = (logits_of(model, probe) - expected).norm() / expected.norm()
 
@@ -105,6 +108,16 @@ def merge_adapter(
         export_decoding(staging)
         write_model_card(staging, title=output_dir.name)
     return MergeReport(str(output_dir), error.item())
+
+
+def merge_layer_by_layer(model: PeftModel, dtype: torch.dtype) -> nn.Module:
+    """The base with the adapter in its weights; each sum is taken in float32, and no second copy of the model made."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            layer = module.get_base_layer().float()
+            module.merge()
+            layer.to(dtype)
+    return model.unload().to(dtype)
 
 
 def check_merge_target(output_dir: Path, adapter: Path, overwrite: bool) -> None:
@@ -227,14 +240,21 @@ SHOWN_SETTINGS = (
 )  # fmt: skip
 
 
-def write_model_card(folder: str | Path, title: str | None = None) -> Path:
-    """Write the folder's README.md from what lies in it, unless a person has edited the one that is there."""
+def write_model_card(folder: str | Path, title: str | None = None, license: str | None = None) -> Path:
+    """Write the folder's README.md from what lies in it, unless a person has edited the one that is there.
+
+    Args:
+        title: the folder's name where it is not given.
+        license: the base's; what a local base's own card says where it is not given.
+    """
     folder = Path(folder)
     path = folder / CARD_NAME
     if path.is_file() and is_edited(path.read_text(encoding="utf-8")):
         return path
     record = TrainingRecord.load(folder) or TrainingRecord(base_model="")
-    card = ModelCard(f"---\n{card_metadata(folder, record).to_yaml()}\n---\n{card_text(folder, record, title)}")
+    license = license or license_of(record.base_model)
+    metadata = card_metadata(folder, record, license).to_yaml()
+    card = ModelCard(f"---\n{metadata}\n---\n{card_text(folder, record, title, license)}")
     path.write_text(seal(str(card)), encoding="utf-8")
     return path
 
@@ -252,11 +272,20 @@ def own_model_card(folder: str | Path) -> Iterator[None]:
         write_model_card(folder)
 
 
-def card_metadata(folder: Path, record: TrainingRecord) -> ModelCardData:
+def license_of(base: str) -> str | None:
+    """What the card of a local base says."""
+    path = Path(base, CARD_NAME)
+    if not base or not path.is_file():
+        return None
+    return ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.license
+
+
+def card_metadata(folder: Path, record: TrainingRecord, license: str | None) -> ModelCardData:
     base_is_public = record.base_model and not looks_local(record.base_model)
     dataset = record.data.get("dataset_name", "")
     return ModelCardData(
         base_model=record.base_model if base_is_public else None,
+        license=license,
         datasets=[dataset] if dataset.count("/") == 1 and not looks_local(dataset) else None,
         library_name="peft" if is_adapter(folder) else "transformers",
         pipeline_tag="text-generation",
@@ -273,7 +302,7 @@ def public_name(name: str) -> str:
     return f"{Path(name).name} (local)" if looks_local(name) else name
 
 
-def card_text(folder: Path, record: TrainingRecord, title: str | None) -> str:
+def card_text(folder: Path, record: TrainingRecord, title: str | None, license: str | None) -> str:
     warmup_config = WarmupConfig.load(folder)
     separator_ids = ", ".join(map(str, warmup_config.warmup_separator_ids))
     is_one = is_adapter(folder)
@@ -288,6 +317,8 @@ def card_text(folder: Path, record: TrainingRecord, title: str | None) -> str:
         end_token_ids=warmup_config.end_token_ids,
     )
     rows = [f"| {key} | {record.settings[key]} |" for key in SHOWN_SETTINGS if record.settings.get(key) is not None]
+    if license:
+        rows.insert(0, f"| License | {license}, inherited from the base |")
     if record.base_revision:
         rows.insert(0, f"| Base revision | `{record.base_revision}` |")
     return CARD_TEXT.format(

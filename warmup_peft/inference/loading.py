@@ -95,9 +95,10 @@ def load_folder(folder: str | Path) -> LoadedModel:
     warmup_config = WarmupConfig.load(folder)
     record = TrainingRecord.load(folder)
     tokenizer = load_tokenizer(folder)
+    check_separator(folder, warmup_config, tokenizer)
     try:
         if is_adapter(folder):
-            model = PeftModel.from_pretrained(load_base(folder), folder)
+            model = put_adapter_on(load_base(folder), folder)
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
     except SafetensorError as error:
@@ -107,6 +108,28 @@ def load_folder(folder: str | Path) -> LoadedModel:
         ) from error
     end_with_the_tokenizer(model, tokenizer)
     return LoadedModel(model.eval(), tokenizer, warmup_config, record)
+
+
+def check_separator(folder: str | Path, config: WarmupConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError where the tokenizer splits the separator in another way than the training's did."""
+    ids = tokenizer(config.warmup_separator, add_special_tokens=False)["input_ids"]
+    if ids != config.warmup_separator_ids:
+        raise ValueError(
+            f"The separator {config.warmup_separator!r} has the token ids {config.warmup_separator_ids} in the "
+            f"training, but the tokenizer in {folder} gives {ids}. Put back the tokenizer of the training."
+        )
+
+
+def put_adapter_on(base: PreTrainedModel, adapter: str | Path) -> PeftModel:
+    """Raises ValueError where the adapter was made for another architecture."""
+    try:
+        return PeftModel.from_pretrained(base, adapter)
+    except (RuntimeError, ValueError) as error:
+        name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+        raise ValueError(
+            f"The adapter in {adapter} does not fit its base {name} ({str(error).strip().splitlines()[0]}). Was the "
+            "base replaced by another architecture or size?"
+        ) from error
 
 
 def end_with_the_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from warmup_peft.inference.export import EXPORT_NAME, decoding_source
-from warmup_peft.inference.hub import CARD_NAME, is_edited, looks_local
+from warmup_peft.inference.hub import CARD_NAME, is_edited, looks_local, write_model_card
 from warmup_peft.inference.loading import TrainingRecord, is_adapter
 from warmup_peft.inference.warmup_config import WarmupConfig
 
@@ -88,6 +88,8 @@ def push_folder(
     card_kept = hub_card_is_edited(api, repo_id)
     if card_kept:
         files = [name for name in files if name != CARD_NAME]
+    else:
+        write_model_card(folder, license=license_on_the_hub(api, Path(folder)))
     url = api.create_repo(repo_id, private=private, exist_ok=True)
     with staged(Path(folder), files) as staging:
         commit = api.upload_folder(
@@ -140,6 +142,18 @@ def without_places(value: Any, key: str = "") -> Any:
         return value
     is_place = value.startswith(("/", "~")) and Path(value).expanduser().is_absolute() and len(Path(value).parts) > 2
     return Path(value).name if is_place or (key in NAMES_A_PLACE and value and looks_local(value)) else value
+
+
+def license_on_the_hub(api: HfApi, folder: Path) -> str | None:
+    """What the base's card on the Hub says; None where it is local, or cannot be asked."""
+    record = TrainingRecord.load(folder)
+    if record is None or not record.base_model or looks_local(record.base_model):
+        return None
+    try:
+        card_data = api.model_info(record.base_model).card_data
+    except (HfHubHTTPError, OSError):
+        return None
+    return getattr(card_data, "license", None)
 
 
 def hub_card_is_edited(api: HfApi, repo_id: str) -> bool:

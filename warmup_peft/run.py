@@ -501,8 +501,8 @@ def check_room(model: PreTrainedModel, config: WarmupConfig, prompt_length: int,
     needed = prompt_length + config.max_warmup_length + len(config.warmup_separator_ids) + max_new_tokens
     if context is not None and needed > context:
         raise ValueError(
-            f"A prompt of {prompt_length} tokens with its warmup and an answer of up to {max_new_tokens} needs {needed}, "
-            f"and the model's context has {context}. Shorten the prompt, or lower --max_new_tokens."
+            f"A prompt of {prompt_length} tokens with its warmup and an answer of up to {max_new_tokens} needs "
+            f"{needed}, and the model's context has {context}. Shorten the prompt, or lower --max_new_tokens."
         )
 
 

@@ -113,20 +113,21 @@ def run_tasks(
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
 
+    manager = TaskManager()
+    chosen: list[str | dict[str, Any]] = []
+    for task in tasks:
+        is_file = task.endswith((".yaml", ".yml"))
+        if is_file and not Path(task).is_file():
+            raise ValueError(f"--harness names the file {task}, which does not exist.")
+        if not is_file and not manager.match_tasks([task]):
+            raise ValueError(f"lm-evaluation-harness has no task '{task}'. `lm-eval ls tasks` lists them.")
+        chosen.append(load_yaml(task, resolve_func=True) if is_file else task)
     set_seed(seed)
     off = WarmupConfig("", [], 0)
     lm = WarmupLM(model, tokenizer, warmup_config or off, num_warmups, batch_size)
-    files = [Path(task) for task in tasks if task.endswith((".yaml", ".yml"))]
-    for path in files:
-        if not path.is_file():
-            raise ValueError(f"--harness names the file {path}, which does not exist.")
-    manager = TaskManager(include_path=[str(path.parent) for path in files] or None)
-    names = [Path(task).stem if task.endswith((".yaml", ".yml")) else task for task in tasks]
-    unknown = [name for name in names if not manager.match_tasks([name])]
-    if unknown:
-        raise ValueError(f"lm-evaluation-harness has no task '{unknown[0]}'. `lm_eval ls tasks` lists them.")
     return simple_evaluate(
-        model=lm, tasks=names, task_manager=manager, limit=limit, random_seed=seed, numpy_random_seed=seed,
+        model=lm, tasks=chosen, task_manager=manager, limit=limit, random_seed=seed, numpy_random_seed=seed,
         torch_random_seed=seed, log_samples=False, bootstrap_iters=0,
     )  # fmt: skip

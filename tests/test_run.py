@@ -310,6 +310,16 @@ def test_missing_test_split_falls_back_to_validation_and_says_so(run, data, tmp_
 # ---- Merge and generate ----
 
 
+def test_a_quick_look_does_not_replace_the_scores(run, capsys):
+    assert main(argv_of("evaluate", adapter=run)) == 0
+    whole = (run / "metrics.json").read_text()
+    assert main(argv_of("evaluate", adapter=run, max_samples=2)) == 0
+    assert "holds the scores of more questions" in capsys.readouterr().out
+    assert (run / "metrics.json").read_text() == whole
+    assert main(argv_of("evaluate", adapter=run)) == 0
+    assert (run / "metrics.json").read_text() == whole
+
+
 def test_a_prompt_beyond_the_context_is_bad_input(run, capsys):
     assert main(argv_of("generate", adapter=run, prompt="y" * 480, max_new_tokens=64)) == BAD_INPUT
     assert re.search(

@@ -233,8 +233,11 @@ def run_evaluation(options: EvaluateArguments) -> None:
         "data": source,
     }
     path = Path(options.adapter, METRICS_NAME)
-    path.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_model_card(options.adapter)
+    if holds_scores_of_more(path, len(questions)):
+        print(f"{path} holds the scores of more questions and stays as it is.")
+    else:
+        path.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_model_card(options.adapter)
 
     console = Console()
     console.print(scores_table(metrics, source))
@@ -271,6 +274,14 @@ def run_harness(options: EvaluateArguments) -> None:
     numbers = {name: results["results"] for name, results in arms.items()}
     path.write_text(json.dumps(numbers, indent=2, default=str) + "\n", encoding="utf-8")
     print(f"Scores: {path}")
+
+
+def holds_scores_of_more(path: Path, count: int) -> bool:
+    """A quick look at a few questions must not replace the scores that the card shows."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["warmup"]["n"] > count
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tuple[list[MultipleChoice], str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from folders import SEPARATOR, random_adapter, warmup_config
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, set_seed
 
 from warmup_peft import warmup_generate
 from warmup_peft.inference.decoding import _decode
@@ -397,10 +397,54 @@ def test_the_answer_that_most_warmups_give(base, batch, config):
         assert tuple(prompt[batch["input_ids"].size(1) :]) == winner
 
 
-@pytest.mark.parametrize("changes", [{"num_beams": 2}, {"num_return_sequences": 2}, {"return_warmup": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_beams": 2},
+        {"num_return_sequences": 2},
+        {"return_warmup": True},
+        {"return_dict_in_generate": True},
+        {"streamer": object()},
+        {"num_warmups": 0},
+        {"generation_config": GenerationConfig(num_return_sequences=2, do_sample=True)},
+    ],
+    ids=str,
+)
 def test_votes_are_over_single_answers(base, batch, config, changes):
-    with pytest.raises(ValueError, match="votes over single answers"):
-        warmup_generate(base, **batch, warmup_config=config, num_warmups=3, **changes)
+    with pytest.raises(ValueError, match="num_warmups must be 1 or more"):
+        warmup_generate(base, **batch, warmup_config=config, **{"num_warmups": 3, **changes})
+
+
+def test_a_streamer_that_skips_the_prompt_loses_nothing_of_the_answer(base, config, tokenizer, capsys):
+    ids = tokenizer("Q: what follows three?", return_tensors="pt")
+    keywords = dict(warmup_config=config, max_new_tokens=4, pad_token_id=PAD, do_sample=False)
+    answer = warmup_generate(base, **ids, **keywords)[0, ids["input_ids"].size(1) :]
+    streamer = Collect()
+    warmup_generate(base, **ids, **keywords, streamer=streamer)
+    assert torch.equal(streamer.given[0], ids["input_ids"])  # what TextStreamer(skip_prompt=True) leaves out
+    assert torch.cat([part.flatten() for part in streamer.given[1:]]).tolist() == answer.tolist()
+    with pytest.raises(ValueError, match="Beams cannot be streamed"):
+        warmup_generate(base, **ids, **keywords, streamer=streamer, num_beams=2)
+
+
+@pytest.mark.parametrize("where", ["keyword", "configuration"])
+def test_the_cache_is_used_whatever_is_asked(base, batch, config, where):
+    keywords = dict(warmup_config=config, max_new_tokens=NUM_ANSWER_TOKENS, pad_token_id=PAD, do_sample=False)
+    without = {"use_cache": False} if where == "keyword" else {"generation_config": GenerationConfig(use_cache=False)}
+    if where == "configuration":
+        without["generation_config"].eos_token_id = base.generation_config.eos_token_id
+    assert torch.equal(
+        warmup_generate(base, **batch, **keywords, **without), warmup_generate(base, **batch, **keywords)
+    )
+
+
+def test_stop_strings_may_stand_in_the_configuration(base, config, tokenizer):
+    ids = tokenizer("Q: one?", return_tensors="pt")
+    keywords = dict(warmup_config=config, max_new_tokens=12, pad_token_id=PAD, do_sample=False, tokenizer=tokenizer)
+    law = GenerationConfig(stop_strings=["a", "e"], eos_token_id=1)
+    in_it = warmup_generate(base, **ids, **keywords, generation_config=law)
+    assert torch.equal(in_it, warmup_generate(base, **ids, **keywords, stop_strings=["a", "e"], eos_token_id=1))
+    assert law.stop_strings == ["a", "e"]
 
 
 def test_a_cache_that_holds_something_is_refused(base, config, tokenizer):

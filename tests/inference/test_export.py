@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import tiny_config
 from folders import random_adapter, save_adapter, warmup_config
 from transformers import LlamaForCausalLM
@@ -118,3 +119,5 @@ def test_a_pipeline_warms_up_too(folders, tokenizer):
     batch = tokenizer(PROMPT, return_tensors="pt")
     ids = warmup_generate(loaded.model, **batch, warmup_config=folder, max_new_tokens=8, do_sample=False)
     assert text == tokenizer.decode(ids[0, batch["input_ids"].size(1) :], skip_special_tokens=True)
+    positional = write.model.generate(batch["input_ids"], max_new_tokens=8, do_sample=False)
+    assert torch.equal(positional, ids)

@@ -84,6 +84,10 @@ PUSHED = [
     "warmup_training.json",
 ]
 KEPT_BACK = [
+    "notes.txt",
+    "secrets.json",
+    ".token.txt",
+    "optimizer.safetensors",
     "training_args.bin",
     "trainer_state.json",
     "optimizer.pt",
@@ -246,3 +250,38 @@ def test_the_license_is_the_bases(pushable, tmp_path):
     TrainingRecord(str(base)).save(pushable)
     write_model_card(pushable)
     assert "license: apache-2.0" in card_of(pushable)
+
+
+def test_tokenizer_files_go_up_byte_for_byte(pushable, tmp_path):
+    """Their strings look like paths without being any."""
+    path = pushable / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["merges_that_look_like_paths"] = [["~~", "~~"], ["/../../", "../"], ["/></div", "/home/x/y"]]
+    path.write_text(json.dumps(content))
+    hub = FakeHub(tmp_path, NEW_REPO)
+    push_folder(pushable, "me/it", api=hub)
+    assert hub.contents["tokenizer.json"] == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "public"),
+    [
+        ("/home/me/rows.jsonl", "rows.jsonl"),
+        ("file:///home/me/x", "x"),
+        ("json:/home/me/x", "x"),
+        ("C:\\Users\\me\\x", "x"),
+        ("~/models/base/", "base"),
+        ("https://arxiv.org/abs/2502.12304", "https://arxiv.org/abs/2502.12304"),
+        ("/", "/"),
+        ("~~", "~~"),
+    ],
+)
+def test_paths_of_every_kind_lose_their_folders(value, public):
+    assert without_places({"anything": [value]}) == {"anything": [public]}
+
+
+def test_a_broken_file_is_named_before_anything_goes_up(pushable, tmp_path):
+    (pushable / "metrics.json").write_text("{")
+    hub = FakeHub(tmp_path, NEW_REPO)
+    with pytest.raises(ValueError, match="is no JSON"):
+        push_folder(pushable, "me/it", dry_run=True, api=hub)

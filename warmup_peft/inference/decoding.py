@@ -11,8 +11,6 @@ import copy
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +34,7 @@ def warmup_generate(
     num_warmups: int = 1,
     **kwargs: Any,
 ):
-    """`model.generate` with a warmup first; all of its arguments hold for the answer, as if there were no warmup.
+    """`model.generate` with a warmup first; its arguments hold for the answer, and it returns prompt and answer.
 
     Call it with a model, or pass it on: `model.generate(**batch, custom_generate=warmup_generate, warmup_config=...)`.
     (Passed on, it gets neither `streamer` nor `stop_strings`: transformers keeps those from functions.)
@@ -49,9 +47,6 @@ def warmup_generate(
         num_warmups: above 1, draw so many warmups, answer after each, and return the answer most of them give.
         kwargs: as for `generate`. `do_sample`, `temperature`, `top_k`, `top_p` and `min_p` hold for the warmup too.
 
-    Returns:
-        What `generate` returns; its sequences are prompt and answer.
-
     Raises:
         ValueError: no configuration, an empty prompt, filled `past_key_values`, or several warmups and answers.
     """
@@ -63,17 +58,24 @@ def warmup_generate(
         return _decode(model, inputs, **settings, **kwargs)
     generate = type(model).generate  # the model's own may be this very function
     input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-    if input_ids is None or input_ids.size(1) == 0:
-        raise ValueError("Prompt 0 is empty. Give every prompt at least one token.")
+    if input_ids is None or input_ids.dim() != 2 or input_ids.size(1) == 0:
+        raise ValueError("Prompt 0 is empty. Give every prompt at least one token, in input_ids of (batch, tokens).")
     if config.max_warmup_length == 0:
         return generate(model, input_ids, **kwargs)
+    given = {**vars(kwargs.get("generation_config") or model.generation_config), **kwargs}
     settings["streamer"], tokenizer = kwargs.pop("streamer", None), kwargs.pop("tokenizer", None)
-    if kwargs.get("stop_strings") is not None:
-        stop = StopStringCriteria(tokenizer=tokenizer, stop_strings=kwargs.pop("stop_strings"))
+    if given.get("stop_strings") is not None:
+        stop = StopStringCriteria(tokenizer=tokenizer, stop_strings=given["stop_strings"])
         kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or []), stop])
-    if num_warmups > 1:
-        if return_warmup or any(kwargs.get(name, 1) != 1 for name in ("num_beams", "num_return_sequences")):
-            raise ValueError("num_warmups votes over single answers: leave num_beams and the like at 1.")
+        kwargs["generation_config"] = copy.copy(kwargs.get("generation_config") or model.generation_config)
+        kwargs["generation_config"].stop_strings = kwargs["stop_strings"] = None
+    if num_warmups != 1:
+        is_plain = not (return_warmup or settings["streamer"] or given.get("return_dict_in_generate"))
+        is_single = all(given.get(name) in (None, 1) for name in ("num_beams", "num_return_sequences"))
+        if num_warmups < 1 or not (is_plain and is_single):
+            raise ValueError(
+                "num_warmups must be 1 or more, with one answer each: no beams, dictionary, streamer, ..."
+            )
         settings["sample_warmup"] = True
         input_ids = input_ids.repeat_interleave(num_warmups, 0)
         if kwargs.get("attention_mask") is not None:
@@ -100,6 +102,8 @@ def _decode(
     if past_key_values is not None and past_key_values.get_seq_length() > 0:
         raise ValueError("A warmup follows a whole prompt. Leave past_key_values out.")
     beams = generation_config.num_beams or 1  # which share one warmup
+    if streamer is not None and beams > 1:
+        raise ValueError("Beams cannot be streamed. Leave streamer or num_beams out.")
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     prompt, mask = input_ids[::beams], mask[::beams].bool()
     empty = (~mask.any(1)).nonzero().flatten().tolist()
@@ -108,7 +112,9 @@ def _decode(
     pad_id = 0 if generation_config._pad_token_tensor is None else generation_config._pad_token_tensor.item()
     law = copy.copy(generation_config)
     law.do_sample = law.do_sample or sample_warmup
-    with _evaluation_mode(model):
+    training = [module for module in model.modules() if module.training]
+    model.eval()  # in training mode with gradient checkpointing the cache would be dropped
+    try:
         cache = DynamicCache(config=model.config)
         written, lengths = write_warmups(model, prompt, mask, warmup_config, law, cache)
         separator = torch.tensor(warmup_config.warmup_separator_ids, device=prompt.device).expand(len(prompt), -1)
@@ -120,6 +126,9 @@ def _decode(
         columns = slice(prompt.size(1), context.size(1))  # hidden from whatever looks at what was generated
         generation_config = copy.copy(generation_config)
         generation_config.max_length += separator.size(1) + written.size(1)
+        generation_config.use_cache = model_kwargs["use_cache"] = True  # which holds prompt and warmup
+        if streamer is not None:
+            streamer.put(prompt.cpu())  # as `generate` does
         model_kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0).repeat_interleave(beams, 0)
         result = (type(model)._beam_search if beams > 1 else type(model)._sample)(
             model,
@@ -132,6 +141,9 @@ def _decode(
             past_key_values=cache,
             **model_kwargs,
         )
+    finally:
+        for module in training:
+            module.training = True
 
     def shown(sequences: Tensor) -> Tensor:
         if not return_warmup:
@@ -221,18 +233,6 @@ def _blind(criterion: Any, columns: slice) -> Any:
     if isinstance(criterion, MaxLengthCriteria):
         return MaxLengthCriteria(criterion.max_length + columns.stop - columns.start)
     return _Blind(criterion, columns)
-
-
-@contextmanager
-def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """In training mode with gradient checkpointing the cache would be dropped."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _most_frequent(sequences: Tensor, num_warmups: int, start: int) -> Tensor:

@@ -12,6 +12,11 @@ from warmup_peft.inference.warmup_config import WarmupConfig
 
 EXPORT_NAME = "custom_generate/generate.py"
 FIELDS = ("warmup_separator_ids", "max_warmup_length", "end_token_ids")
+TRANSFORMERS_LOOKS_FOR = """
+
+def generate(*inputs, model, **options):
+    return warmup_generate(model, *inputs, **options)
+"""
 UNSET = "OWN_CONFIG: Any = None  # in an adapter's or model's folder: its own settings\n"
 
 
@@ -21,7 +26,7 @@ def decoding_source(config: WarmupConfig) -> str:
     before, after = source.split(UNSET)
     settings = ", ".join(f"{name}={getattr(config, name)!r}" for name in FIELDS)
     own = f"OWN_CONFIG: Any = SimpleNamespace({settings})\n"
-    return f"{before}{own}{after}\n\ngenerate = warmup_generate  # the name that transformers looks for\n"
+    return f"{before}{own}{after}{TRANSFORMERS_LOOKS_FOR}"
 
 
 def export_decoding(folder: str | Path) -> Path:

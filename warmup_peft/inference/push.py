@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,9 +21,17 @@ from warmup_peft.inference.hub import CARD_NAME, is_edited, looks_local, write_m
 from warmup_peft.inference.loading import TrainingRecord, is_adapter
 from warmup_peft.inference.warmup_config import WarmupConfig
 
-PUSHED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", CARD_NAME, "LICENSE*", "NOTICE*")
-NOT_PUSHED = ("trainer_state.json",)
+PUSHED = (
+    CARD_NAME, "LICENSE*", "NOTICE*",
+    "adapter_config.json", "adapter_model*.safetensors",
+    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "*.model", "*.jinja",
+    "warmup_config.json", "warmup_training.json", "metrics.json", "harness.json",
+)  # fmt: skip
 ADAPTER_CONFIG = "adapter_config.json"
+NAME_PLACES = (ADAPTER_CONFIG, "config.json", "tokenizer_config.json", "warmup_training.json", "metrics.json",
+               "harness.json")  # fmt: skip
 NAMES_A_PLACE = (
     "base_model",
     "base_model_name_or_path",
@@ -53,7 +62,7 @@ def files_to_push(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in NOT_PUSHED)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
     names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
     return sorted(names + [EXPORT_NAME] * WarmupConfig.is_in(folder))
 
@@ -83,7 +92,8 @@ def push_folder(
     """
     files = files_to_push(folder)
     if dry_run:
-        return PushPlan(repo_id, private, files)
+        with staged(Path(folder), files):
+            return PushPlan(repo_id, private, files)
     api = api or HfApi()
     card_kept = hub_card_is_edited(api, repo_id)
     if card_kept:
@@ -111,7 +121,7 @@ def staged(folder: Path, files: list[str]) -> Iterator[Path]:
             target.parent.mkdir(exist_ok=True)
             if name == EXPORT_NAME:
                 target.write_text(decoding_source(WarmupConfig.load(folder)), encoding="utf-8")
-            elif source.suffix == ".json":
+            elif name in NAME_PLACES:
                 write_public_json(source, target, folder)
             elif source.suffix == ".safetensors":
                 target.symlink_to(source.resolve())  # gigabytes
@@ -123,7 +133,10 @@ def staged(folder: Path, files: list[str]) -> Iterator[Path]:
 def write_public_json(source: Path, target: Path, folder: Path) -> None:
     """The same JSON without local paths; byte for byte where it has none."""
     text = source.read_text(encoding="utf-8")
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source} is no JSON ({error}). Mend it or take it anew from the training.") from error
     public = without_places(content)
     if source.name == ADAPTER_CONFIG:
         record = TrainingRecord.load(folder)
@@ -138,10 +151,11 @@ def without_places(value: Any, key: str = "") -> Any:
         return {name: without_places(each, name) for name, each in value.items()}
     if isinstance(value, list):
         return [without_places(each, key) for each in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or key == "warmup_separator":
         return value
-    is_place = value.startswith(("/", "~")) and Path(value).expanduser().is_absolute() and len(Path(value).parts) > 2
-    return Path(value).name if is_place or (key in NAMES_A_PLACE and value and looks_local(value)) else value
+    if re.match(r"(\w+:)?(//)?(/|~/|[A-Za-z]:\\)[^/\\]+[/\\]", value) or (key in NAMES_A_PLACE and looks_local(value)):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value
 
 
 def license_on_the_hub(api: HfApi, folder: Path) -> str | None:

@@ -50,7 +50,8 @@ def arm(source: str, beta: float, objective: str) -> dict[str, dict[str, Any]]:
 
 ARMS: dict[str, dict[str, Any]] = {
     SFT: {},
-    SEPARATOR_ONLY: {"warmup_dropout": 1 - 1e-9, "warmup_source": "policy"},  # every warmup is left out
+    # every warmup is left out
+    SEPARATOR_ONLY: {"warmup_dropout": 1 - 1e-9, "warmup_source": "policy", "objective": "warmup"},
     **{
         name: a
         for beta in (0.0, 0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -87,3 +88,18 @@ def test_no_puzzle_is_in_two_splits():
         questions = logiqa(split)
         counts = [sum(question.answer == index for question in questions) for index in range(4)]
         assert max(counts) - min(counts) <= 1
+
+
+def table_arms() -> dict[str, dict]:
+    spec = importlib.util.spec_from_file_location("table", ROOT / "recipes" / "logiqa" / "table.py")
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    return table.ARMS
+
+
+@pytest.mark.parametrize("name", table_arms())
+def test_every_arm_of_the_table_goes_through_the_parser(name):
+    kinds = (ScriptArguments, RunOptions, WarmupSFTConfig, ModelConfig)
+    changes = [word for key, value in table_arms()[name].items() for word in (f"--{key}", str(value))]
+    _, _, args, _ = parse(kinds, ["--config", str(TINY.parent / "tiny.yaml"), *changes])
+    assert all(getattr(args, key) == value for key, value in table_arms()[name].items())

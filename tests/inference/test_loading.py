@@ -327,3 +327,17 @@ def test_a_base_of_another_size_is_refused(tmp_path, model_folder, tokenizer, lo
     path.write_text(path.read_text().replace(model_folder, str(tmp_path / "wider")))
     with pytest.raises(ValueError, match=r"does not fit its base .*wider .*another architecture or size"):
         load_folder(folder)
+
+
+def test_embeddings_that_were_trained_are_untied_by_the_merge(tmp_path, tokenizer, lora):
+    LlamaForCausalLM(tiny_config(tie_word_embeddings=True)).save_pretrained(tmp_path / "base")
+    lora.modules_to_save = ["embed_tokens"]
+    model = random_adapter(str(tmp_path / "base"), lora)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(2.0)
+    expected = logits(model)
+    folder = save_adapter(tmp_path / "adapter", model, tokenizer, str(tmp_path / "base"))
+    merge_adapter(folder, tmp_path / "merged", dtype="float32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert merged.config.tie_word_embeddings is False
+    assert relative_difference(logits(merged), expected) < 1e-5

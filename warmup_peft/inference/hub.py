@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,7 +118,9 @@ def merge_layer_by_layer(model: PeftModel, dtype: torch.dtype) -> nn.Module:
             layer = module.get_base_layer().float()
             module.merge()
             layer.to(dtype)
-    return model.unload().to(dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        return model.merge_and_unload().to(dtype)  # puts the layers in place, and unties embeddings that were trained
 
 
 def check_merge_target(output_dir: Path, adapter: Path, overwrite: bool) -> None:

@@ -21,7 +21,6 @@ from warmup_peft.checks import (
     check_parallelism,
     check_spans,
     check_trainer_arguments,
-    context_length,
 )
 
 
@@ -302,11 +301,6 @@ def test_the_longest_row_and_its_warmup_must_fit_the_context():
         match=r"^Row 1 of the train dataset has 10 tokens.*\(6\).*15, as it is for 1 of 3 rows\. Set max_length to 9 ",
     ):
         check_context("train", rows, context=15, extra_tokens=6)
-
-
-def test_context_length():
-    assert context_length(tiny_config(max_position_embeddings=77)) == 77
-    assert context_length(T5Config()) is None
 
 
 def trained_on(rows, model_folder, tokenizer, tmp_path, **settings):

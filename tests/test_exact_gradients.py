@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from conftest import tiny_config
 from peft import LoraConfig, get_peft_model
 from test_trainer import make_trainer, randomise_adapter, relative_difference
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from warmup_peft.method import objective as objective_page
 from warmup_peft.method.branches import Warmups
@@ -44,15 +45,13 @@ OUTCOMES = all_outcomes()
 @pytest.fixture(scope="module")
 def world():
     set_seed(0)
-    config = LlamaConfig(
+    config = tiny_config(
         vocab_size=6,
-        hidden_size=64,
         intermediate_size=64,
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        bos_token_id=None,
         eos_token_id=STOP,
         pad_token_id=STOP,
     )

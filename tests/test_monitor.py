@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import EXAMPLES
 from test_trainer import make_trainer, randomise_adapter, record_warmups
 
 from warmup_peft.method.branches import Tokens, Warmups
@@ -79,7 +80,7 @@ def test_gains_equal_a_plain_loop(model_folder, tokenizer, lora, tmp_path):
     randomise_adapter(trainer.model)
     drawn = record_warmups(trainer)
     trainer.train()
-    targets = {row["prompt"]: row["completion"] for row in trainer_rows()}
+    targets = {row["prompt"]: row["completion"] for row in EXAMPLES}
     separator = tokenizer(" | ")["input_ids"]
 
     def score(prompt_ids, warmup_ids):
@@ -95,12 +96,6 @@ def test_gains_equal_a_plain_loop(model_folder, tokenizer, lora, tmp_path):
     logs = trainer.state.log_history[0]
     assert logs["warmups/gain_over_none"] == pytest.approx((sum(own) - sum(without)) / len(own), rel=1e-3)
     assert logs["warmups/gain_over_others"] == pytest.approx((sum(own) - sum(borrowed)) / len(own), rel=1e-3)
-
-
-def trainer_rows():
-    from conftest import EXAMPLES
-
-    return EXAMPLES
 
 
 @pytest.mark.parametrize(("every", "measured"), [(0, []), (2, [1, 3]), (1, [1, 2, 3, 4])])

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import json
 import statistics
-import sys
 import tempfile
 import time
 import weakref
@@ -29,7 +28,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
@@ -52,7 +50,7 @@ from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.inference.loading import load_tokenizer
 from warmup_peft.method.objective import OBJECTIVES
 from warmup_peft.method.scoring import evaluation_mode
-from warmup_peft.monitor import LOG_FILE_WIDTH
+from warmup_peft.monitor import log_console
 from warmup_peft.trainer import WarmupSFTTrainer
 
 ARMS: dict[str, dict[str, Any] | None] = {
@@ -343,7 +341,7 @@ def run_bench(options: BenchArguments) -> dict[str, Any]:
         "torch": torch.__version__,
         "arms": [arm.summary(sft, options.batch_size) for arm in arms],
     }
-    Console(width=None if sys.stdout.isatty() else LOG_FILE_WIDTH).print(bench_table(result))
+    log_console().print(bench_table(result))
     if options.output_file is not None:
         Path(options.output_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"Written to {options.output_file}")

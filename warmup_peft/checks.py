@@ -190,11 +190,6 @@ def check_targets(name: str, dataset: Dataset) -> None:
             raise ValueError(f"Row {row} of the {name} dataset has no target: all of its labels are -100. Remove it.")
 
 
-def context_length(config: PretrainedConfig) -> int | None:
-    """Positions the model knows, in tokens; None where its configuration names no limit."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
 def check_context(name: str, dataset: Dataset, context: int | None, extra_tokens: int) -> None:
     """The longest row, its warmup and its separator must fit the model's context.
 

@@ -25,23 +25,18 @@ INTERRUPTED = 130
 
 def train(argv: Sequence[str]) -> None:
     """Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]"""
-    from trl import ModelConfig, ScriptArguments
-
-    from warmup_peft.config import WarmupSFTConfig
+    settings = parse_training(argv)
     from warmup_peft.run import run_training
 
-    run_training(*parse((ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelConfig), argv))
+    run_training(*settings)
 
 
 def draw(argv: Sequence[str]) -> None:
     """Draw the warmups of warmup_source 'base' and train nothing: warmup-peft draw --config recipe.yaml"""
-    from trl import ModelConfig, ScriptArguments
-
-    from warmup_peft.config import WarmupSFTConfig
+    settings = parse_training([*argv, "--warmup_source", "base"], arguments.DrawOptions)
     from warmup_peft.run import run_draw
 
-    kinds = (ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelConfig, arguments.DrawOptions)
-    run_draw(*parse(kinds, [*argv, "--warmup_source", "base"]))
+    run_draw(*settings)
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -167,6 +162,15 @@ def parse(dataclass_types: tuple[type, ...], argv: Sequence[str]) -> tuple[Any, 
     if "--config" in argv:
         check_config_file(argv, {k: hint for kind in dataclass_types for k, hint in get_type_hints(kind).items()})
     return parser.parse_args_and_config(argv)
+
+
+def parse_training(argv: Sequence[str], *more: type) -> tuple[Any, ...]:
+    """TRL's script arguments, `RunOptions`, `WarmupSFTConfig`, TRL's model settings, and `more`; errors as `parse`."""
+    from trl import ModelConfig, ScriptArguments
+
+    from warmup_peft.config import WarmupSFTConfig
+
+    return parse((ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelConfig, *more), argv)
 
 
 def parse_one(dataclass_type: type, argv: Sequence[str]) -> Any:

@@ -103,7 +103,8 @@ class BaseModel:
         return checked
 
     def _check(self, prompt: Tokens, warmups: Warmups) -> None:
-        ids, num_decisions, logp_BK = (x.to(self.model.device) for x in (warmups[0], warmups[2], warmups[3]))
+        drawn = (warmups.ids, warmups.num_decisions, warmups.logp)
+        ids, num_decisions, logp_BK = (x.to(self.model.device) for x in drawn)
         is_drawn = prefix_mask(num_decisions, ids.size(-1))
         if ids.max() >= self.model.get_input_embeddings().num_embeddings:
             raise ValueError(f"The server drew the token {ids.max()}, which this base model does not know.")
@@ -137,21 +138,22 @@ def fill_pool(
     folder = Path(args.warmup_pool or Path(args.output_dir, POOL_NAME))
     pool = WarmupPool(folder, base.law(tokenizer), args.warmup_pool_size)
     accelerator.wait_for_everyone()  # all ranks have seen the same files before one writes another
-    missing, is_main = len(pool.missing(prompts)), accelerator.is_main_process
+    missing, is_main = pool.missing(prompts), accelerator.is_main_process
     if missing and len(pool) and is_main:
-        logger.warning("%d prompts have no warmups in %s yet; they are drawn now.", missing, folder)
+        logger.warning("%d prompts have no warmups in %s yet; they are drawn now.", len(missing), folder)
     is_quiet = not missing or args.disable_tqdm or not is_main
-    with tqdm(total=missing, desc="drawing warmups", unit="prompt", disable=is_quiet) as bar:
-        pool.draw_missing(
-            prompts,
+    with tqdm(total=len(missing), desc="drawing warmups", unit="prompt", disable=is_quiet) as bar:
+        pool.add(
+            missing,
             draw or base.draw,
             seed=args.seed,
             prompts_per_batch=max(1, args.warmup_pool_batch_size // args.warmup_pool_size),
             share=(accelerator.process_index, accelerator.num_processes),
-            on_progress=lambda count: bar.update(min(count * accelerator.num_processes, missing - bar.n)),
+            on_progress=lambda count: bar.update(min(count * accelerator.num_processes, len(missing) - bar.n)),
         )
     accelerator.wait_for_everyone()
-    pool.load()
+    if missing:
+        pool.load()
     useless = pool.why_useless()
     if useless:
         raise ValueError(

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.method import diagnostics
-from warmup_peft.method.branches import Tokens, Warmups
+from warmup_peft.method.branches import Tokens, Warmups, no_warmups
 from warmup_peft.method.objective import Credit, Scores
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class WarmupMonitor:
         lenders = [prompts[-1] if len(prompts) > 1 else lender, *prompts[:-1]]
         is_another = torch.tensor([own != other for own, other in zip(prompts, lenders)], device=prompt.ids.device)
         instead = {
-            "none": (diagnostics.no_warmup(warmups), torch.ones_like(is_another)),
+            "none": (no_warmups(prompt), torch.ones_like(is_another)),
             "others": (diagnostics.anothers_warmup(warmups, before), is_another),
         }
         self._previous = (prompts[-1], warmups)
@@ -142,8 +142,7 @@ class WarmupMonitor:
         """Print the last batch's first prompts, and send them to the trackers that take tables."""
         if not self._shown:
             return
-        width = None if sys.stdout.isatty() else LOG_FILE_WIDTH
-        console = Console(width=width)
+        console = log_console()
         with console.capture() as captured:
             console.print(warmup_table(self._shown, step))
         tqdm.write(captured.get().rstrip())  # above the progress bar, if there is one
@@ -155,6 +154,11 @@ class WarmupMonitor:
                 {"warmups": tracker.Table(dataframe=pandas.DataFrame([{"step": step, **r} for r in self._shown]))}
             )
         self._shown = []
+
+
+def log_console() -> Console:
+    """As wide as the terminal, or wide enough for a table in a log file."""
+    return Console(width=None if sys.stdout.isatty() else LOG_FILE_WIDTH)
 
 
 def warmup_table(rows: list[dict[str, Any]], step: int) -> Table:

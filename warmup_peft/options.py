@@ -118,169 +118,144 @@ class WarmupOptions:
     def check_warmup_options(self) -> None:
         """Raise ValueError, naming the field and the mend, for values that cannot work."""
         self.prefix_sharing = str(self.prefix_sharing).lower()  # YAML reads true and false as booleans
-        _require(
-            self.prefix_sharing in ("auto", "true", "false"),
-            "prefix_sharing",
-            self.prefix_sharing,
-            "Choose auto, true or false.",
+        self._require(
+            self.prefix_sharing in ("auto", "true", "false"), "prefix_sharing", "Choose auto, true or false."
         )
         for name, (kind, word) in _KINDS.items():
             value = getattr(self, name)
             may_be_none = name in _OPTIONAL and value is None
-            _require(isinstance(value, kind) or may_be_none, name, value, f"Set it to a {word}.")
-        _require(self.num_warmups >= 1, "num_warmups", self.num_warmups, "Set it to 1 or more; the paper uses 4.")
-        _require(
-            self.max_warmup_length >= 1,
-            "max_warmup_length",
-            self.max_warmup_length,
-            "Set it to 1 or more tokens; for no warmup at all use SFTTrainer.",
-        )
-        _require(self.warmup_separator != "", "warmup_separator", "''", "Give it some text, such as ' || '.")
-        _require(
-            self.warmup_sampling in ("multinomial", "beam"),
-            "warmup_sampling",
-            self.warmup_sampling,
-            "Choose 'multinomial' or 'beam'.",
-        )
-        _require(0 < self.temperature < math.inf, "temperature", self.temperature, "Set it above 0.")
-        _require(self.top_k >= 0, "top_k", self.top_k, "Set it to 0 (off) or more.")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "Set it above 0 and at most 1 (off).")
-        _require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "Leave it out or set 0 to 1.")
-        _require(
-            self.warmup_anchor is None or 0 <= self.warmup_anchor < math.inf,
-            "warmup_anchor",
-            self.warmup_anchor,
-            "Set it to 0 (off) or more.",
-        )
-        _require(
-            self.advantage_clip is None or self.advantage_clip > 0,
-            "advantage_clip",
-            self.advantage_clip,
-            "Set it above 0, or leave it out.",
-        )
-        _require(0 <= self.warmup_dropout < 1, "warmup_dropout", self.warmup_dropout, "Set it to 0 (off) up to 1.")
-        _require(
-            self.warmup_gain_steps >= 0, "warmup_gain_steps", self.warmup_gain_steps, "Set it to 0 (never) or more."
-        )
-        _require(
-            self.num_warmups_to_print >= 1, "num_warmups_to_print", self.num_warmups_to_print, "Set it to 1 or more."
-        )
+            self._require(isinstance(value, kind) or may_be_none, name, f"Set it to a {word}.")
+        self._check_ranges()
         self._check_objective()
         self._check_source()
+        self._check_beams()
+
+    def _require(self, holds: bool, name: str, mend: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            raise ValueError(f"{name}={repr(value) if value == '' else value} cannot work. {mend}")
+
+    def _check_ranges(self) -> None:
+        require = self._require
+        require(self.num_warmups >= 1, "num_warmups", "Set it to 1 or more; the paper uses 4.")
+        require(
+            self.max_warmup_length >= 1,
+            "max_warmup_length",
+            "Set it to 1 or more tokens; for no warmup at all use SFTTrainer.",
+        )
+        require(self.warmup_separator != "", "warmup_separator", "Give it some text, such as ' || '.")
+        require(self.warmup_sampling in ("multinomial", "beam"), "warmup_sampling", "Choose 'multinomial' or 'beam'.")
+        require(0 < self.temperature < math.inf, "temperature", "Set it above 0.")
+        require(self.top_k >= 0, "top_k", "Set it to 0 (off) or more.")
+        require(0 < self.top_p <= 1, "top_p", "Set it above 0 and at most 1 (off).")
+        require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "Leave it out or set 0 to 1.")
+        require(
+            self.warmup_anchor is None or 0 <= self.warmup_anchor < math.inf,
+            "warmup_anchor",
+            "Set it to 0 (off) or more.",
+        )
+        require(
+            self.advantage_clip is None or self.advantage_clip > 0,
+            "advantage_clip",
+            "Set it above 0, or leave it out.",
+        )
+        require(0 <= self.warmup_dropout < 1, "warmup_dropout", "Set it to 0 (off) up to 1.")
+        require(self.warmup_gain_steps >= 0, "warmup_gain_steps", "Set it to 0 (never) or more.")
+        require(self.num_warmups_to_print >= 1, "num_warmups_to_print", "Set it to 1 or more.")
+
+    def _check_beams(self) -> None:
         if self.warmup_sampling == "multinomial":
-            _require(
+            self._require(
                 self.warmup_num_beams is None,
                 "warmup_num_beams",
-                self.warmup_num_beams,
                 "It belongs to warmup_sampling 'beam'; leave it out or set warmup_sampling to 'beam'.",
             )
-        else:
-            _require(
-                self.num_beams >= max(2, self.num_warmups),
-                "warmup_num_beams",
-                self.num_beams,
-                f"Beam search returns num_warmups={self.num_warmups} of its beams: set it to "
-                f"{max(2, self.num_warmups)} or more.",
+            return
+        least = max(2, self.num_warmups)
+        if self.num_beams < least:
+            raise ValueError(
+                f"warmup_num_beams={self.num_beams} cannot work. Beam search returns num_warmups={self.num_warmups} "
+                f"of its beams: set it to {least} or more."
             )
 
     def _check_objective(self) -> None:
-        close = difflib.get_close_matches(str(self.objective), OBJECTIVE_NAMES, n=1)
-        _require(
-            self.objective in OBJECTIVE_NAMES,
+        require, objective = self._require, self.objective
+        close = difflib.get_close_matches(str(objective), OBJECTIVE_NAMES, n=1)
+        require(
+            objective in OBJECTIVE_NAMES,
             "objective",
-            self.objective,
             f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(OBJECTIVE_NAMES)}.",
         )
         equal_weights = ("warmup", "jensen", "latro", "rlpr")
-        _require(
-            self.warmup_dropout == 0 or self.objective in equal_weights,
+        require(
+            self.warmup_dropout == 0 or objective in equal_weights,
             "warmup_dropout",
-            self.warmup_dropout,
-            f"objective {self.objective} would weigh left-out warmups against the others. Set it to 0, or objective "
-            f"to one of {', '.join(equal_weights)}.",
+            f"objective {objective} would weigh left-out warmups against the others. Set it to 0, or objective to one "
+            f"of {', '.join(equal_weights)}.",
         )
-        shapes_advantages = self.normalize_advantages or self.advantage_clip is not None
-        if self.objective == "warmup":
-            _require(
-                not shapes_advantages,
-                "normalize_advantages" if self.normalize_advantages else "advantage_clip",
-                True if self.normalize_advantages else self.advantage_clip,
-                "objective warmup has no advantages. Leave it out, or choose another objective.",
-            )
+        if objective == "warmup":
+            mend = "objective warmup has no advantages. Leave it out, or choose another objective."
+            require(not self.normalize_advantages, "normalize_advantages", mend)
+            require(self.advantage_clip is None, "advantage_clip", mend)
             return
-        _require(
-            self.objective != "posterior" or not self.normalize_advantages,
+        require(
+            objective != "posterior" or not self.normalize_advantages,
             "normalize_advantages",
-            self.normalize_advantages,
             "The advantages of posterior are weights, which have no centre. Leave it out.",
         )
-        _require(
+        require(
             self.num_warmups >= 2 or not self.normalize_advantages,
             "normalize_advantages",
-            self.normalize_advantages,
             "One warmup has no spread. Set num_warmups to 2 or more.",
         )
-        _require(
+        require(
             self.warmup_sampling == "multinomial",
             "warmup_sampling",
-            self.warmup_sampling,
-            f"objective {self.objective} needs independent draws, which beams are not. Set it to 'multinomial'.",
+            f"objective {objective} needs independent draws, which beams are not. Set it to 'multinomial'.",
         )
-        _require(
-            self.num_warmups >= 2 or self.objective in ("posterior", "rlpr"),
+        require(
+            self.num_warmups >= 2 or objective in ("posterior", "rlpr"),
             "num_warmups",
-            self.num_warmups,
-            f"objective {self.objective} compares warmups with each other. Set it to 2 or more.",
+            f"objective {objective} compares warmups with each other. Set it to 2 or more.",
         )
 
     def _check_source(self) -> None:
-        _require(
-            self.warmup_source in ("policy", "base"), "warmup_source", self.warmup_source, "Choose 'policy' or 'base'."
-        )
+        require = self._require
+        require(self.warmup_source in ("policy", "base"), "warmup_source", "Choose 'policy' or 'base'.")
         if self.warmup_source == "policy":
-            _require(
+            require(
                 self.warmup_pool is None,
                 "warmup_pool",
-                self.warmup_pool,
                 "It belongs to warmup_source 'base'; leave it out or set warmup_source to 'base'.",
             )
             return
-        _require(
+        require(
             self.warmup_sampling == "multinomial",
             "warmup_sampling",
-            self.warmup_sampling,
             "warmup_source base needs independent draws, which beams are not. Set it to 'multinomial'.",
         )
-        _require(
+        require(
             self.objective in ("warmup", "posterior"),
             "objective",
-            self.objective,
             "It compares the model's own draws, and warmup_source base has the base model's. Choose warmup or "
             "posterior, or set warmup_source to 'policy'.",
         )
         truncates = {"top_k": self.top_k > 0, "top_p": self.top_p < 1, "min_p": bool(self.min_p)}
         needs_whole_law = self.warmup_anchor != 0 or self.objective == "posterior"
         for name, is_on in truncates.items():
-            _require(
+            require(
                 not (is_on and needs_whole_law),
                 name,
-                getattr(self, name),
                 "The base's draws may fall outside of what the model would truncate its own to, so they would have no "
                 "likelihood. Leave it out with warmup_source 'base' and an anchor or objective posterior; temperature "
                 "works.",
             )
-        _require(
+        require(
             self.warmup_pool_size >= self.num_warmups,
             "warmup_pool_size",
-            self.warmup_pool_size,
             f"Each epoch takes num_warmups={self.num_warmups} of these draws: set it to that or more.",
         )
-        _require(
-            self.warmup_pool_batch_size >= 1,
-            "warmup_pool_batch_size",
-            self.warmup_pool_batch_size,
-            "Set it to 1 or more.",
-        )
+        require(self.warmup_pool_batch_size >= 1, "warmup_pool_batch_size", "Set it to 1 or more.")
 
     @property
     def num_beams(self) -> int:
@@ -310,8 +285,3 @@ _KINDS = {
     "advantage_clip": _NUMBER,
 }
 OBJECTIVE_NAMES = get_args(get_type_hints(WarmupOptions)["objective"])
-
-
-def _require(holds: bool, name: str, value: object, mend: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={value} cannot work. {mend}")

@@ -28,7 +28,14 @@ from warmup_peft.evaluation.tasks import TASKS, MultipleChoice
 from warmup_peft.inference.client import CompletionsClient, answer_from_server, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME
 from warmup_peft.inference.hub import METRICS_NAME, merge_adapter, write_model_card
-from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, load_tokenizer
+from warmup_peft.inference.loading import (
+    LoadedModel,
+    TrainingRecord,
+    context_length,
+    is_adapter,
+    load_folder,
+    load_tokenizer,
+)
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import write_warmups
 from warmup_peft.method.branches import left_padded
@@ -431,7 +438,7 @@ def score_change(options: MergeArguments) -> str:
         predictions = answer_questions(
             loaded.model, loaded.tokenizer, questions, loaded.warmup_config, max_new_tokens=0
         )
-        scores.append(sum(p.choice == q.answer for p, q in zip(predictions, questions)) / len(questions))
+        scores.append(score(questions, predictions)["accuracy"])
     return (
         f"Accuracy on {len(questions)} held-out questions ({source}): adapter {scores[0]:.3f}, merged {scores[1]:.3f} "
         f"({scores[1] - scores[0]:+.3f})"
@@ -508,8 +515,8 @@ def read_prompts(options: GenerateArguments) -> list[str]:
 
 def check_room(model: PreTrainedModel, config: WarmupConfig, prompt_length: int, max_new_tokens: int) -> None:
     """Raise ValueError where prompt, warmup, separator and answer do not fit the model's context."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    needed = prompt_length + config.max_warmup_length + len(config.warmup_separator_ids) + max_new_tokens
+    context = context_length(model.config)
+    needed = prompt_length + config.room + max_new_tokens
     if context is not None and needed > context:
         raise ValueError(
             f"A prompt of {prompt_length} tokens with its warmup and an answer of up to {max_new_tokens} needs "

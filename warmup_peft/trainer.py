@@ -29,14 +29,13 @@ from warmup_peft.checks import (
     check_spans,
     check_targets,
     check_trainer_arguments,
-    context_length,
     memory_advice,
     model_config,
 )
 from warmup_peft.drawing import BaseModel, fill_pool, random_numbers_from
 from warmup_peft.inference.export import export_decoding
 from warmup_peft.inference.hub import own_model_card
-from warmup_peft.inference.loading import TrainingRecord
+from warmup_peft.inference.loading import TrainingRecord, context_length
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import end_token_ids, separator_token_ids
 from warmup_peft.method.branches import (
@@ -44,11 +43,11 @@ from warmup_peft.method.branches import (
     Tokens,
     Warmups,
     lay_out_branches,
+    no_warmups,
     prefix_mask,
     split_examples,
     sums_where,
 )
-from warmup_peft.method.diagnostics import no_warmup
 from warmup_peft.method.objective import (
     NEEDS_GAIN,
     NEEDS_WARMUP_LOGP,
@@ -117,6 +116,7 @@ class WarmupSFTTrainer(SFTTrainer):
         if arguments.get("processing_class") is None:
             arguments["processing_class"] = load_tokenizer(arguments["model"], args)
         self._warmup_separator_ids = separator_token_ids(arguments["processing_class"], args.warmup_separator)
+        self._branch_overhead = args.max_warmup_length + len(self._warmup_separator_ids)
         self._context = context_length(model_config(arguments["model"], args))
         super().__init__(*call.args[1:], **call.kwargs)
 
@@ -148,7 +148,6 @@ class WarmupSFTTrainer(SFTTrainer):
         wanted = self.args.prefix_sharing != "false"
         self._shares_prefix = wanted and reason is None
         self._sliding_window = sliding_window(self.model)
-        self._branch_overhead = self.args.max_warmup_length + len(self._warmup_separator_ids)
         if self._shares_prefix:
             install(self.model)
         elif wanted:
@@ -319,7 +318,7 @@ class WarmupSFTTrainer(SFTTrainer):
             kl_BK = to_warmups(divergence(decision_logits, reference_logits), is_decision)
         if self.args.objective in NEEDS_GAIN:
             probability_BK = to_warmups(target_logp_N.detach().exp(), branches.is_target)
-            alone_B1 = self._target_sums(encoded, no_warmup(warmups), target, torch.exp)
+            alone_B1 = self._target_sums(encoded, no_warmups(encoded.prompt), target, torch.exp)
             gain_BK = (probability_BK - alone_B1) / target.mask.sum(1, keepdim=True).clamp(min=1)
         target_logp_BK = to_warmups(target_logp_N, branches.is_target)
         return Scores(target_logp_BK, warmup_logp_BK, kl_BK, drawn_logp_BK, gain_BK)
@@ -441,7 +440,7 @@ class WarmupSFTTrainer(SFTTrainer):
         report_lengths(dataset_name, whole, kept, args.max_length)
         check_spans(dataset_name, kept)
         check_targets(dataset_name, kept)
-        check_context(dataset_name, kept, self._context, args.max_warmup_length + len(self._warmup_separator_ids))
+        check_context(dataset_name, kept, self._context, self._branch_overhead)
         return kept
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

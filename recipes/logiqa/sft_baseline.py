@@ -14,11 +14,11 @@ from pathlib import Path
 from datasets import disable_progress_bars
 from tqdm import tqdm
 from transformers import ProgressCallback
-from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from warmup_peft.arguments import RunOptions
 from warmup_peft.callbacks import ShortProgress
-from warmup_peft.cli import parse, quieten
+from warmup_peft.cli import parse_training, quieten
 from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.data import load_split
 from warmup_peft.evaluation.harness import answer_questions
@@ -48,8 +48,7 @@ def build_sft_trainer(script, options: RunOptions, warmup_args: WarmupSFTConfig,
 def main() -> None:
     quieten()
     disable_progress_bars()
-    kinds = (ScriptArguments, RunOptions, WarmupSFTConfig, ModelConfig)
-    script, options, warmup_args, model = parse(kinds, sys.argv[1:])
+    script, options, warmup_args, model = parse_training(sys.argv[1:])
     trainer = build_sft_trainer(script, options, warmup_args, model)
     tokenizer, args = trainer.processing_class, trainer.args
     trainer.remove_callback(ProgressCallback)

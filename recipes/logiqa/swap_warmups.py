@@ -19,8 +19,9 @@ from warmup_peft.data import load_split
 from warmup_peft.evaluation.harness import answer_questions
 from warmup_peft.evaluation.tasks import TASKS
 from warmup_peft.inference.loading import load_folder
-from warmup_peft.inference.writing import no_warmups, write_warmups
-from warmup_peft.method.branches import Warmups
+from warmup_peft.inference.writing import write_warmups
+from warmup_peft.method.branches import Warmups, no_warmups
+from warmup_peft.run import score
 
 
 def swaps(vocab_size: int, filler: int) -> dict[str, Callable[[Warmups], Warmups]]:
@@ -57,7 +58,7 @@ def main() -> None:
         predictions = answer_questions(
             loaded.model, loaded.tokenizer, questions, loaded.warmup_config, max_new_tokens=0, write=write
         )
-        return sum(p.choice == q.answer for p, q in zip(predictions, questions)) / len(questions)
+        return score(questions, predictions)["accuracy"]
 
     ways = {
         name: lambda model, prompt, config, swap=swap: swap(write_warmups(model, prompt, config))

@@ -25,17 +25,15 @@ from typing import Any
 from datasets import disable_progress_bars
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
-from trl import ModelConfig, ScriptArguments
 
-from warmup_peft.arguments import RunOptions
-from warmup_peft.cli import parse, quieten
-from warmup_peft.config import WarmupSFTConfig
+from warmup_peft.cli import parse_training, quieten
 from warmup_peft.data import load_split
 from warmup_peft.evaluation.harness import answer_questions
 from warmup_peft.evaluation.tasks import TASKS
 from warmup_peft.inference.loading import end_with_the_tokenizer
-from warmup_peft.inference.writing import no_warmups, write_warmups
-from warmup_peft.run import build_trainer, training_rows
+from warmup_peft.inference.writing import write_warmups
+from warmup_peft.method.branches import no_warmups
+from warmup_peft.run import build_trainer, score, training_rows
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "tiny.yaml"
@@ -43,22 +41,21 @@ SFT, SFT_SAME_TIME, REFERENCE = "sft", "sft, as long", "policy, 0.3, warmup"
 SEPARATOR_ONLY = "separator only"
 
 
-def arm(source: str, beta: float, objective: str) -> dict[str, dict[str, Any]]:
-    changes = {"warmup_source": source, "warmup_anchor": beta, "objective": objective}
-    return {f"{source}, {beta:g}, {objective}": changes}
-
-
+OBJECTIVES = {"policy": ("warmup", "jensen", "log_mean_exp"), "base": ("warmup", "posterior")}  # of each source
 ARMS: dict[str, dict[str, Any]] = {
     SFT: {},
     # every warmup is left out
     SEPARATOR_ONLY: {"warmup_dropout": 1 - 1e-9, "warmup_source": "policy", "objective": "warmup"},
     **{
-        name: a
+        f"{source}, {beta:g}, {objective}": {
+            "warmup_source": source,
+            "warmup_anchor": beta,
+            "objective": objective,
+        }
+        for source, objectives in OBJECTIVES.items()
         for beta in (0.0, 0.3)
-        for o in ("warmup", "jensen", "log_mean_exp")
-        for name, a in arm("policy", beta, o).items()
+        for objective in objectives
     },
-    **{name: a for beta in (0.0, 0.3) for o in ("warmup", "posterior") for name, a in arm("base", beta, o).items()},
     SFT_SAME_TIME: {},
 }
 COLUMNS = {
@@ -95,8 +92,7 @@ def run_one(name: str, seed: int, folder: Path, max_steps: int) -> dict[str, Any
     changes = ["--output_dir", str(folder / "run"), "--seed", str(seed), "--max_steps", str(max_steps)]
     for key, value in ARMS[name].items():
         changes += [f"--{key}", str(value)]
-    kinds = (ScriptArguments, RunOptions, WarmupSFTConfig, ModelConfig)
-    script, options, args, model = parse(kinds, ["--config", str(CONFIG), *changes])
+    script, options, args, model = parse_training(["--config", str(CONFIG), *changes])
     is_sft = name in (SFT, SFT_SAME_TIME)
     if is_sft:
         from sft_baseline import build_sft_trainer
@@ -118,7 +114,7 @@ def run_one(name: str, seed: int, folder: Path, max_steps: int) -> dict[str, Any
             trainer.model, trainer.processing_class, questions, config, max_new_tokens=0, write=write
         )
         seconds_scoring += time.perf_counter() - start
-        return sum(p.choice == q.answer for p, q in zip(predictions, questions)) / len(questions)
+        return score(questions, predictions)["accuracy"]
 
     result: dict[str, Any] = {"arm": name, "seed": seed, "steps": max_steps}
     trainer.remove_callback(ProgressCallback)
@@ -129,11 +125,7 @@ def run_one(name: str, seed: int, folder: Path, max_steps: int) -> dict[str, Any
     result["end"] = accuracy()
     if not is_sft:
         result["without"] = accuracy(no_warmup)
-        held_out = trainer._prepare_dataset(
-            training_rows(script, options, script.dataset_test_split, None),
-            trainer.processing_class, trainer.args, False, None, "test",
-        )  # fmt: skip
-        logs = trainer.evaluate(held_out)
+        logs = trainer.evaluate(training_rows(script, options, script.dataset_test_split, None))
         result |= {key.removeprefix("eval_warmups/"): v for key, v in logs.items() if "warmups/" in key}
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -174,8 +175,6 @@ def test_a_server_that_is_down_or_slow(server):
 
 
 def test_servers_report_the_models_own_law_only():
-    import dataclasses
-
     with pytest.raises(ValueError, match="Leave temperature, top_k, top_p and min_p out"):
         draw_from_server(CompletionsClient("x", "y"), dataclasses.replace(SETTINGS, temperature=0.7))
 

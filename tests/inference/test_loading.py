@@ -12,13 +12,14 @@ import torch
 from conftest import tiny_config
 from folders import random_adapter, save_adapter, tree, warmup_config
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, T5Config
 
 from warmup_peft import merge_adapter
 from warmup_peft.inference.hub import METRICS_NAME
 from warmup_peft.inference.loading import (
     TRAINING_RECORD_NAME,
     TrainingRecord,
+    context_length,
     is_adapter,
     load_base,
     load_folder,
@@ -341,3 +342,8 @@ def test_embeddings_that_were_trained_are_untied_by_the_merge(tmp_path, tokenize
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert merged.config.tie_word_embeddings is False
     assert relative_difference(logits(merged), expected) < 1e-5
+
+
+def test_context_length():
+    assert context_length(tiny_config(max_position_embeddings=77)) == 77
+    assert context_length(T5Config()) is None

@@ -10,6 +10,7 @@ from warmup_peft.method.branches import (
     Warmups,
     join_rows,
     lay_out_branches,
+    no_warmups,
     pack,
     positions_of,
     prefix_mask,
@@ -114,3 +115,9 @@ def test_distinct_draws_put_back_are_the_draws():
         assert [kept[index[b, k]] for k in range(6)] == drawn
         assert len(set(drawn)) == len(set(kept))
     assert distinct.ids.size(1) == max(len({tuple(r[:d].tolist()) for r, d in zip(*x)}) for x in zip(ids, decisions))
+
+
+def test_no_warmup_has_neither_token_nor_decision():
+    nothing = no_warmups(Tokens(torch.tensor([[5, 6]]), torch.tensor([[True, True]])))
+    assert nothing.tokens().mask.sum() == 0
+    assert nothing.num_decisions.tolist() == [[0]]

@@ -12,7 +12,6 @@ from warmup_peft.method.diagnostics import (
     anothers_warmup,
     contains,
     effective_sample_size,
-    no_warmup,
     num_distinct,
     num_repeated,
     num_shared_words,
@@ -62,12 +61,6 @@ def test_distinct_draws_tell_stops_apart():
 def test_words_shared_with_the_target(warmup, target, shared, total, whole):
     assert num_shared_words(warmup, target) == (shared, total)
     assert contains(warmup, target) is whole
-
-
-def test_no_warmup_has_neither_token_nor_decision():
-    nothing = no_warmup(warmups([[[5, 6], [7, 8]]], [[2, 2]]))
-    assert nothing.tokens().mask.sum() == 0
-    assert nothing.num_decisions.tolist() == [[0]]
 
 
 def test_anothers_warmup_is_the_first_of_the_example_before():

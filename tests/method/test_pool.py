@@ -35,7 +35,8 @@ def draw_digits(batch, seed):
 
 
 def draw_all(pool, rows, draw=draw_digits, **keywords):
-    pool.draw_missing(rows, draw, **{"seed": 0, "prompts_per_batch": 4, **keywords})
+    pool.add(pool.missing(rows), draw, **{"seed": 0, "prompts_per_batch": 4, **keywords})
+    pool.load()
     return pool
 
 
@@ -141,9 +142,9 @@ def test_ranks_share_the_work_and_give_the_same_pool(tmp_path, small_files):
     rows = prompts(37)
     whole = draw_all(WarmupPool(tmp_path / "whole", LAW, M), rows)
     ranks = [WarmupPool(tmp_path / "pool", LAW, M) for _ in range(2)]
+    missing = [pool.missing(rows) for pool in ranks]  # each knows before the other writes
     for rank, pool in enumerate(ranks):
-        pool.missing = WarmupPool(tmp_path / "none", LAW, M).missing  # neither waits for the other
-        draw_all(pool, rows, share=(rank, 2))
+        pool.add(missing[rank], draw_digits, seed=0, prompts_per_batch=4, share=(rank, 2))
     ranks[0].load()
     assert contents(ranks[0]) == contents(whole)
 
@@ -266,7 +267,8 @@ draw([0] * 256, 0)
 before = peak()
 prompts = [rng.integers(0, 30000, 300, dtype=np.int32) for _ in range(20000)]
 pool = WarmupPool(sys.argv[1], {}, 16)
-pool.draw_missing(prompts, draw, seed=0, prompts_per_batch=256)
+pool.add(pool.missing(prompts), draw, seed=0, prompts_per_batch=256)
+pool.load()
 for start in range(0, 20000, 1000):
     ids = torch.tensor(np.stack(prompts[start : start + 16]))
     pool.sample(Tokens(ids, torch.ones_like(ids, dtype=torch.bool)), 4, seed=0, epoch=0, pad_token_id=0)

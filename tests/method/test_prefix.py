@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from conftest import TINY_SIZES
 from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
@@ -13,18 +14,7 @@ from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix, branch_mask, install, sliding_window, why_not_shareable
 from warmup_peft.method.scoring import PlainRows, evaluation_mode, score_after_prompt
 
-SIZES = dict(
-    vocab_size=128,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    pad_token_id=0,
-    bos_token_id=None,
-    eos_token_id=1,
-)
+SIZES = {**TINY_SIZES, "vocab_size": 128, "num_key_value_heads": 2, "max_position_embeddings": 256}
 ARCHITECTURES = {
     "Llama": {},
     "Qwen2": {},

@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, AutoTokenizer
-from trl import ModelConfig, ScriptArguments
 
-from warmup_peft.arguments import RunOptions
-from warmup_peft.cli import parse
-from warmup_peft.config import WarmupSFTConfig
+from warmup_peft.cli import parse_training
 from warmup_peft.evaluation.tasks import logiqa
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +25,7 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_go_through_the_real_parser(path):
-    kinds = (ScriptArguments, RunOptions, WarmupSFTConfig, ModelConfig)
-    script, options, args, model = parse(kinds, ["--config", str(path), "--bf16", "false"])
+    script, options, args, model = parse_training(["--config", str(path), "--bf16", "false"])
     assert model.load_in_4bit
     assert model.use_bnb_nested_quant
     assert model.dtype == "bfloat16"  # also the dtype of 4-bit arithmetic, which TRL would leave at float32
@@ -99,7 +95,6 @@ def table_arms() -> dict[str, dict]:
 
 @pytest.mark.parametrize("name", table_arms())
 def test_every_arm_of_the_table_goes_through_the_parser(name):
-    kinds = (ScriptArguments, RunOptions, WarmupSFTConfig, ModelConfig)
     changes = [word for key, value in table_arms()[name].items() for word in (f"--{key}", str(value))]
-    _, _, args, _ = parse(kinds, ["--config", str(TINY.parent / "tiny.yaml"), *changes])
+    _, _, args, _ = parse_training(["--config", str(TINY.parent / "tiny.yaml"), *changes])
     assert all(getattr(args, key) == value for key, value in table_arms()[name].items())

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.evaluation.tasks import MultipleChoice
 from warmup_peft.inference.warmup_config import WarmupConfig
-from warmup_peft.inference.writing import append_warmups, no_warmups, pad_token_id, write_warmups
-from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded, sums_where
+from warmup_peft.inference.writing import append_warmups, pad_token_id, write_warmups
+from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded, no_warmups, sums_where
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.scoring import evaluation_mode, score_after_prompt
 

@@ -17,8 +17,6 @@ from warmup_peft.inference.writing import write_warmups
 from warmup_peft.method.branches import left_padded
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (texts), ids of the context, ids of the continuation
-OWN_WARMUP_LAW: dict[str, Any] = {}  # greedy
-SEVERAL_WARMUPS_LAW = {"do_sample": True}
 
 
 class WarmupLM(HFLM):
@@ -49,10 +47,7 @@ class WarmupLM(HFLM):
     @property
     def max_length(self) -> int:
         """Room for context and continuation, in tokens."""
-        config = self.warmup_config
-        return super().max_length - (
-            config.max_warmup_length and config.max_warmup_length + len(config.warmup_separator_ids)
-        )
+        return super().max_length - self.warmup_config.room
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **options: Any) -> list[tuple[float, bool]]:
         is_rolling = bool(requests) and requests[0][0] is None
@@ -70,17 +65,18 @@ class WarmupLM(HFLM):
 
     def _write(self, contexts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[list[int]]]:
         """Each context's warmups with the separator behind them, as token ids."""
-        law = SEVERAL_WARMUPS_LAW if self.num_warmups > 1 else OWN_WARMUP_LAW
         suffixes = {}
         for start in range(0, len(contexts), self.batch_size):
-            batch = [context[-self.max_length :] for context in contexts[start : start + self.batch_size]]
-            repeated = [list(context) for context in batch for _ in range(self.num_warmups)]
-            warmups = write_warmups(self.model, left_padded(repeated, self.device), self.warmup_config, **law)
+            batch = contexts[start : start + self.batch_size]
+            repeated = [context[-self.max_length :] for context in batch for _ in range(self.num_warmups)]
+            warmups = write_warmups(
+                self.model, left_padded(repeated, self.device), self.warmup_config, do_sample=self.num_warmups > 1
+            )
             written = [
                 ids[:length] + self.warmup_config.warmup_separator_ids
                 for ids, length in zip(warmups.ids[:, 0].tolist(), warmups.lengths[:, 0].tolist())
             ]
-            for row, context in enumerate(contexts[start : start + self.batch_size]):
+            for row, context in enumerate(batch):
                 suffixes[context] = written[row * self.num_warmups : (row + 1) * self.num_warmups]
         return suffixes
 

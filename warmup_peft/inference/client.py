@@ -20,6 +20,7 @@ from requests.adapters import HTTPAdapter
 from transformers import PreTrainedTokenizerBase
 from urllib3.util import Retry
 
+from warmup_peft.inference.decoding import warmup_lengths
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.method.branches import Warmups
 from warmup_peft.method.sampling import SamplingSettings, end_warmups
@@ -102,7 +103,7 @@ class CompletionsClient:
             raise ValueError(f"{url} refuses the key ({response.status_code}). Set {API_KEY} to a valid one.")
         if response.status_code == 404:
             raise ValueError(
-                f"{url} knows no model '{self.model}', or is not the right path (404). Check --served_model and "
+                f"{url} knows no model '{self.model}', or is not the right path (404). Check the model's name and "
                 "--base_url, which ends with /v1 as a rule."
             )
         if response.status_code in (400, 422):
@@ -155,14 +156,13 @@ def answer_from_server(
 
 def _warmup_ids(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase, config: WarmupConfig) -> list[int]:
     """Ids before the first end token or separator; of the text where the server returns no ids."""
-    ids, separator = choice.get("token_ids"), config.warmup_separator_ids
+    ids = choice.get("token_ids")
     if not are(int, ids):
         ids = tokenizer(text_of(choice), add_special_tokens=False)["input_ids"]
-    ends = {*config.end_token_ids, tokenizer.eos_token_id}
-    for i, token in enumerate(ids):
-        if token in ends or ids[i : i + len(separator)] == separator:
-            return ids[:i]
-    return ids
+    if not ids:
+        return ids
+    ends = torch.tensor([*config.end_token_ids, tokenizer.eos_token_id])
+    return ids[: int(warmup_lengths(torch.tensor([ids]), ends, torch.tensor(config.warmup_separator_ids)))]
 
 
 def _answer_text(
@@ -231,9 +231,7 @@ def draw_from_server(client: CompletionsClient, settings: SamplingSettings) -> C
         rows = [read_choice(choice, settings, client.base_url) for choice in choices]
         ids = torch.tensor([ids + [settings.pad_token_id] * (settings.max_length - len(ids)) for ids, _ in rows])
         logps = torch.tensor([logps + [0.0] * (settings.max_length - len(logps)) for _, logps in rows])
-        warmups = end_warmups(ids.unflatten(0, shape), settings)
-        was_decided = torch.arange(settings.max_length) < warmups.num_decisions.unsqueeze(-1)
-        return warmups._replace(logp=logps.unflatten(0, shape).masked_fill(~was_decided, 0.0).sum(-1))
+        return end_warmups(ids.unflatten(0, shape), settings, logps.unflatten(0, shape))
 
     return draw
 

@@ -73,9 +73,7 @@ def warmup_generate(
         is_plain = not (return_warmup or settings["streamer"] or given.get("return_dict_in_generate"))
         is_single = all(given.get(name) in (None, 1) for name in ("num_beams", "num_return_sequences"))
         if num_warmups < 1 or not (is_plain and is_single):
-            raise ValueError(
-                "num_warmups must be 1 or more, with one answer each: no beams, dictionary, streamer, ..."
-            )
+            raise ValueError("num_warmups must be 1 or more, with one answer each: no beams, dictionary or streamer.")
         settings["sample_warmup"] = True
         input_ids = input_ids.repeat_interleave(num_warmups, 0)
         if kwargs.get("attention_mask") is not None:
@@ -145,17 +143,11 @@ def _decode(
         for module in training:
             module.training = True
 
-    def shown(sequences: Tensor) -> Tensor:
-        if not return_warmup:
-            return _without(sequences, columns)
-        answer = torch.ones_like(sequences[:, columns.stop :], dtype=torch.bool)
-        is_real = torch.cat([mask.repeat_interleave(len(sequences) // len(mask), 0), answer], 1)
-        order = is_real.to(torch.uint8).argsort(dim=1, stable=True)
-        return sequences.gather(1, order)[:, int((~is_real).sum(1).min()) :]
-
+    sequences = result if isinstance(result, Tensor) else result.sequences
+    shown = _packed(sequences, mask) if return_warmup else _without(sequences, columns)
     if isinstance(result, Tensor):
-        return shown(result)
-    result.sequences = shown(result.sequences)
+        return shown
+    result.sequences = shown
     return result
 
 
@@ -175,7 +167,7 @@ def write_warmups(
         ).logits[:, -1]  # fmt: skip
         new = _choose(logits.float(), law)
         written = torch.cat([written, new], 1)
-        lengths = _length(written, ends, separator)
+        lengths = warmup_lengths(written, ends, separator)
         if written.size(1) == config.max_warmup_length or (lengths < written.size(1)).all():
             return written, lengths
         positions = positions[:, -1:] + 1
@@ -204,8 +196,8 @@ def _choose(logits: Tensor, law: GenerationConfig) -> Tensor:
     return torch.multinomial(scores.softmax(-1), num_samples=1)
 
 
-def _length(written: Tensor, ends: Tensor, separator: Tensor) -> Tensor:
-    """(B,) tokens before the first end token or separator."""
+def warmup_lengths(written: Tensor, ends: Tensor, separator: Tensor) -> Tensor:
+    """(B,) tokens of each row before its first end token or separator."""
     width, size = written.size(1), len(separator)
     stops = torch.isin(written, ends)
     if size <= width:
@@ -215,6 +207,14 @@ def _length(written: Tensor, ends: Tensor, separator: Tensor) -> Tensor:
 
 def _without(ids: Tensor, columns: slice) -> Tensor:
     return torch.cat([ids[:, : columns.start], ids[:, columns.stop :]], 1)
+
+
+def _packed(sequences: Tensor, context_mask: Tensor) -> Tensor:
+    """Rows [prompt | warmup | separator | answer] without gaps, padded on the left."""
+    answer = torch.ones_like(sequences[:, context_mask.size(1) :], dtype=torch.bool)
+    is_real = torch.cat([context_mask.repeat_interleave(len(sequences) // len(context_mask), 0), answer], 1)
+    order = is_real.to(torch.uint8).argsort(dim=1, stable=True)
+    return sequences.gather(1, order)[:, int((~is_real).sum(1).min()) :]
 
 
 class _Blind:

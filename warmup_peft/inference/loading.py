@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -118,6 +119,11 @@ def check_separator(folder: str | Path, config: WarmupConfig, tokenizer: PreTrai
             f"The separator {config.warmup_separator!r} has the token ids {config.warmup_separator_ids} in the "
             f"training, but the tokenizer in {folder} gives {ids}. Put back the tokenizer of the training."
         )
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Positions the model knows, in tokens; None where its configuration names no limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def put_adapter_on(base: PreTrainedModel, adapter: str | Path) -> PeftModel:

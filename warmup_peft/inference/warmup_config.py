@@ -25,6 +25,11 @@ class WarmupConfig:
     max_warmup_length: int
     end_token_ids: list[int] = field(default_factory=list)
 
+    @property
+    def room(self) -> int:
+        """Tokens that a warmup and the separator take at most."""
+        return self.max_warmup_length and self.max_warmup_length + len(self.warmup_separator_ids)
+
     def save(self, folder: str | Path) -> None:
         Path(folder, WARMUP_CONFIG_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 

@@ -53,12 +53,6 @@ def pad_token_id(model: PreTrainedModel) -> int:
     return ids[0]
 
 
-def no_warmups(prompt: Tokens) -> Warmups:
-    """Empty ones (B, 1, 0)."""
-    lengths = torch.zeros(len(prompt.ids), 1, dtype=torch.long, device=prompt.ids.device)
-    return Warmups(prompt.ids.new_zeros(len(prompt.ids), 1, 0), lengths, lengths)
-
-
 def write_warmups(model: PreTrainedModel, prompt: Tokens, warmup_config: WarmupConfig, **law: Any) -> Warmups:
     """One warmup (B, 1, W) for each of the prompts (B, P), padded on the left.
 

@@ -97,6 +97,12 @@ class Branches(NamedTuple):
     is_target: Tensor
 
 
+def no_warmups(prompt: Tokens) -> Warmups:
+    """Empty ones (B, 1, 0), one for each prompt: the separator stands right behind it."""
+    lengths = torch.zeros(len(prompt.ids), 1, dtype=torch.long, device=prompt.ids.device)
+    return Warmups(prompt.ids.new_zeros(len(prompt.ids), 1, 0), lengths, lengths)
+
+
 def prefix_mask(lengths: Tensor, size: int) -> Tensor:
     """(...) lengths -> (..., size) mask of the first `length` positions."""
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(-1)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from warmup_peft.method.branches import Warmups, prefix_mask
@@ -59,12 +58,6 @@ def contains(warmup: str, target: str) -> bool:
     """Whether the target's words stand in the warmup, in order and together."""
     wanted = words(target)
     return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(words(warmup))} "
-
-
-def no_warmup(warmups: Warmups) -> Warmups:
-    """(B, 1) without a token: the separator stands right behind the prompt."""
-    nothing = torch.zeros_like(warmups.lengths[:, :1])
-    return Warmups(warmups.ids[:, :1], nothing, nothing)
 
 
 def anothers_warmup(warmups: Warmups, previous: Warmups | None) -> Warmups | None:

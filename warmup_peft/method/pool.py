@@ -101,7 +101,7 @@ class WarmupPool:
         found = [(len(ids), key) for key, ids in by_key.items() if key not in self._row_of]
         return [by_key[key] for _, key in sorted(found, reverse=True)]
 
-    def draw_missing(
+    def add(
         self,
         prompts: Sequence[np.ndarray],
         draw: DrawFunction,
@@ -111,23 +111,21 @@ class WarmupPool:
         share: tuple[int, int] = (0, 1),
         on_progress: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """Draw for the prompts that are missing, file by file.
+        """Draw for prompts that are not there yet, file by file. `load` then reads what all ranks have drawn.
 
         Args:
-            prompts: token ids of each.
+            prompts: token ids of each, as `missing` lists them.
             draw: prompts and a seed -> warmups (B, M) with their `logp`.
             seed: the same prompts and seed give the same pool, however often it was interrupted.
             prompts_per_batch: how many prompts go into one call of `draw`.
-            share: (rank, number of ranks): each rank draws its files; call `load` when all have.
+            share: (rank, number of ranks): each rank draws its files.
             on_progress: told how many prompts were done since.
         """
         rank, num_ranks = share
-        missing = self.missing(prompts)
         # an interrupted draw lacks whole files, so what it lacks is cut into files as it would have been
-        for number, start in enumerate(range(0, len(missing), PROMPTS_PER_FILE)):
+        for number, start in enumerate(range(0, len(prompts), PROMPTS_PER_FILE)):
             if number % num_ranks == rank:
-                self._draw_file(missing[start : start + PROMPTS_PER_FILE], draw, seed, prompts_per_batch, on_progress)
-        self.load()
+                self._draw_file(prompts[start : start + PROMPTS_PER_FILE], draw, seed, prompts_per_batch, on_progress)
 
     def _draw_file(self, prompts, draw: DrawFunction, seed: int, prompts_per_batch: int, on_progress) -> None:
         rows: list[dict[str, Any]] = []

@@ -79,9 +79,7 @@ class SamplingSettings:
         scores = logits_NV.float() / self.temperature
         if not self.do_sample:
             return scores.argmax(-1, keepdim=True), scores.new_zeros(len(scores), 1)
-        for warper in self._truncations():
-            scores = warper(None, scores)
-        law_NV = scores.softmax(-1)
+        law_NV = self._truncate(scores).softmax(-1)
         drawn = torch.multinomial(law_NV, num_samples=1)
         return drawn, law_NV.gather(1, drawn).log()
 
@@ -93,11 +91,14 @@ class SamplingSettings:
         logits_NV = logits_NV.float() / self.temperature
         if not self._truncations():
             return token_logps(logits_NV, ids_N)
-        scores = logits_NV.detach()
-        for warper in self._truncations():
-            scores = warper(None, scores)
+        is_out = self._truncate(logits_NV.detach()).isinf()
         is_drawn = F.one_hot(ids_N, logits_NV.size(-1)).bool()
-        return token_logps(logits_NV.masked_fill(scores.isinf() & ~is_drawn, -torch.inf), ids_N)
+        return token_logps(logits_NV.masked_fill(is_out & ~is_drawn, -torch.inf), ids_N)
+
+    def _truncate(self, scores_NV: Tensor) -> Tensor:
+        for warper in self._truncations():
+            scores_NV = warper(None, scores_NV)
+        return scores_NV
 
     def _truncations(self) -> list[LogitsProcessor]:
         return [
@@ -130,9 +131,7 @@ def sample_warmups(model: PreTrainedModel, encoded: PlainRows | SharedPrefix, se
         if settings.num_beams > 1:
             return end_warmups(_search_beams(model, encoded, settings).unflatten(0, shape), settings)
         drawn, logps = (x.unflatten(0, shape) for x in _draw_tokens(model, encoded, settings))
-    warmups = end_warmups(drawn, settings)
-    was_decided = prefix_mask(warmups.num_decisions, drawn.size(-1))
-    return warmups._replace(logp=logps.masked_fill(~was_decided, 0.0).sum(-1))
+    return end_warmups(drawn, settings, logps)
 
 
 def _draw_tokens(
@@ -177,8 +176,8 @@ def _search_beams(model: PreTrainedModel, encoded: PlainRows | SharedPrefix, set
     return sequences[:, encoded.prompt.ids.size(1) :]
 
 
-def end_warmups(ids_BKW: Tensor, settings: SamplingSettings) -> Warmups:
-    """Cut each drawn sequence (..., W) at its first end token or separator."""
+def end_warmups(ids_BKW: Tensor, settings: SamplingSettings, logps_BKW: Tensor | None = None) -> Warmups:
+    """Cut each drawn sequence (..., W) at its first end token or separator; with `logp` where tokens have theirs."""
     width = ids_BKW.size(-1)
     end_tokens = torch.tensor(settings.end_token_ids, dtype=torch.long, device=ids_BKW.device)
     end_at = _first(torch.isin(ids_BKW, end_tokens), width)
@@ -188,7 +187,11 @@ def end_warmups(ids_BKW: Tensor, settings: SamplingSettings) -> Warmups:
         separator_at = _first((ids_BKW.unfold(-1, len(separator), 1) == separator).all(-1), width)
     lengths = torch.minimum(end_at, separator_at)
     num_stop_tokens = torch.where(separator_at < end_at, len(separator), 1) * (lengths < width)
-    return Warmups(ids_BKW, lengths, lengths + num_stop_tokens)
+    num_decisions = lengths + num_stop_tokens
+    if logps_BKW is None:
+        return Warmups(ids_BKW, lengths, num_decisions)
+    logp = logps_BKW.masked_fill(~prefix_mask(num_decisions, width), 0.0).sum(-1)
+    return Warmups(ids_BKW, lengths, num_decisions, logp)
 
 
 def _first(hits: Tensor, default: int) -> Tensor:

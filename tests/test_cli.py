@@ -43,7 +43,7 @@ def parsed(monkeypatch):
 
     def run(*argv: str):
         seen = []
-        monkeypatch.setattr("warmup_peft.run.run_training", lambda *options: seen.append(options))
+        monkeypatch.setattr("warmup_peft.commands.train.run_training", lambda *options: seen.append(options))
         assert main(["train", *argv]) == 0
         return seen[0]
 
@@ -185,7 +185,7 @@ def test_recipe_that_is_not_there(refusal, tmp_path):
         ("temperature: null", "temperature"),
         ("max_warmup_length: {}", "max_warmup_length"),
         ("warmup_anchor: [0.3]", "warmup_anchor"),
-        ("task: logica", "task"),
+        ("task_args: 3", "task_args"),
         ("answer_format: letters", "answer_format"),
         ("test_split_size: half", "test_split_size"),
         ("max_train_samples: few", "max_train_samples"),

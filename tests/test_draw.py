@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from folders import puzzles, write_rows
-from test_run import train_argv
+from test_commands import train_argv
 
 from warmup_peft.cli import BAD_INPUT, main
 

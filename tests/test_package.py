@@ -99,19 +99,31 @@ def test_method_knows_only_torch_transformers_and_itself(module):
 
 @pytest.mark.parametrize("module", modules_below("warmup_peft.inference"))
 def test_inference_knows_no_training(module):
-    above = ("trl", *(f"warmup_peft.{name}" for name in ("evaluation", "trainer", "config", "checks", "cli", "run")))
+    above = (
+        "trl",
+        *(
+            f"warmup_peft.{name}"
+            for name in ("evaluation", "report", "trainer", "config", "checks", "cli", "commands")
+        ),
+    )
     assert forbidden_imports(module, above) == set()
 
 
 @pytest.mark.parametrize("module", modules_below("warmup_peft.evaluation"))
 def test_evaluation_knows_no_training(module):
-    above = ("trl", *(f"warmup_peft.{name}" for name in ("trainer", "config", "checks", "cli", "run")))
+    above = ("trl", *(f"warmup_peft.{name}" for name in ("trainer", "config", "checks", "cli", "commands", "report")))
+    assert forbidden_imports(module, above) == set()
+
+
+@pytest.mark.parametrize("module", modules_below("warmup_peft.report"))
+def test_reports_know_no_model(module):
+    above = ("trl", "torch", "transformers", *(f"warmup_peft.{name}" for name in ("trainer", "inference", "commands")))
     assert forbidden_imports(module, above) == set()
 
 
 @pytest.mark.parametrize("name", ["config", "options", "checks", "data", "arguments"])
 def test_settings_know_nothing_above_them(name):
-    above = tuple(f"warmup_peft.{other}" for other in ("trainer", "cli", "run"))
+    above = tuple(f"warmup_peft.{other}" for other in ("trainer", "cli", "commands"))
     assert forbidden_imports(f"warmup_peft.{name}", above) == set()
 
 
@@ -120,5 +132,7 @@ def test_nothing_imports_the_command_line(module):
     assert forbidden_imports(module, ("warmup_peft.cli",)) == set()
 
 
-def test_only_the_command_line_imports_run():
-    assert [name for name in MODULES if forbidden_imports(name, ("warmup_peft.run",))] == ["warmup_peft.cli"]
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "warmup_peft.cli"])
+def test_only_the_command_line_and_commands_import_commands(module):
+    if not is_within(module, ("warmup_peft.commands",)):
+        assert forbidden_imports(module, ("warmup_peft.commands",)) == set()

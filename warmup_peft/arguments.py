@@ -10,15 +10,21 @@ from typing import Literal
 class RunOptions:
     """Options of `train` beside TRL's."""
 
-    task: Literal["logiqa"] | None = field(
+    task: str | None = field(
         default=None,
         metadata={
-            "help": "How rows become prompts and completions: 'logiqa' for columns text, question, options, answer. "
-            "Without it the data has the columns prompt and completion."
+            "help": "How rows become prompts and completions: 'logiqa' for columns text, question, options, answer, "
+            "or the path of a Python file that defines TASK. Without it the data has columns prompt and completion."
         },
     )
-    answer_format: Literal["text", "letter"] = field(
-        default="text", metadata={"help": "The completion of a multiple-choice task: the option's text or its letter."}
+    task_args: dict | str | None = field(
+        default=None, metadata={"help": """Arguments of the task, as in '{"source": "de", "target": "en"}'."""}
+    )
+    answer_format: Literal["text", "letter"] | None = field(
+        default=None,
+        metadata={
+            "help": "The completion of a multiple-choice task: the option's text (as without it) or its letter."
+        },
     )
     test_split_size: float = field(
         default=0.0,
@@ -58,13 +64,16 @@ class EvaluateArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "File, folder or Hub id; the training's."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub id."})
     dataset_test_split: str | None = field(default=None, metadata={"help": "Split to score on; the training's."})
-    task: Literal["logiqa"] | None = field(default=None, metadata={"help": "The task; the training's."})
+    task: str | None = field(default=None, metadata={"help": "The task, or the path of its file; the training's."})
+    task_args: dict | str | None = field(default=None, metadata={"help": "Arguments of the task; the training's."})
     answer_format: Literal["text", "letter"] | None = field(
         default=None, metadata={"help": "Option's text or letter; the training's."}
     )
     max_samples: int | None = field(default=None, metadata={"help": "Score the first so many rows."})
     batch_size: int = field(default=32, metadata={"help": "Questions at a time."})
-    max_new_tokens: int = field(default=32, metadata={"help": "Limit of a free generation, in tokens."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Limit of a free generation, in tokens; the task's."}
+    )
     num_examples: int = field(default=5, metadata={"help": "Examples to show with their warmups."})
     harness: str | None = field(
         default=None,
@@ -80,6 +89,21 @@ class EvaluateArguments:
     compare_base: bool = field(
         default=True, metadata={"help": "Score the base too: answering directly, and after warmups of its own."}
     )
+
+
+@dataclass
+class InspectArguments:
+    """Options of `inspect`."""
+
+    run: str = field(metadata={"help": "Folder of the adapter, or of a merged model; the word after `inspect`."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of the report; the run's own."})
+    dataset_name: str | None = field(default=None, metadata={"help": "File, folder or Hub id; the training's."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub id."})
+    dataset_test_split: str | None = field(default=None, metadata={"help": "Split to look at; the training's."})
+    task: str | None = field(default=None, metadata={"help": "The task, or the path of its file; the training's."})
+    task_args: dict | str | None = field(default=None, metadata={"help": "Arguments of the task; the training's."})
+    max_samples: int | None = field(default=None, metadata={"help": "Look at the first so many rows."})
+    batch_size: int = field(default=32, metadata={"help": "Rows at a time."})
 
 
 @dataclass
@@ -162,3 +186,32 @@ class BenchArguments:
         metadata={"help": "Ways to take a step, sft among them; see the top of warmup_peft/bench.py."},
     )
     output_file: str | None = field(default=None, metadata={"help": "Write the figures as JSON."})
+
+
+@dataclass
+class CompareOptions:
+    """Options of `compare` beside those of `train`: the recipe is what the arms change."""
+
+    arms: str = field(
+        default="sft,more_sft,warmup,anchored,random_warmup,empty_warmup",
+        metadata={"help": "Ways to train, with commas between them: see README.md, or name a wrong one to list them."},
+    )
+    seeds: str = field(default="0,1,2", metadata={"help": "Seeds, with commas between them; each arm runs with each."})
+    sweep: list[str] = field(
+        default_factory=list,
+        metadata={"help": "An option and its values, as in num_warmups=2,4,8; may be given several times."},
+    )
+    goal: float | None = field(
+        default=None,
+        metadata={
+            "help": "Count the examples an arm sees until it first scores so much, between 0 and 1; 0.8 of accuracy, "
+            "nothing for other scores."
+        },
+    )
+    curve_points: int = field(default=10, metadata={"help": "Points of a learning curve; 0 draws none."})
+    curve_samples: int = field(default=128, metadata={"help": "Rows that each of its points is scored on."})
+    max_samples: int | None = field(default=None, metadata={"help": "Compare on the first so many test rows."})
+    eval_batch_size: int = field(default=32, metadata={"help": "Rows that are scored at a time."})
+    jobs: int = field(
+        default=1, metadata={"help": "Runs at a time; more than 1 makes seconds comparable only roughly."}
+    )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import logging
+import importlib.util
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from warmup_peft import __version__, arguments
 from warmup_peft.options import WarmupOptions
+from warmup_peft.parsing import describe, nearest, parse_one, parse_training, quieten
 
+COMPARE_PACKAGES = ("jinja2", "matplotlib", "nltk", "rouge_score", "sacrebleu", "statsmodels")
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -26,7 +25,7 @@ INTERRUPTED = 130
 def train(argv: Sequence[str]) -> None:
     """Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]"""
     settings = parse_training(argv)
-    from warmup_peft.run import run_training
+    from warmup_peft.commands.train import run_training
 
     run_training(*settings)
 
@@ -34,7 +33,7 @@ def train(argv: Sequence[str]) -> None:
 def draw(argv: Sequence[str]) -> None:
     """Draw the warmups of warmup_source 'base' and train nothing: warmup-peft draw --config recipe.yaml"""
     settings = parse_training([*argv, "--warmup_source", "base"], arguments.DrawOptions)
-    from warmup_peft.run import run_draw
+    from warmup_peft.commands.train import run_draw
 
     run_draw(*settings)
 
@@ -42,7 +41,7 @@ def draw(argv: Sequence[str]) -> None:
 def evaluate(argv: Sequence[str]) -> None:
     """Score an adapter and its base on held-out questions: warmup-peft evaluate --adapter <folder>"""
     options = parse_one(arguments.EvaluateArguments, argv)
-    from warmup_peft.run import run_evaluation
+    from warmup_peft.commands.evaluate import run_evaluation
 
     run_evaluation(options)
 
@@ -50,7 +49,7 @@ def evaluate(argv: Sequence[str]) -> None:
 def generate(argv: Sequence[str]) -> None:
     """Answer prompts, with the warmup on standard error: warmup-peft generate --adapter <folder> --prompt "..." """
     options = parse_one(arguments.GenerateArguments, argv)
-    from warmup_peft.run import run_generation
+    from warmup_peft.commands.generate import run_generation
 
     run_generation(options)
 
@@ -58,7 +57,7 @@ def generate(argv: Sequence[str]) -> None:
 def merge(argv: Sequence[str]) -> None:
     """Merge an adapter into its base: warmup-peft merge --adapter <folder> --output_dir <folder>"""
     options = parse_one(arguments.MergeArguments, argv)
-    from warmup_peft.run import run_merge
+    from warmup_peft.commands.merge import run_merge
 
     run_merge(options)
 
@@ -94,13 +93,33 @@ def bench(argv: Sequence[str]) -> None:
     run_bench(options)
 
 
+def compare(argv: Sequence[str]) -> None:
+    """Train a recipe with and without warmups and say if they help: warmup-peft compare --config recipe.yaml"""
+    with_extra("compare")
+    from warmup_peft.commands.compare import run_compare
+
+    run_compare(argv)
+
+
+def inspect(argv: Sequence[str]) -> None:
+    """Say what a run's warmups say and where they change the answer: warmup-peft inspect <folder>"""
+    is_named = bool(argv) and not argv[0].startswith("-")
+    options = parse_one(arguments.InspectArguments, ["--run", *argv] if is_named else argv)
+    with_extra("inspect")
+    from warmup_peft.commands.inspect import run_inspection
+
+    run_inspection(options)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (train, draw, evaluate, generate, merge, push, bench)
+    command.__name__: command for command in (train, draw, evaluate, compare, inspect, generate, merge, push, bench)
 }
 OPTIONS = {
     "train": (WarmupOptions, arguments.RunOptions),
     "draw": (arguments.DrawOptions, WarmupOptions, arguments.RunOptions),
     "evaluate": (arguments.EvaluateArguments,),
+    "compare": (arguments.CompareOptions, WarmupOptions, arguments.RunOptions),
+    "inspect": (arguments.InspectArguments,),
     "generate": (arguments.GenerateArguments,),
     "merge": (arguments.MergeArguments,),
     "push": (arguments.PushArguments,),
@@ -137,96 +156,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-# ---- Options: TrlParser, made strict ----
-
-
-def parse(dataclass_types: tuple[type, ...], argv: Sequence[str]) -> tuple[Any, ...]:
-    """Parse options and `--config`.
-
-    Raises:
-        ValueError: an unknown or abbreviated option (with the nearest known one), a value of the wrong kind, or a
-            configuration file that is missing or no YAML mapping.
-    """
-    from trl import TrlParser
-
-    class StrictParser(TrlParser):
-        def error(self, message: str):
-            raise ValueError(message[0].upper() + message[1:] + ".")
-
-    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    parser = StrictParser(dataclass_types, allow_abbrev=False, add_help=False)
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-    for flag in (arg.split("=")[0] for arg in argv if arg.startswith("--")):
-        if flag not in (*flags, "--config"):
-            raise ValueError(f"There is no option {flag}. {nearest(flag, flags)}")
-    if "--config" in argv:
-        check_config_file(argv, {k: hint for kind in dataclass_types for k, hint in get_type_hints(kind).items()})
-    return parser.parse_args_and_config(argv)
-
-
-def parse_training(argv: Sequence[str], *more: type) -> tuple[Any, ...]:
-    """TRL's script arguments, `RunOptions`, `WarmupSFTConfig`, TRL's model settings, and `more`; errors as `parse`."""
-    from trl import ModelConfig, ScriptArguments
-
-    from warmup_peft.config import WarmupSFTConfig
-
-    return parse((ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelConfig, *more), argv)
-
-
-def parse_one(dataclass_type: type, argv: Sequence[str]) -> Any:
-    return parse((dataclass_type,), argv)[0]
-
-
-def check_config_file(argv: Sequence[str], hints: dict[str, Any]) -> None:
-    """Keys and kinds of values: argparse looks at neither where they come from a file."""
-    import yaml
-
-    index = argv.index("--config") + 1
-    path = Path(argv[index]) if index < len(argv) else None
-    if path is None or not path.is_file():
-        raise ValueError(f"--config names no file ({path}). Give it the path of a recipe's YAML file.")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no `key: value` lines.")
-    for key, value in config.items():
-        if key == "env":
-            continue
-        if key not in hints:
-            raise ValueError(f"{path} has an unknown key '{key}'. {nearest(str(key), list(hints))}")
-        if not fits(value, hints[key]):
-            raise ValueError(f"{path} has {key}: {value!r}, which does not fit. It takes {describe(hints[key])}.")
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value can stand for a field; text passes where argparse will convert it."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return any(fits_kind(value, kind) for kind in kinds)
-
-
-def fits_kind(value: Any, kind: Any) -> bool:
-    origin = get_origin(kind)
-    if origin is Literal:
-        return value in get_args(kind) or (isinstance(value, bool) and str(value).lower() in get_args(kind))
-    if kind is type(None):
-        return value is None
-    if kind in (int, float):
-        is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        return is_number or isinstance(value, str)
-    if kind is bool:
-        return isinstance(value, bool | str)
-    if kind is str:
-        return isinstance(value, str)
-    if origin in (list, dict) or kind in (list, dict):
-        return isinstance(value, (origin or kind, str))
-    return True
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"Did you mean {close[0]}?" if close else "See --help."
+def with_extra(command: str) -> None:
+    """Raise ImportError where the packages of warmup_peft[compare] are not installed."""
+    missing = [name for name in COMPARE_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{command} needs {', '.join(missing)}. Run: pip install 'warmup_peft[compare]'")
 
 
 # ---- Help, and what is printed ----
@@ -249,7 +183,7 @@ def print_options(name: str) -> None:
             print(f"  --{option.name} {describe(hints[option.name])}  ({default})")
             print(f"        {option.metadata['help']}")
         print()
-    if name in ("train", "draw"):
+    if name in ("train", "draw", "compare"):
         print(
             "Every field of TRL's SFTConfig, ModelConfig and ScriptArguments is an option too, here and in --config:\n"
             "--model_name_or_path, --dataset_name, --output_dir, --learning_rate, --load_in_4bit, ...\n"
@@ -263,21 +197,6 @@ def has_default(option: dataclasses.Field) -> bool:
 
 def default_of(option: dataclasses.Field) -> Any:
     return option.default if option.default is not dataclasses.MISSING else option.default_factory()
-
-
-def describe(hint: Any) -> str:
-    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
-    words = [w for kind in kinds for w in (get_args(kind) or (getattr(kind, "__name__", kind),))]
-    return "|".join(map(str, words))
-
-
-def quieten() -> None:
-    """Keep what a user can do nothing about off the screen."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # asks for a package of faster kernels
 
 
 if __name__ == "__main__":

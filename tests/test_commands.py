@@ -22,12 +22,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from warmup_peft.arguments import EvaluateArguments
 from warmup_peft.cli import BAD_INPUT, INTERRUPTED, main
+from warmup_peft.commands.evaluate import evaluate_arms
 from warmup_peft.evaluation.harness import answer_questions
-from warmup_peft.evaluation.tasks import logiqa
+from warmup_peft.evaluation.tasks import TASKS, logiqa
 from warmup_peft.inference.hub import is_edited
 from warmup_peft.inference.loading import TrainingRecord, load_folder
 from warmup_peft.inference.warmup_config import WarmupConfig
-from warmup_peft.run import evaluate_arms
 
 SETTINGS = {
     "use_peft": "true",
@@ -240,7 +240,9 @@ def test_evaluation_writes_scores_and_card(run, data, tokenizer, capsys):
     assert (settings["num_warmups"], settings["max_warmup_length"], settings["steps"]) == (2, 4, 2)
     card = (run / "README.md").read_text()
     for arm in ("base", "base_with_warmup", "warmup"):
-        assert f"| {arm} | {metrics[arm]['accuracy']:.3f} | {metrics[arm]['macro_f1']:.3f} | 8 |" in card
+        numbers = " | ".join(f"{value:.3f}" for name, value in metrics[arm].items() if name != "n")
+        assert f"| {arm} | {numbers} | 8 |" in card
+    assert "| held-out data | accuracy | macro f1 | perplexity |" in card
     out = capsys.readouterr().out
     assert "adapter, after its warmup" in out
     assert f"Scores: {run / 'metrics.json'}" in out
@@ -248,7 +250,9 @@ def test_evaluation_writes_scores_and_card(run, data, tokenizer, capsys):
 
 def test_base_arms_are_the_plain_base(run, model_folder, tokenizer):
     loaded, questions = load_folder(run), logiqa(puzzles(5))
-    arms = evaluate_arms(loaded, questions, EvaluateArguments(str(run), max_new_tokens=0, batch_size=2))
+    arms = evaluate_arms(
+        loaded, questions, TASKS["logiqa"], EvaluateArguments(str(run), max_new_tokens=0, batch_size=2)
+    )
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     scores = {name: [p.option_logps for p in predictions] for name, predictions in arms.items()}
     for name, config in (("base", None), ("base_with_warmup", loaded.warmup_config)):
@@ -331,8 +335,10 @@ def test_merged_model_answers_like_the_adapter(run, tmp_path, capsys):
     assert main(argv_of("merge", adapter=run, output_dir=tmp_path / "merged")) == 0
     out = capsys.readouterr().out
     assert f"Merged into {tmp_path / 'merged'}" in out
-    adapter, merged, change = re.search(r"adapter (.....), merged (.....) \((......)\)", out).groups()
-    assert float(change) == pytest.approx(float(merged) - float(adapter), abs=2e-3)
+    adapter, merged, change = re.search(r"adapter (.....), merged (.....) \((.*) points\)", out).groups()
+    assert float(change.replace("\N{MINUS SIGN}", "-")) == pytest.approx(
+        100 * (float(merged) - float(adapter)), abs=0.2
+    )
     assert float(out.split("adapter's: ")[1].split()[0]) < 1e-5
     answers = generate(run, capsys)
     assert [row["prompt"] for row in answers] == PROMPTS
@@ -559,7 +565,7 @@ def test_missing_evaluation_split(refused, tmp_path):
 
 
 def test_only_a_runs_own_checkpoints_are_removed(tmp_path):
-    from warmup_peft.run import remove_run
+    from warmup_peft.commands.train import remove_run
 
     for name in ("checkpoint-10", "checkpoint-best-by-me"):
         (tmp_path / name).mkdir()

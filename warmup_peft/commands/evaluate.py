@@ -1,0 +1,169 @@
+"""`warmup-peft evaluate`: score an adapter and its base on held-out rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from warmup_peft.arguments import EvaluateArguments
+from warmup_peft.commands.rows import check_counts, held_out_questions
+from warmup_peft.evaluation.harness import Prediction, Progress, answer_questions, answer_text, score_predictions
+from warmup_peft.evaluation.tasks import Question, Task, find_task
+from warmup_peft.evaluation.wording import metric_name, score_text
+from warmup_peft.inference.hub import METRICS_NAME, write_model_card
+from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder
+from warmup_peft.inference.warmup_config import WarmupConfig
+
+HARNESS_NAME = "harness.json"
+RECORDED_SETTINGS = ("objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "seed", "steps")
+ARM_NAMES = {
+    "base": "base, answering directly",
+    "base_with_warmup": "base, after a warmup of its own",
+    "warmup": "adapter, after its warmup",
+}
+
+
+def run_evaluation(options: EvaluateArguments) -> None:
+    """Score a model on held-out questions; write `metrics.json` and the card beside it, and show both.
+
+    Raises:
+        ValueError: bad input, before a model is loaded.
+    """
+    check_counts(options, batch_size=1, max_samples=1, max_new_tokens=0, num_examples=0, num_warmups=1)
+    WarmupConfig.load(options.adapter)
+    if options.harness is not None:
+        run_harness(options)
+        return
+    record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
+    task_name, questions, source = held_out_questions(options, record.data)
+    task = find_task(task_name)
+    loaded = load_folder(options.adapter)
+    arms = evaluate_arms(loaded, questions, task, options)
+    scored = {name: score_predictions(task.metrics, questions, predictions) for name, predictions in arms.items()}
+    metrics: dict[str, Any] = {name: scores for name, (scores, _) in scored.items()}
+    metrics["settings"] = {
+        **{key: record.settings.get(key) for key in RECORDED_SETTINGS},
+        "max_warmup_length": loaded.warmup_config.max_warmup_length,
+        "warmup_separator": loaded.warmup_config.warmup_separator,
+        "base_model": record.base_model,
+        "data": source,
+    }
+    path = Path(options.adapter, METRICS_NAME)
+    if holds_scores_of_more(path, len(questions)):
+        print(f"{path} holds the scores of more questions and stays as it is.")
+    else:
+        path.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_model_card(options.adapter)
+
+    console = Console()
+    console.print(scores_table(metrics, source))
+    console.print(examples_table(questions, arms["warmup"], options.num_examples))
+    for name, reason in scored["warmup"][1].items():
+        print(f"{metric_name(name)} is left out: {reason}.")
+    print(f"Scores: {path}\nAdapter and model card: {options.adapter}")
+    if is_adapter(options.adapter):
+        print(f"Next: warmup-peft merge --adapter {options.adapter} --output_dir {options.adapter}-merged")
+
+
+def run_harness(options: EvaluateArguments) -> None:
+    """Score base and adapter on tasks of lm-evaluation-harness; write `harness.json` and show its tables.
+
+    Raises:
+        ImportError: lm-evaluation-harness is not installed.
+        ValueError: a task that is unknown.
+    """
+    try:
+        from lm_eval.utils import make_table
+
+        from warmup_peft.evaluation.lm_eval_model import run_tasks
+    except ImportError as error:
+        raise ImportError("--harness needs lm-evaluation-harness. Run: pip install 'warmup_peft[eval]'") from error
+    loaded = load_folder(options.adapter)
+    settings = {"num_warmups": options.num_warmups, "batch_size": options.batch_size, "limit": options.max_samples}
+    tasks = options.harness.split(",")
+    arms = {}
+    if options.compare_base and isinstance(loaded.model, PeftModel):
+        with loaded.model.disable_adapter():
+            arms["base"] = run_tasks(loaded.model, loaded.tokenizer, None, tasks, **settings)
+    arms["warmup"] = run_tasks(loaded.model, loaded.tokenizer, loaded.warmup_config, tasks, **settings)
+    for name, results in arms.items():
+        print(f"{ARM_NAMES[name]}:\n{make_table(results)}")
+    path = Path(options.adapter, HARNESS_NAME)
+    numbers = {name: results["results"] for name, results in arms.items()}
+    path.write_text(json.dumps(numbers, indent=2, default=str) + "\n", encoding="utf-8")
+    print(f"Scores: {path}")
+
+
+def holds_scores_of_more(path: Path, count: int) -> bool:
+    """A quick look at a few questions must not replace the scores that the card shows."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["warmup"]["n"] > count
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def evaluate_arms(
+    loaded: LoadedModel, questions: Sequence[Question], task: Task, options: EvaluateArguments
+) -> dict[str, list[Prediction]]:
+    """Predictions of the base (answering directly, and after warmups of its own) and of the adapter."""
+
+    def answer(name: str, warmup_config: WarmupConfig | None) -> list[Prediction]:
+        return answer_questions(
+            loaded.model,
+            loaded.tokenizer,
+            questions,
+            warmup_config,
+            batch_size=options.batch_size,
+            max_new_tokens=task.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
+            progress=bars(name),
+        )
+
+    arms = {}
+    if options.compare_base and isinstance(loaded.model, PeftModel):
+        with loaded.model.disable_adapter():
+            arms["base"] = answer("base", None)
+            arms["base_with_warmup"] = answer("base with its own warmup", loaded.warmup_config)
+    arms["warmup"] = answer("warmup", loaded.warmup_config)
+    return arms
+
+
+def bars(name: str) -> Progress:
+    return lambda batches, what: tqdm(batches, desc=f"{name}: {what}", unit="batch")
+
+
+def scores_table(metrics: dict[str, Any], source: str) -> Table:
+    columns = [key for key in metrics["warmup"] if key != "n"]
+    table = Table(title=f"Held-out rows: {source}")
+    table.add_column("", no_wrap=True)
+    for key in (*columns, "n"):
+        table.add_column(metric_name(key), justify="right", overflow="fold")
+    for key, name in ARM_NAMES.items():
+        if key in metrics:
+            scores = metrics[key]
+            table.add_row(name, *(score_text(column, scores[column]) for column in columns), str(scores["n"]))
+    return table
+
+
+def examples_table(questions: Sequence[Question], predictions: Sequence[Prediction], count: int) -> Table:
+    table = Table(title="What it wrote", show_lines=True)
+    for column in ("end of the prompt", "warmup", "answer", "right answer"):
+        table.add_column(column, overflow="fold")
+    for question, prediction in list(zip(questions, predictions))[:count]:
+        table.add_row(
+            shorten(question.prompt.removesuffix("Answer:").rsplit("\nA. ", 1)[0]),
+            prediction.warmup.strip(),
+            shorten(answer_text(question, prediction), 60),
+            shorten(question.completion.strip(), 60),
+        )
+    return table
+
+
+def shorten(text: str, length: int = 160) -> str:
+    return text if len(text) <= length else "..." + text[-length:]

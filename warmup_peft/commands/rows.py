@@ -1,0 +1,136 @@
+"""Which rows a command works on, and how its task reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from datasets import Dataset
+
+from warmup_peft.arguments import EvaluateArguments, RunOptions
+from warmup_peft.data import SPLIT_NAMES, has_split, is_one_split, is_same_source, load_split
+from warmup_peft.evaluation.tasks import Question, find_task, read_questions
+
+
+def data_record(script_args, options: RunOptions, train_rows: int) -> dict[str, Any]:
+    """Where the rows came from and how they were read, for `evaluate` and the model card."""
+    return {
+        "dataset_name": script_args.dataset_name,
+        "dataset_config": script_args.dataset_config,
+        "dataset_test_split": script_args.dataset_test_split,
+        "test_split_size": options.test_split_size,
+        "task": options.task,
+        "task_args": task_args_of(options),
+        "train_rows": train_rows,
+    }
+
+
+def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
+    """`task_args`, with `answer_format` among them.
+
+    Raises:
+        ValueError: `task_args` is text, but no JSON object.
+    """
+    task_args = options.task_args or {}
+    if isinstance(task_args, str):
+        try:
+            task_args = json.loads(task_args)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f'task_args={task_args} is no JSON ({error.msg}). Write it as {{"name": "value"}}.'
+            ) from error
+    if not isinstance(task_args, dict):
+        raise ValueError(f'task_args={task_args} cannot work. Write it as {{"name": "value"}}.')
+    own_format = {"answer_format": options.answer_format} if options.answer_format else {}
+    return {**own_format, **task_args}
+
+
+def questions_of(task: str, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
+    return read_questions(find_task(task), rows, task_args)
+
+
+def training_rows(script_args, options: RunOptions, split: str, limit: int | None) -> Dataset:
+    """Rows with `prompt` and `completion`, or of another form that `SFTTrainer` takes."""
+    rows = load_split(script_args.dataset_name, split, script_args.dataset_config, options.test_split_size)
+    rows = first_rows(rows, limit)
+    if options.task is None:
+        return rows
+    questions = questions_of(options.task, rows, task_args_of(options))
+    return Dataset.from_list([{"prompt": q.prompt, "completion": q.completion} for q in questions])
+
+
+def first_rows(rows: Dataset, limit: int | None) -> Dataset:
+    return rows.select(range(min(limit or len(rows), len(rows))))
+
+
+def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tuple[str, list[Question], str]:
+    """The task's name, the questions, and in words where they come from."""
+    name = options.dataset_name or data.get("dataset_name")
+    own = name is not None and is_same_source(name, data.get("dataset_name"))
+    task = options.task or data.get("task")
+    if name is None or task is None:
+        missing = "--dataset_name" if name is None else "--task"
+        raise ValueError(f"{missing} is not given, and the adapter's folder does not say what it was trained with.")
+    share = data.get("test_split_size", 0.0) if own else 0.0
+    if own and is_one_split(name) and share == 0:
+        raise ValueError(f"The adapter was trained on all rows of {name}. Name other rows with --dataset_name.")
+    split = options.dataset_test_split or data.get("dataset_test_split") or "test"
+    if not has_split(name, split) and has_split(name, "validation"):
+        print(f"{name} has no split {split}; scoring on its validation split.")
+        split = "validation"
+    rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share)
+    where = name if is_one_split(name) else f"{name}, split {split}"
+    task_args = (
+        {**(data.get("task_args") or {}), **task_args_of(options)}
+        if task == data.get("task")
+        else task_args_of(options)
+    )
+    return task, questions_of(task, first_rows(rows, options.max_samples), task_args), where
+
+
+def rows_to_compare_on(
+    script_args, options: RunOptions, max_samples: int | None, curve_samples: int
+) -> tuple[list[Question], list[Question]]:
+    """Rows for learning curves and choices, and others for the verdict.
+
+    The first are those of the validation split. Where there is none beside the test split, every other test row is.
+
+    Raises:
+        ValueError: no task is named, or rows are missing or not of its form.
+    """
+    if options.task is None:
+        raise ValueError(
+            "No task is named, so answers cannot be scored. Set --task to logiqa, or to a file with TASK."
+        )
+    name, split = script_args.dataset_name, script_args.dataset_test_split
+    if name is None:
+        raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
+    if is_one_split(name) and options.test_split_size == 0:
+        raise ValueError(f"{name} has no rows to compare on. Keep some out of training with --test_split_size 0.1.")
+    if not has_split(name, split) and has_split(name, "validation"):
+        split = "validation"
+    rows = load_split(name, split, script_args.dataset_config, options.test_split_size)
+    curve = None if is_one_split(name) else validation_rows(name, split, script_args.dataset_config)
+    if curve is None:
+        curve, rows = rows.select(range(0, len(rows), 2)), rows.select(range(1, len(rows), 2))
+    curve, rows = first_rows(curve, curve_samples), first_rows(rows, max_samples)
+    task_args = task_args_of(options)
+    return questions_of(options.task, curve, task_args), questions_of(options.task, rows, task_args)
+
+
+def validation_rows(name: str, test_split: str, config: str | None) -> Dataset | None:
+    if test_split in SPLIT_NAMES["validation"] or not has_split(name, "validation"):
+        return None
+    try:
+        return load_split(name, "validation", config)
+    except ValueError:  # a data set on the Hub that has none
+        return None
+
+
+def check_counts(options: Any, **least: int) -> None:
+    """Raise ValueError for a count, where one is given, below its least sensible value."""
+    for name, minimum in least.items():
+        value = getattr(options, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"{name}={value} cannot work. Set it to {minimum} or more.")

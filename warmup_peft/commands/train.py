@@ -1,0 +1,182 @@
+"""`warmup-peft train` and `draw`: from a recipe to an adapter, or to the warmups it will be trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from datasets import disable_progress_bars
+from transformers import ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from warmup_peft.arguments import DrawOptions, RunOptions
+from warmup_peft.callbacks import ShortProgress, StopOnInterrupt
+from warmup_peft.commands.rows import check_counts, data_record, training_rows
+from warmup_peft.inference.client import CompletionsClient, draw_from_server
+from warmup_peft.inference.export import EXPORT_NAME
+from warmup_peft.inference.hub import METRICS_NAME
+from warmup_peft.inference.loading import load_tokenizer
+from warmup_peft.method.pool import POOL_NAME
+from warmup_peft.quantization import keep_4bit_weights_in_place
+from warmup_peft.trainer import WarmupSFTTrainer
+
+RUN_FILES = ("adapter_config.json", "adapter_model.safetensors", "warmup_config.json", "warmup_training.json",
+             EXPORT_NAME, "trainer_state.json", "training_args.bin", METRICS_NAME)  # fmt: skip
+
+
+def run_training(script_args, options: RunOptions, args, model_args) -> None:
+    """Train an adapter into `args.output_dir`.
+
+    Raises:
+        ValueError: bad input, before anything is loaded or written.
+    """
+    checkpoint = checkpoint_to_resume(args)
+    check_output_dir(Path(args.output_dir), options.overwrite_output_dir, resuming=checkpoint is not None)
+    trainer = build_trainer(script_args, options, args, model_args)
+    if options.overwrite_output_dir and checkpoint is None and trainer.is_world_process_zero():
+        remove_run(Path(args.output_dir), keep_pool=args.warmup_pool is not None)
+    interrupt = StopOnInterrupt()
+    trainer.add_callback(interrupt)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ShortProgress())
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if interrupt.interrupted:
+        last = get_last_checkpoint(args.output_dir)
+        print(f"Stopped at step {trainer.state.global_step}. Go on with: --resume_from_checkpoint {last}")
+        raise KeyboardInterrupt
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        print(f"Trained {trainer.state.global_step} steps. The adapter lies in {args.output_dir}")
+
+
+def build_trainer(
+    script_args, options: RunOptions, args, model_args, trainer_class: type[WarmupSFTTrainer] = WarmupSFTTrainer
+) -> WarmupSFTTrainer:
+    """The `WarmupSFTTrainer` of a recipe, or a kind of it.
+
+    Raises:
+        ValueError: bad input, before a model is loaded.
+    """
+    trainer = trainer_class(args=args, **trainer_arguments(script_args, options, args, model_args))
+    trainer.data_record = data_record(script_args, options, len(trainer.train_dataset))
+    return trainer
+
+
+def build_sft_trainer(script_args, options: RunOptions, args, model_args) -> SFTTrainer:
+    """TRL's own trainer with what a recipe says, but for the warmups.
+
+    Raises:
+        ValueError: bad input, before a model is loaded.
+    """
+    fields = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
+    arguments = trainer_arguments(script_args, options, args, model_args)
+    trainer = SFTTrainer(args=SFTConfig(**{name: getattr(args, name) for name in fields}), **arguments)
+    keep_4bit_weights_in_place(trainer.model)
+    return trainer
+
+
+def trainer_arguments(script_args, options: RunOptions, args, model_args) -> dict[str, Any]:
+    """What both trainers take beside `args`, in which `model_init_kwargs` are set."""
+    if model_args.model_name_or_path is None:
+        raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
+    if script_args.dataset_name is None:
+        raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
+    check_counts(options, max_train_samples=1)
+    if Path(args.output_dir).resolve() == Path(model_args.model_name_or_path).resolve():
+        raise ValueError(f"output_dir={args.output_dir} is the base model's own folder. Choose another --output_dir.")
+    disable_progress_bars()
+    train_dataset = training_rows(script_args, options, script_args.dataset_train_split, options.max_train_samples)
+    eval_dataset = None
+    if args.eval_strategy != "no":
+        eval_dataset = training_rows(script_args, options, script_args.dataset_test_split, None)
+    args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    return {
+        "model": model_args.model_name_or_path,
+        "train_dataset": train_dataset,
+        "eval_dataset": eval_dataset,
+        "processing_class": load_tokenizer(model_args.model_name_or_path, model_args.model_revision),
+        "quantization_config": get_quantization_config(model_args),
+        "peft_config": get_peft_config(model_args),
+    }
+
+
+def run_draw(script_args, options: RunOptions, args, model_args, draw_options: DrawOptions) -> None:
+    """Draw the warmups of a training with `warmup_source: base`, and train nothing.
+
+    Raises:
+        ValueError: bad input, before a model is loaded; a server that fails while it is drawn from. What was drawn
+            until then is kept.
+    """
+    if draw_options.base_url is None and draw_options.served_model is not None:
+        raise ValueError("--served_model belongs to --base_url. Set the server's address too.")
+    trainer = build_trainer(script_args, options, args, model_args)
+    draw = None
+    if draw_options.base_url is not None:
+        client = CompletionsClient(
+            draw_options.base_url,
+            draw_options.served_model or model_args.model_name_or_path,
+            timeout=draw_options.server_timeout,
+        )
+        draw = draw_from_server(client, dataclasses.replace(trainer.sampling, num_warmups=args.warmup_pool_size))
+    pool = trainer.draw_warmups(draw)
+    if trainer.is_world_process_zero():
+        print(f"{pool.num_draws} warmups for each of {len(pool):,} prompts lie in {pool.folder}")
+        print(f"Train with them: --warmup_source base --warmup_pool {pool.folder}")
+
+
+def checkpoint_to_resume(args) -> str | None:
+    """The checkpoint's folder; `true` or `last` name the last one in output_dir."""
+    name = args.resume_from_checkpoint
+    if not name or str(name).lower() == "false":
+        return None
+    if str(name).lower() in ("true", "last"):
+        name = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        if name is None:
+            raise ValueError(f"There is no checkpoint in {args.output_dir} to resume from. Start the run without it.")
+    if not Path(name, "trainer_state.json").is_file():
+        raise ValueError(f"{name} is no checkpoint. Name a folder such as {args.output_dir}/checkpoint-100.")
+    return str(name)
+
+
+def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
+    """Raise ValueError for a folder that holds a run, or that cannot be written."""
+    holds_run = folder.is_dir() and bool(checkpoints(folder) or any((folder / name).exists() for name in RUN_FILES))
+    if holds_run and not overwrite and not resuming:
+        raise ValueError(
+            f"{folder} holds another run. Pass --overwrite_output_dir to replace it, --resume_from_checkpoint last to "
+            "go on with it, or another --output_dir (with make: ARGS=--overwrite_output_dir, or OUTPUT=)."
+        )
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise ValueError(
+            f"The output folder {folder} cannot be written ({error.strerror}). Choose another --output_dir."
+        ) from error
+
+
+def remove_run(folder: Path, keep_pool: bool = False) -> None:
+    """Remove a run's own files, checkpoints and warmups, nothing else."""
+    for path in (*checkpoints(folder), *([] if keep_pool else [folder / POOL_NAME])):
+        shutil.rmtree(path, ignore_errors=not path.exists())
+    for name in RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    named = (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit())
+    return [path for path in named if path.is_dir() and not path.is_symlink()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 
@@ -242,3 +243,53 @@ def test_folder_on_the_hub_without_network(monkeypatch):
     monkeypatch.setattr("warmup_peft.data.snapshot_download", failing(ConnectionError("offline")))
     with pytest.raises(ValueError, match=r"^hf://datasets/user/repo/x cannot be downloaded \(offline\)\. Without"):
         load_split("hf://datasets/user/repo/x", "train")
+
+
+# ---- Texts whose lines belong together ----
+
+
+def write_texts(folder, **texts: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        path = folder / name.replace("_", ".")
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+def test_aligned_texts_of_a_folder(tmp_path):
+    write_texts(tmp_path, train_de="ein Hund\nzwei\n", train_en_gz="a dog\ntwo", val_de="drei\n", val_en="three\n")
+    assert load_split(str(tmp_path), "train").to_list() == [
+        {"de": "ein Hund", "en": "a dog"},
+        {"de": "zwei", "en": "two"},
+    ]
+    assert load_split(str(tmp_path), "validation").to_list() == [{"de": "drei", "en": "three"}]
+    assert has_split(str(tmp_path), "validation")
+    assert not has_split(str(tmp_path), "test")
+
+
+def test_two_texts_by_name_are_one_split_that_may_be_divided(tmp_path):
+    write_texts(tmp_path, a_de="\n".join(map(str, range(20))), b_en="\n".join(map(str, range(100, 120))))
+    name = f"{tmp_path}/a.de, {tmp_path}/b.en"
+    parts = {split: load_split(name, split, test_split_size=0.25).to_list() for split in ("train", "test")}
+    assert {split: len(rows) for split, rows in parts.items()} == {"train": 15, "test": 5}
+    for row in (*parts["train"], *parts["test"]):
+        assert int(row["en"]) == int(row["de"]) + 100
+
+
+def test_texts_of_different_lengths_are_refused_with_both(tmp_path):
+    write_texts(tmp_path, train_de="a\nb\n", train_en="a\n")
+    with pytest.raises(ValueError, match=r"train\.de has 2, train\.en has 1 lines"):
+        load_split(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(("name", "words"), [("a.de,c.en", "does not exist"), ("a.de,b.de", "no column of its own")])
+def test_texts_that_cannot_be_put_together(tmp_path, name, words):
+    write_texts(tmp_path, a_de="x", b_de="y")
+    with pytest.raises(ValueError, match=words):
+        load_split(",".join(f"{tmp_path}/{part}" for part in name.split(",")), "train")
+
+
+def test_a_text_that_was_cut_off(tmp_path):
+    write_texts(tmp_path, train_en="a\n")
+    (tmp_path / "train.de.gz").write_bytes(gzip.compress(b"some longer text\n" * 50)[:40])
+    with pytest.raises(ValueError, match=r"train\.de\.gz cannot be read as text"):
+        load_split(str(tmp_path), "train")

@@ -1,12 +1,13 @@
-"""From a data set's name to its rows: a local file, a local folder, a folder on the Hub, or a Hub id.
+"""From a data set's name to its rows: a local file or folder, line-aligned texts, a folder on the Hub, or a Hub id.
 
 Knows no task and no tokenizer.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow
@@ -33,7 +34,8 @@ def load_split(name: str, split: str, config: str | None = None, test_split_size
     Args:
         name: a JSON-lines, JSON, CSV or Parquet file (which holds one split); a folder of such files named after
             their splits (`train.jsonl`, `dev.txt`, ...); such a folder on the Hub (`hf://datasets/<user>/<repo>/<folder>`);
-            or a Hub id.
+            a Hub id; a folder of texts whose lines belong together, named `<split>.<column>` (`train.de`, `train.en`;
+            `.gz` may follow); or two or more such texts with commas between them (which hold one split).
         split: `train`, `validation`, `test`, or a name of the data set's own.
         config: configuration of a Hub id.
         test_split_size: the share of a single file that is held out: `train` gets the other rows, any other split
@@ -44,8 +46,11 @@ def load_split(name: str, split: str, config: str | None = None, test_split_size
     """
     if name.startswith(HUB_FOLDER):
         dataset = read_file(find_split(download_folder(name), split))
+    elif "," in name:
+        dataset = part_of_file(read_aligned([Path(part.strip()) for part in name.split(",")]), split, test_split_size)
     elif Path(name).is_dir():
-        dataset = read_file(find_split(Path(name), split))
+        aligned = aligned_files(Path(name), split)
+        dataset = read_aligned(aligned) if aligned else read_file(find_split(Path(name), split))
     elif Path(name).is_file():
         dataset = part_of_file(read_file(Path(name)), split, test_split_size)
     elif Path(name).suffix in ENDINGS or name.startswith((".", "/", "~")):
@@ -68,12 +73,62 @@ def part_of_file(dataset: Dataset, split: str, test_split_size: float) -> Datase
 
 def has_split(name: str, split: str) -> bool:
     """Whether a local folder holds the split; other sources are taken at their word."""
-    return not Path(name).is_dir() or bool(split_files(Path(name), split))
+    return not Path(name).is_dir() or bool(split_files(Path(name), split) or aligned_files(Path(name), split))
+
+
+def is_one_split(name: str) -> bool:
+    """Whether the name is a file, or texts that belong together: all rows are of one split."""
+    return Path(name).is_file() or "," in name
+
+
+def is_same_source(name: str, other: str | None) -> bool:
+    return other is not None and (name == other or Path(name).resolve() == Path(other).resolve())
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
     names = SPLIT_NAMES.get(split, (split,))
     return sorted(path for path in folder.iterdir() if path.stem in names and path.suffix in ENDINGS)
+
+
+def aligned_files(folder: Path, split: str) -> list[Path]:
+    """`train.de`, `train.en.gz`: two or more texts of one split; none where the split has a file of rows."""
+    names = SPLIT_NAMES.get(split, (split,))
+    files = [path for path in sorted(folder.iterdir()) if path.name.split(".")[0] in names and path.is_file()]
+    texts = [path for path in files if column_of(path)]
+    return texts if len(texts) > 1 and not split_files(folder, split) else []
+
+
+def column_of(path: Path) -> str | None:
+    """`de` of `train.de` and of `train.de.gz`."""
+    parts = path.name.removesuffix(".gz").split(".")
+    return parts[-1] if len(parts) > 1 and f".{parts[-1]}" not in ENDINGS else None
+
+
+def read_aligned(paths: Sequence[Path]) -> Dataset:
+    """One column a text, one row a line.
+
+    Raises:
+        ValueError: a text is not there, names no column, or has another number of lines than the first.
+    """
+    columns: dict[str, list[str]] = {}
+    for path in paths:
+        column = column_of(path)
+        if not path.is_file():
+            raise ValueError(f"The text {path} does not exist. Check --dataset_name (DATA= with make).")
+        if column is None or column in columns:
+            raise ValueError(
+                f"The name of {path} gives no column of its own. Name such texts <split>.<column>, as in train.de."
+            )
+        try:
+            text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            columns[column] = text.decode("utf-8").removesuffix("\n").split("\n")
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read as text ({first_line(error)}). Was it cut off?") from error
+    lengths = {len(lines) for lines in columns.values()}
+    if len(lengths) > 1:
+        counts = ", ".join(f"{path.name} has {len(lines):,}" for path, lines in zip(paths, columns.values()))
+        raise ValueError(f"Line by line these texts should belong together, but {counts} lines. Mend the shorter one.")
+    return Dataset.from_dict({name: [line.strip() for line in lines] for name, lines in columns.items()})
 
 
 def find_split(folder: Path, split: str) -> Path:

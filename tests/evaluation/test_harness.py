@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -10,13 +11,19 @@ from folders import puzzles, random_adapter, warmup_config
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from warmup_peft.evaluation.harness import answer_questions, continuation_ids, is_an_option
-from warmup_peft.evaluation.tasks import MultipleChoice, logiqa
+from warmup_peft.evaluation.harness import (
+    answer_questions,
+    answers_of,
+    continuation_ids,
+    is_an_option,
+    score_predictions,
+)
+from warmup_peft.evaluation.tasks import Question, logiqa
 from warmup_peft.inference.writing import end_token_ids
 
 QUESTIONS = [
-    MultipleChoice("Q: which?", (" A", " no, two", " yes", " a long option of many tokens"), 0),
-    MultipleChoice("x", (" one", " two", " three", " four"), 1),
+    Question("Q: which?", (" A", " no, two", " yes", " a long option of many tokens"), 0),
+    Question("x", (" one", " two", " three", " four"), 1),
     *logiqa(puzzles(4)),
 ]
 
@@ -114,15 +121,56 @@ def test_training_mode_is_left_as_it_was(model, tokenizer):
 
 
 def test_progress_sees_every_batch_and_every_question_once(model, tokenizer):
-    seen = []
+    seen = {}
 
-    def progress(batches):
-        seen.extend(batches)
+    def progress(batches, what):
+        seen[what] = batches
         return iter(batches)
 
-    answer_questions(model, tokenizer, QUESTIONS, None, batch_size=4, max_new_tokens=0, progress=progress)
-    assert [len(batch) for batch in seen] == [4, 2]
-    assert sorted(i for batch in seen for i in batch) == list(range(6))
+    config = warmup_config(tokenizer)
+    answer_questions(model, tokenizer, QUESTIONS, config, batch_size=4, max_new_tokens=1, progress=progress)
+    assert list(seen) == ["warmups", "scores", "answers"]
+    for batches in seen.values():
+        assert [len(batch) for batch in batches] == [4, 2]
+        assert sorted(i for batch in batches for i in batch) == list(range(6))
+
+
+def test_answers_after_given_warmups_are_those_after_the_same_text(model, tokenizer):
+    """Its own warmups given back change nothing; others, none among them, are what stands before the separator."""
+    config = warmup_config(tokenizer)
+    own = answer_questions(model, tokenizer, QUESTIONS, config, max_new_tokens=3)
+    again = [prediction.warmup_ids for prediction in own]
+    given = answer_questions(model, tokenizer, QUESTIONS, config, max_new_tokens=3, warmup_ids=again)
+    assert [p.generation for p in given] == [p.generation for p in own]
+    for one, other in zip(given, own):
+        assert one.option_logps == pytest.approx(other.option_logps, abs=1e-4)
+    others = [list(range(70, 70 + i)) for i in range(len(QUESTIONS))]
+    swapped = answer_questions(model, tokenizer, QUESTIONS, config, max_new_tokens=0, warmup_ids=others)
+    for question, prediction, ids in zip(QUESTIONS, swapped, others):
+        context = tokenizer(question.prompt)["input_ids"] + ids + config.warmup_separator_ids
+        with torch.no_grad():
+            logps = [sum_of_logps(model, context, tokenizer(option)["input_ids"]) for option in question.options]
+        assert prediction.option_logps == pytest.approx(logps, abs=1e-3)
+
+
+def test_scores_of_predictions(model, tokenizer):
+    predictions = answer_questions(model, tokenizer, QUESTIONS, None, max_new_tokens=2)
+    scores, left_out = score_predictions(("accuracy", "macro_f1"), QUESTIONS, predictions)
+    assert left_out == {}
+    right = [p.choice == q.answer for q, p in zip(QUESTIONS, predictions)]
+    assert scores["accuracy"] == pytest.approx(sum(right) / len(right))
+    nll = -sum(p.option_logps[q.answer] for q, p in zip(QUESTIONS, predictions))
+    count = sum(len(tokenizer(q.completion)["input_ids"]) for q in QUESTIONS)
+    assert scores["perplexity"] == pytest.approx(math.exp(nll / count))
+
+
+def test_a_question_without_options_is_answered_freely(model, tokenizer):
+    questions = [Question("Say it:", (" a b c",)), Question("x", (" d",))]
+    predictions = answer_questions(model, tokenizer, questions, None, max_new_tokens=4)
+    answers = answers_of(questions, predictions)
+    assert answers.choices is None
+    assert answers.texts == [prediction.generation.strip() for prediction in predictions]
+    assert answers.references == ["a b c", "d"]
 
 
 def test_continuation_that_merges_with_the_prompt_is_encoded_alone():

@@ -1,4 +1,4 @@
-"""Answers multiple-choice questions with a causal language model, with or without a warmup.
+"""Answers questions with a causal language model, with or without a warmup: it chooses an option, and writes freely.
 
 An option's score is the log-likelihood of its tokens after the prompt (and, for a warmup adapter, after the warmup it
 writes greedily and the separator). Knows no trainer and no file.
@@ -6,20 +6,28 @@ writes greedily and the separator). Knows no trainer and no file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warmup_peft.evaluation.tasks import MultipleChoice
+from warmup_peft.evaluation.metrics import Answers, score_rows, totals
+from warmup_peft.evaluation.tasks import Question
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import append_warmups, pad_token_id, write_warmups
-from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded, no_warmups, sums_where
+from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded, sums_where
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.scoring import evaluation_mode, score_after_prompt
+
+Progress = Callable[[Sequence[Any], str], Iterable[Any]]
+
+
+def no_progress(batches: Sequence[Any], what: str) -> Iterable[Any]:
+    return batches
 
 
 @dataclass(frozen=True)
@@ -28,14 +36,18 @@ class Prediction:
 
     Attributes:
         choice: the option with the highest log-likelihood.
-        option_logps: log-likelihood of each option, in nats, summed over its tokens.
-        warmup: the warmup's text; empty without one.
+        option_logps: log-likelihood of each option, in nats, summed over its tokens; of a task whose answers are
+            written freely, of the reference alone.
+        target_tokens: how many tokens the right option has.
+        warmup, warmup_ids: the warmup's text and token ids; empty without one.
         generation: what it answers when it writes freely.
     """
 
     choice: int
     option_logps: tuple[float, ...]
+    target_tokens: int
     warmup: str
+    warmup_ids: tuple[int, ...]
     generation: str
 
 
@@ -56,50 +68,141 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def write_for(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    warmup_config: WarmupConfig | None,
+    batch_size: int = 32,
+    progress: Progress = no_progress,
+) -> list[list[int]]:
+    """Token ids of the warmup that the model writes greedily for each question; empty without a `warmup_config`."""
+    written: dict[int, list[int]] = {i: [] for i in range(len(questions))}
+    if warmup_config is not None and warmup_config.max_warmup_length > 0:
+        for indices, prompt in batches_of(model, tokenizer, questions, batch_size, "warmups", progress):
+            with evaluation_mode(model):
+                warmups = write_warmups(model, prompt, warmup_config)
+            lengths = warmups.lengths[:, 0].tolist()
+            written |= {i: ids[:n] for i, ids, n in zip(indices, warmups.ids[:, 0].tolist(), lengths)}
+    return [written[i] for i in range(len(questions))]
+
+
+def score_options(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    warmup_config: WarmupConfig | None,
+    warmup_ids: Sequence[Sequence[int]],
+    batch_size: int = 32,
+    progress: Progress = no_progress,
+) -> list[tuple[float, ...]]:
+    """Log-likelihood in nats of each question's options, summed over their tokens, after these warmups."""
+    scores: dict[int, tuple[float, ...]] = {}
+    for indices, prompt in batches_of(model, tokenizer, questions, batch_size, "scores", progress):
+        options = [
+            [continuation_ids(tokenizer, questions[i].prompt, option) for option in questions[i].options]
+            for i in indices
+        ]
+        warmups = as_warmups([warmup_ids[i] for i in indices], prompt.ids.device)
+        with evaluation_mode(model):
+            logps = option_logps(model, prompt, warmups, warmup_config, options)
+        scores |= dict(zip(indices, map(tuple, logps.tolist())))
+    return [scores[i] for i in range(len(questions))]
+
+
+def write_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    warmup_config: WarmupConfig | None,
+    warmup_ids: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int = 32,
+    progress: Progress = no_progress,
+) -> list[str]:
+    """What the model answers each question when it writes greedily after these warmups."""
+    if max_new_tokens == 0:
+        return [""] * len(questions)
+    written: dict[int, str] = {}
+    for indices, prompt in batches_of(model, tokenizer, questions, batch_size, "answers", progress):
+        warmups = as_warmups([warmup_ids[i] for i in indices], prompt.ids.device)
+        with evaluation_mode(model):
+            texts = generate_texts(model, tokenizer, prompt, warmups, warmup_config, max_new_tokens)
+        written |= dict(zip(indices, texts))
+    return [written[i] for i in range(len(questions))]
+
+
+def batches_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    batch_size: int,
+    what: str,
+    progress: Progress,
+) -> Iterator[tuple[list[int], Tokens]]:
+    """Indices and prompts of so many questions at a time; those of like length go together."""
+    prompts = [tokenizer(question.prompt)["input_ids"] for question in questions]
+    by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
+    for indices in progress([by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)], what):
+        yield indices, left_padded([prompts[i] for i in indices], model.device)
+
+
+def as_warmups(warmup_ids: Sequence[Sequence[int]], device: torch.device) -> Warmups:
+    """(B, 1) given warmups."""
+    tokens = right_padded([[ids] for ids in warmup_ids], device)
+    lengths = tokens.mask.sum(-1)
+    return Warmups(tokens.ids.long(), lengths, lengths)
+
+
 def answer_questions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[MultipleChoice],
+    questions: Sequence[Question],
     warmup_config: WarmupConfig | None,
     *,
     batch_size: int = 32,
     max_new_tokens: int = 32,
-    write: Callable[[PreTrainedModel, Tokens, WarmupConfig], Warmups] = write_warmups,
-    progress: Callable[[Sequence], Iterator] = iter,
+    warmup_ids: Sequence[Sequence[int]] | None = None,
+    progress: Progress = no_progress,
 ) -> list[Prediction]:
     """A prediction for each question, in their order.
 
     Args:
         warmup_config: how the model warms up; None, or a limit of 0 tokens, answers directly.
-        batch_size: questions at a time; those of like length go together.
+        batch_size: questions at a time.
         max_new_tokens: limit of a free generation; 0 writes none.
-        write: writes the warmups.
-        progress: wraps the list of batches, to show how far it is.
+        warmup_ids: warmups to answer after, one a question, instead of those that the model writes.
+        progress: wraps a list of batches and a word for what is done with them, to show how far it is.
     """
     if warmup_config is not None and warmup_config.max_warmup_length == 0:
         warmup_config = None
-    prompts = [tokenizer(question.prompt)["input_ids"] for question in questions]
-    by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
-    batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
-    predictions: dict[int, Prediction] = {}
-    for indices in progress(batches):
-        prompt = left_padded([prompts[i] for i in indices], model.device)
-        options = [
-            [continuation_ids(tokenizer, questions[i].prompt, option) for option in questions[i].options]
-            for i in indices
-        ]
-        with evaluation_mode(model):
-            warmups = no_warmups(prompt) if warmup_config is None else write(model, prompt, warmup_config)
-            logps = option_logps(model, prompt, warmups, warmup_config, options)
-            texts = generate_texts(model, tokenizer, prompt, warmups, warmup_config, max_new_tokens)
-        for row, i in enumerate(indices):
-            predictions[i] = Prediction(
-                choice=int(logps[row].argmax()),
-                option_logps=tuple(logps[row].tolist()),
-                warmup=tokenizer.decode(warmups.ids[row, 0, : warmups.lengths[row, 0]]),
-                generation=texts[row],
-            )
-    return [predictions[i] for i in range(len(questions))]
+    asked = (model, tokenizer, questions, warmup_config)
+    if warmup_ids is None:
+        warmup_ids = write_for(*asked, batch_size, progress)
+    scores = score_options(*asked, warmup_ids, batch_size, progress)
+    texts = write_answers(*asked, warmup_ids, max_new_tokens, batch_size, progress)
+    return as_predictions(tokenizer, questions, warmup_ids, scores, texts)
+
+
+def as_predictions(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    warmup_ids: Sequence[Sequence[int]],
+    scores: Sequence[tuple[float, ...]],
+    texts: Sequence[str],
+) -> list[Prediction]:
+    """Warmups, options' log-likelihoods and free generations of the same questions, put together."""
+    return [
+        Prediction(
+            choice=max(range(len(logps)), key=logps.__getitem__),
+            option_logps=logps,
+            target_tokens=len(continuation_ids(tokenizer, question.prompt, question.completion)),
+            warmup=tokenizer.decode(ids),
+            warmup_ids=tuple(ids),
+            generation=text,
+        )
+        for question, ids, logps, text in zip(questions, warmup_ids, scores, texts)
+    ]
 
 
 def separator_of(warmup_config: WarmupConfig | None, device: torch.device) -> Tensor:
@@ -145,6 +248,44 @@ def generate_texts(
     return tokenizer.batch_decode(sequences[:, context.ids.size(1) :], skip_special_tokens=True)
 
 
-def is_an_option(generation: str, question: MultipleChoice) -> bool:
+def answer_text(question: Question, prediction: Prediction) -> str:
+    """The chosen option, or what was written where there is nothing to choose from."""
+    is_choice = len(question.options) > 1
+    return (question.options[prediction.choice] if is_choice else prediction.generation).strip()
+
+
+def answers_of(questions: Sequence[Question], predictions: Sequence[Prediction]) -> Answers:
+    """What a metric scores."""
+    pairs = list(zip(questions, predictions))
+    num_options = max(len(question.options) for question in questions)
+    return Answers(
+        texts=[answer_text(*pair) for pair in pairs],
+        references=[question.completion.strip() for question in questions],
+        prompts=[question.prompt for question in questions],
+        choices=np.array([(p.choice, q.answer) for q, p in pairs]) if num_options > 1 else None,
+        num_options=num_options,
+    )
+
+
+def score_predictions(
+    metrics: Sequence[str], questions: Sequence[Question], predictions: Sequence[Prediction]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Each score, the target's perplexity a token and n; and of scores that were left out the reason."""
+    answers = answers_of(questions, predictions)
+    scored, left_out = score_rows(metrics, answers)
+    scores = {**totals(scored), "perplexity": perplexity(questions, predictions)}
+    if answers.choices is not None and any(prediction.generation for prediction in predictions):
+        valid = [is_an_option(p.generation, q) for p, q in zip(predictions, questions)]
+        scores["generations_that_are_options"] = sum(valid) / len(valid)
+    return {**scores, "n": len(questions)}, left_out
+
+
+def perplexity(questions: Sequence[Question], predictions: Sequence[Prediction]) -> float:
+    """exp of the mean over tokens of -log P(target | prompt, warmup, separator)."""
+    nll = -sum(prediction.option_logps[q.answer] for q, prediction in zip(questions, predictions))
+    return float(np.exp(nll / sum(prediction.target_tokens for prediction in predictions)))
+
+
+def is_an_option(generation: str, question: Question) -> bool:
     """Whether a free generation is one of the question's options, apart from white space at its ends."""
     return generation.strip() in {option.strip() for option in question.options}

@@ -345,12 +345,14 @@ def scores_table(folder: Path) -> str:
     if not path.is_file():
         return ""
     metrics = json.loads(path.read_text(encoding="utf-8"))
+    arms = {name: scores for name, scores in metrics.items() if isinstance(scores, dict) and "n" in scores}
+    columns = [key for key in next(iter(arms.values()), {}) if key != "n"]
     rows = [
-        f"| {name} | {scores['accuracy']:.3f} | {scores['macro_f1']:.3f} | {scores['n']} |"
-        for name, scores in metrics.items()
-        if isinstance(scores, dict) and "accuracy" in scores
+        f"| {name} | " + " | ".join(f"{scores[key]:.3f}" for key in columns) + f" | {scores['n']} |"
+        for name, scores in arms.items()
     ]
-    return "\n".join(["\n| held-out data | accuracy | Macro F1 | rows |", "|---|---|---|---|", *rows, ""])
+    titles = " | ".join(key.replace("_", " ") for key in columns)
+    return "\n".join([f"\n| held-out data | {titles} | rows |", "|---" * (len(columns) + 2) + "|", *rows, ""])
 
 
 def seal(card: str) -> str:

@@ -13,7 +13,7 @@ DATA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format recipe-logiqa announce bench clean
+.PHONY: help setup test lint format recipe-logiqa compare-logiqa announce bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -34,6 +34,18 @@ recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes 
 	@$(BIN)/warmup-peft train --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT) \
 		$(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
 	@$(BIN)/warmup-peft evaluate --adapter $(OUTPUT)
+
+# Base model, SFT, SFT for as long as the slowest arm, four ways to warm up, two controls; three seeds each.
+ARMS ?= base_model,sft,paper,anchored,base,posterior,random_warmup,empty_warmup,more_sft
+SEEDS ?= 0,1,2
+ifeq ($(PROFILE),tiny)
+compare-logiqa: export OMP_NUM_THREADS := 1
+compare-logiqa: COMPARE_ARGS := --max_steps 480 --curve_points 8 --jobs 2
+endif
+compare-logiqa: announce setup  ## Do warmups help? Every arm with every seed, and a report; takes ARMS= SEEDS= PROFILE= MODEL= DATA= ARGS=
+	@$(BIN)/warmup-peft compare --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT)-compare \
+		--arms $(ARMS) --seeds $(SEEDS) $(COMPARE_ARGS) \
+		$(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
 
 announce:
 	$(if $(findstring --output_dir,$(subst --overwrite_output_dir,,$(ARGS))),$(error Choose the folder with OUTPUT=, so that scoring finds it))

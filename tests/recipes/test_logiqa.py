@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,28 +10,36 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from warmup_peft.cli import parse_training
 from warmup_peft.evaluation.tasks import logiqa
+from warmup_peft.parsing import parse_training
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "recipes" / "logiqa" / "tiny"
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+FOUR_BIT = ("tiny", "qlora", "paper")  # every recipe's profiles of these names
 
 
 def test_there_are_recipes():
     assert {path.name for path in RECIPES} >= {"tiny.yaml", "qlora.yaml"}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_recipes_go_through_the_real_parser(path):
     script, options, args, model = parse_training(["--config", str(path), "--bf16", "false"])
-    assert model.load_in_4bit
-    assert model.use_bnb_nested_quant
+    assert options.task is not None
     assert model.dtype == "bfloat16"  # also the dtype of 4-bit arithmetic, which TRL would leave at float32
     assert model.lora_dropout == 0.0  # above it prompts cannot be shared
     assert (args.num_warmups, args.max_warmup_length, args.warmup_separator) == (4, 8, " || ")
+    if path.stem in FOUR_BIT:
+        assert model.load_in_4bit
+        assert model.use_bnb_nested_quant
+        assert script.dataset_test_split == "test"
+
+
+@pytest.mark.parametrize("name", ["tiny", "qlora", "paper"])
+def test_logiqa_profiles_name_the_task(name):
+    _, options, _, _ = parse_training(["--config", str(TINY.parent / f"{name}.yaml"), "--bf16", "false"])
     assert options.task == "logiqa"
-    assert script.dataset_test_split == "test"
 
 
 def run_script(name: str, *arguments: str) -> None:
@@ -84,17 +91,3 @@ def test_no_puzzle_is_in_two_splits():
         questions = logiqa(split)
         counts = [sum(question.answer == index for question in questions) for index in range(4)]
         assert max(counts) - min(counts) <= 1
-
-
-def table_arms() -> dict[str, dict]:
-    spec = importlib.util.spec_from_file_location("table", ROOT / "recipes" / "logiqa" / "table.py")
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
-    return table.ARMS
-
-
-@pytest.mark.parametrize("name", table_arms())
-def test_every_arm_of_the_table_goes_through_the_parser(name):
-    changes = [word for key, value in table_arms()[name].items() for word in (f"--{key}", str(value))]
-    _, _, args, _ = parse_training(["--config", str(TINY.parent / "tiny.yaml"), *changes])
-    assert all(getattr(args, key) == value for key, value in table_arms()[name].items())

@@ -6,68 +6,52 @@ python recipes/logiqa/swap_warmups.py --adapter runs/logiqa
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Callable
 
-import torch
 from datasets import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from warmup_peft.cli import quieten
-from warmup_peft.data import load_split
-from warmup_peft.evaluation.harness import answer_questions
-from warmup_peft.evaluation.tasks import TASKS
+from warmup_peft.arguments import EvaluateArguments
+from warmup_peft.commands.rows import held_out_questions
+from warmup_peft.evaluation.harness import answer_questions, score_predictions, write_for
+from warmup_peft.evaluation.tasks import find_task
+from warmup_peft.evaluation.wording import metric_name, score_text
 from warmup_peft.inference.loading import load_folder
-from warmup_peft.inference.writing import write_warmups
-from warmup_peft.method.branches import Warmups, no_warmups
-from warmup_peft.run import score
+from warmup_peft.parsing import quieten
 
 
-def swaps(vocab_size: int, filler: int) -> dict[str, Callable[[Warmups], Warmups]]:
-    """(B, 1) warmups -> what stands in their place, of the same lengths but for another question's."""
+def swaps(vocab_size: int, filler: int) -> dict[str, Callable[[list[list[int]]], list[list[int]]]]:
+    """The warmups' token ids -> what stands in their place, of the same lengths but for another question's."""
+    generator = random.Random(0)
     return {
         "its own": lambda own: own,
-        "its own, backwards": lambda own: own._replace(ids=reverse(own)),
-        "another question's": lambda own: Warmups(*(x.roll(1, 0) for x in own[:3])),
-        "dots": lambda own: own._replace(ids=torch.full_like(own.ids, filler)),
-        "random tokens": lambda own: own._replace(ids=torch.randint_like(own.ids, vocab_size)),
+        "its own, backwards": lambda own: [ids[::-1] for ids in own],
+        "another question's": lambda own: [own[-1], *own[:-1]],
+        "dots": lambda own: [[filler] * len(ids) for ids in own],
+        "random tokens": lambda own: [[generator.randrange(vocab_size) for _ in ids] for ids in own],
+        "none, the separator alone": lambda own: [[] for _ in own],
     }
-
-
-def reverse(warmups: Warmups) -> torch.Tensor:
-    places = torch.arange(warmups.ids.size(-1), device=warmups.ids.device).expand_as(warmups.ids)
-    length = warmups.lengths.unsqueeze(-1)
-    return warmups.ids.gather(-1, torch.where(places < length, length - 1 - places, places))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", required=True)
-    options = parser.parse_args()
+    options = EvaluateArguments(parser.parse_args().adapter)
     quieten()
     disable_progress_bars()
-    torch.manual_seed(0)
     loaded = load_folder(options.adapter)
-    data = loaded.record.data
-    rows = load_split(data["dataset_name"], data["dataset_test_split"] or "test", data["dataset_config"])
-    questions = TASKS[data["task"]](rows, data["answer_format"])
+    name, questions, source = held_out_questions(options, loaded.record.data)
+    metric = find_task(name).metrics[0]
+    asked = (loaded.model, loaded.tokenizer, questions, loaded.warmup_config)
+    own = write_for(*asked)
     filler = loaded.tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
-
-    def accuracy(write) -> float:
-        predictions = answer_questions(
-            loaded.model, loaded.tokenizer, questions, loaded.warmup_config, max_new_tokens=0, write=write
-        )
-        return score(questions, predictions)["accuracy"]
-
-    ways = {
-        name: lambda model, prompt, config, swap=swap: swap(write_warmups(model, prompt, config))
-        for name, swap in swaps(len(loaded.tokenizer), filler).items()
-    }
-    ways["none, the separator alone"] = lambda model, prompt, config: no_warmups(prompt)
-    table = Table("warmup", "accuracy", title=f"{len(questions)} questions")
-    for name, write in tqdm(ways.items(), unit="way"):
-        table.add_row(name, f"{accuracy(write):.3f}")
+    table = Table("warmup", metric_name(metric), title=f"{len(questions)} questions: {source}")
+    for name, swap in tqdm(swaps(len(loaded.tokenizer), filler).items(), unit="way"):
+        predictions = answer_questions(*asked, max_new_tokens=0, warmup_ids=swap(own))
+        table.add_row(name, score_text(metric, score_predictions([metric], questions, predictions)[0][metric]))
     Console().print(table)
 
 

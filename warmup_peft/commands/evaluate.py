@@ -141,9 +141,9 @@ def bars(name: str) -> Progress:
 def scores_table(metrics: dict[str, Any], source: str) -> Table:
     columns = [key for key in metrics["warmup"] if key != "n"]
     table = Table(title=f"Held-out rows: {source}")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for key in (*columns, "n"):
-        table.add_column(metric_name(key), justify="right", overflow="fold")
+        table.add_column(metric_name(key), justify="right", min_width=max(map(len, metric_name(key).split())))
     for key, name in ARM_NAMES.items():
         if key in metrics:
             scores = metrics[key]

@@ -13,6 +13,21 @@ from warmup_peft.inference.loading import TrainingRecord
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.quantization import keep_4bit_weights_in_place
 
+TRAINING = {  # options of the shortest training that moves a tiny model's weights
+    "use_peft": "true",
+    "lora_r": "4",
+    "lora_dropout": "0",
+    "lora_target_modules": "all-linear",
+    "dtype": "float32",
+    "bf16": "false",
+    "gradient_checkpointing": "false",
+    "report_to": "none",
+    "max_steps": "2",
+    "per_device_train_batch_size": "2",
+    "learning_rate": "0.01",
+    "num_warmups": "2",
+    "max_warmup_length": "4",
+}
 SEPARATOR = " | "
 COLOURS = ("red", "green as grass", "a dull blue", "grey")
 

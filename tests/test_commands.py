@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import EXAMPLES
-from folders import puzzles, tree, write_rows
+from folders import TRAINING, puzzles, tree, write_rows
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -30,19 +30,7 @@ from warmup_peft.inference.loading import TrainingRecord, load_folder
 from warmup_peft.inference.warmup_config import WarmupConfig
 
 SETTINGS = {
-    "use_peft": "true",
-    "lora_r": "4",
-    "lora_dropout": "0",
-    "lora_target_modules": "all-linear",
-    "dtype": "float32",
-    "bf16": "false",
-    "gradient_checkpointing": "false",
-    "report_to": "none",
-    "max_steps": "2",
-    "per_device_train_batch_size": "2",
-    "learning_rate": "0.01",
-    "num_warmups": "2",
-    "max_warmup_length": "4",
+    **TRAINING,
     "save_strategy": "no",
     "logging_steps": "1",
 }

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from folders import puzzles, write_rows
+from folders import TRAINING, puzzles, write_rows
 
 from warmup_peft.cli import BAD_INPUT, INTERRUPTED, main
 from warmup_peft.commands import compare, run_arm, scheduler
@@ -15,19 +15,7 @@ from warmup_peft.evaluation.results import Job, Run
 
 SETTINGS = {
     "task": "logiqa",
-    "use_peft": "true",
-    "lora_r": "4",
-    "lora_dropout": "0",
-    "lora_target_modules": "all-linear",
-    "dtype": "float32",
-    "bf16": "false",
-    "gradient_checkpointing": "false",
-    "report_to": "none",
-    "max_steps": "2",
-    "per_device_train_batch_size": "2",
-    "learning_rate": "0.01",
-    "num_warmups": "2",
-    "max_warmup_length": "4",
+    **TRAINING,
     "warmup_pool_size": "2",
     "save_strategy": "no",
     "curve_points": "1",

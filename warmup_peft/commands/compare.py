@@ -133,8 +133,10 @@ def run_setup(setup: Setup) -> None:
     def ended(run: Run) -> None:
         runs[run.arm] = sorted([*runs[run.arm], run], key=lambda each: each.seed)
 
-    def report() -> tuple[Path, ...]:
-        return write_report(comparison_of(setup, runs, planned), setup.folder)
+    def report() -> Comparison:
+        comparison = comparison_of(setup, runs, planned)
+        write_report(comparison, setup.folder)
+        return comparison
 
     scheduler = Scheduler(planned, setup.options.jobs, ended, report)
     scheduler.run([(setup.place(arm, seed), setup.job(arm, seed)) for seed in setup.seeds for arm in first])
@@ -144,9 +146,8 @@ def run_setup(setup: Setup) -> None:
             scheduler.run(jobs)
             for seed in setup.seeds if not jobs else ():
                 ended(Run(arm.name, seed, error="SFT or every warmup arm failed, so there is no time to train for."))
-    comparison = comparison_of(setup, runs, planned)
-    paths = write_report(comparison, setup.folder)
-    show(comparison, paths)
+    comparison = report()
+    show(comparison, [setup.folder / name for name in REPORTS])
     if not any(summary.seeds for summary in comparison.arms):
         raise ValueError(f"Every run failed, the first one so: {next(iter(comparison.arms[0].failures.values()))}")
 

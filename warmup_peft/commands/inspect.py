@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -89,7 +88,7 @@ def inspect(options: InspectArguments) -> Inspection:
 
 
 def rows_of(questions: list[Question], predictions, statistics: RowStatistics) -> list[Row]:
-    return [as_row(*each) for each in zip(questions, predictions, np.asarray(statistics.row_scores))]
+    return [as_row(*each) for each in zip(questions, predictions, statistics.row_scores)]
 
 
 def show(inspection: Inspection) -> None:

@@ -75,10 +75,10 @@ def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tupl
     share = data.get("test_split_size", 0.0) if own else 0.0
     if own and is_one_split(name) and share == 0:
         raise ValueError(f"The adapter was trained on all rows of {name}. Name other rows with --dataset_name.")
-    split = options.dataset_test_split or data.get("dataset_test_split") or "test"
-    if not has_split(name, split) and has_split(name, "validation"):
-        print(f"{name} has no split {split}; scoring on its validation split.")
-        split = "validation"
+    wanted = options.dataset_test_split or data.get("dataset_test_split") or "test"
+    split = split_to_score(name, wanted)
+    if split != wanted:
+        print(f"{name} has no split {wanted}; scoring on its validation split.")
     rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share)
     where = name if is_one_split(name) else f"{name}, split {split}"
     task_args = (
@@ -108,8 +108,7 @@ def rows_to_compare_on(
         raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
     if is_one_split(name) and options.test_split_size == 0:
         raise ValueError(f"{name} has no rows to compare on. Keep some out of training with --test_split_size 0.1.")
-    if not has_split(name, split) and has_split(name, "validation"):
-        split = "validation"
+    split = split_to_score(name, split)
     rows = load_split(name, split, script_args.dataset_config, options.test_split_size)
     curve = None if is_one_split(name) else validation_rows(name, split, script_args.dataset_config)
     if curve is None:
@@ -117,6 +116,11 @@ def rows_to_compare_on(
     curve, rows = first_rows(curve, curve_samples), first_rows(rows, max_samples)
     task_args = task_args_of(options)
     return questions_of(options.task, curve, task_args), questions_of(options.task, rows, task_args)
+
+
+def split_to_score(name: str, wanted: str) -> str:
+    """The split that is wanted; of a local folder that lacks it, the validation split."""
+    return "validation" if not has_split(name, wanted) and has_split(name, "validation") else wanted
 
 
 def validation_rows(name: str, test_split: str, config: str | None) -> Dataset | None:

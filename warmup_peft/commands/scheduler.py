@@ -53,7 +53,7 @@ class Scheduler:
     planned: int
     at_a_time: int
     on_end: Callable[[Run], None]
-    report: Callable[[], None]
+    report: Callable[[], object]
     num_ended: int = 0
     seconds: dict[str, list[float]] = field(default_factory=dict)  # of each arm, what its runs took
 

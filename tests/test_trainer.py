@@ -18,10 +18,11 @@ import torch
 from conftest import EXAMPLES, TINY_SIZES
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, MistralConfig, MistralForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer, warmup_generate
+from warmup_peft.method.branches import Tokens, split_examples
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.scoring import PlainRows
 
@@ -386,8 +387,8 @@ def test_evaluation_repeats_itself_and_leaves_training_alone(model_folder, token
 def encoding_used(trainer):
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     used = []
-    encode = trainer._encode
-    trainer._encode = lambda *args: used.append(encode(*args)) or used[-1]
+    encode = trainer._encoder
+    trainer._encoder = lambda *args: used.append(encode(*args)) or used[-1]
     trainer.compute_loss(trainer.model, batch)
     return type(used[0])
 
@@ -557,12 +558,74 @@ def test_a_trl_script_becomes_a_warmup_script_by_changing_two_names(model_folder
     assert (tmp_path / "warmup" / "warmup_config.json").is_file()
 
 
-def test_the_first_batch_may_be_checked_against_plain_rows(model_folder, tokenizer, lora, tmp_path, monkeypatch):
-    make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, prefix_sharing_check=True).train()
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, prefix_sharing_check=True)
+def wrong_scores(predictions):
+    return lambda self, *args: predictions(self, *args) * 1.1
+
+
+def wrong_gradients(predictions):
+    def without_the_prompt(self, *args):
+        self.layers = {layer: (key.detach(), value.detach()) for layer, (key, value) in self.layers.items()}
+        return predictions(self, *args)
+
+    return without_the_prompt
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [(wrong_scores, "tokens would differ"), (wrong_gradients, "the gradient would be off by")]
+)
+def test_the_first_batch_is_checked_against_plain_rows(
+    model_folder, tokenizer, lora, tmp_path, monkeypatch, caplog, fault, reason
+):
+    monkeypatch.setattr(SharedPrefix, "predictions", fault(SharedPrefix.predictions))
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
+    assert encoding_used(trainer) is PlainRows
+    assert reason in caplog.text
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, prefix_sharing="true")
+    with pytest.raises(ValueError, match=f"prefix_sharing=true cannot be had: .*{reason}"):
+        trainer.train()
+
+
+def test_a_longer_batch_is_checked_again(model_folder, tokenizer, lora, tmp_path, monkeypatch):
+    """A model that goes wrong beyond some length, as with a window that it does not speak of."""
     predictions = SharedPrefix.predictions
-    monkeypatch.setattr(SharedPrefix, "predictions", lambda *args: predictions(*args) * 1.1)
-    with pytest.raises(ValueError, match=r"Shared prompts give .* nats a token .* plain rows"):
+
+    def wrong_beyond_30_tokens(self, branches, predicted):
+        is_long = self.prompt.ids.size(1) + branches.ids.size(-1) > 30
+        return predictions(self, branches, predicted) * (1.1 if is_long else 1.0)
+
+    monkeypatch.setattr(SharedPrefix, "predictions", wrong_beyond_30_tokens)
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
+    kinds = []
+    for length in (5, 12, 20, 12, 16):
+        mask = torch.ones(2, length, dtype=torch.bool)
+        prompt = Tokens(torch.arange(2 * length).view(2, length) + 30, mask)
+        kinds.append(type(trainer._encoder(trainer.model, prompt, 15)))
+    assert kinds == [SharedPrefix, SharedPrefix, PlainRows, SharedPrefix, PlainRows]
+
+
+def test_the_check_leaves_no_trace(model_folder, tokenizer, lora, tmp_path):
+    """Random numbers, gradients and modes of a training are what they would be without it."""
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
+    randomise_adapter(trainer.model)
+    state = torch.get_rng_state()
+    modes = [module.training for module in trainer.model.modules()]
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    prompt, _ = split_examples(batch["input_ids"], batch["labels"], batch["attention_mask"])
+    torch.set_rng_state(state)
+    encoded = trainer._encoder(trainer.model, prompt, 12)
+    trainer._sampler._way(trainer.model, encoded, trainer.sampling)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert [module.training for module in trainer.model.modules()] == modes
+
+
+def test_a_model_that_sees_what_follows_is_refused(tokenizer, tmp_path):
+    sizes = {**TINY_SIZES, "max_position_embeddings": 300}
+    model = BertLMHeadModel(BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    for parameter in model.parameters():
+        parameter.data.mul_(4.0) if parameter.dim() > 1 else None
+    trainer = make_trainer(model, tmp_path, tokenizer)
+    with pytest.raises(ValueError, match=r"bert lets a token see those behind it .* is_decoder"):
         trainer.train()
 
 

@@ -15,8 +15,6 @@ from test_exact_gradients import OUTCOMES, build_trainer, quantities, world  # n
 from test_trainer import make_trainer, randomise_adapter, record_warmups
 from transformers import AutoModelForCausalLM
 
-import warmup_peft.trainer as trainer_module
-
 
 def base_trainer(model, tmp_path, tokenizer, **settings):
     settings = {"warmup_source": "base", "warmup_pool_size": 6, "warmup_anchor": 0.3, **settings}
@@ -48,7 +46,7 @@ def test_training_draws_nothing_any_more(model_folder, tokenizer, lora, tmp_path
     def refuse(*_):
         raise AssertionError("sampling in the training loop")
 
-    monkeypatch.setattr(trainer_module, "sample_warmups", refuse)
+    monkeypatch.setattr(trainer, "_sampler", refuse)
     trainer.train()
     assert trainer.state.log_history[0]["warmups/kl"] == pytest.approx(
         0.0, abs=1e-4

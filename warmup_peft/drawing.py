@@ -6,14 +6,13 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,8 +20,9 @@ from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.method.branches import Branches, Tokens, Warmups, left_padded, prefix_mask, sums_where
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.pool import POOL_NAME, DrawFunction, WarmupPool
-from warmup_peft.method.sampling import SamplingSettings, sample_warmups
-from warmup_peft.method.scoring import PlainRows, evaluation_mode, score_after_prompt
+from warmup_peft.method.prefix import rope_limit
+from warmup_peft.method.sampling import SamplingSettings, WarmupSampler, random_numbers_from
+from warmup_peft.method.scoring import PlainRows, evaluation_mode
 from warmup_peft.preparation import base_fingerprint, tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -42,14 +42,6 @@ def adapter_off(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         yield
     for parameter in frozen:
         parameter.requires_grad_(False)
-
-
-@contextmanager
-def random_numbers_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from a seed, and leave the training's random numbers as they are."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 @dataclass(frozen=True)
@@ -77,12 +69,17 @@ class BaseModel:
     def draw(self, prompts: list[np.ndarray], seed: int) -> Warmups:
         """(B, M) warmups of these prompts."""
         with random_numbers_from(seed, self.model.device), adapter_off(self.model), self.autocast():
-            return sample_warmups(self.model, PlainRows(self.model, self.model, self._pad(prompts)), self.sampling)
+            return self._sampler(self.model, self._encode(self._pad(prompts)), self.sampling)
 
-    def logits(self, prompt: Tokens, branches: Branches, predicted_BKT: Tensor) -> Tensor:
-        """(N, V) of the selected predictions, without gradient."""
-        with evaluation_mode(self.model), adapter_off(self.model), self.autocast():
-            return score_after_prompt(self.model, prompt, branches, predicted_BKT)
+    @cached_property
+    def _sampler(self) -> WarmupSampler:
+        return WarmupSampler()
+
+    def _encode(self, prompt: Tokens) -> PlainRows:
+        room = self.sampling.max_length + len(self.sampling.separator_ids)
+        limit = rope_limit(self.model)
+        is_beyond = limit is not None and prompt.ids.size(1) + room > limit
+        return PlainRows(self.model, self.model, prompt, room if is_beyond else None)
 
     def checking(self, draw: DrawFunction) -> DrawFunction:
         """The same draws by somebody else; the first are scored here.
@@ -108,7 +105,8 @@ class BaseModel:
         is_drawn = prefix_mask(num_decisions, ids.size(-1))
         if ids.max() >= self.model.get_input_embeddings().num_embeddings:
             raise ValueError(f"The server drew the token {ids.max()}, which this base model does not know.")
-        logits = self.logits(prompt, Branches(ids, is_drawn, is_drawn), is_drawn)
+        with evaluation_mode(self.model), adapter_off(self.model), self.autocast():
+            logits = self._encode(prompt).predictions(Branches(ids, is_drawn, is_drawn), is_drawn)
         own_BK = sums_where(is_drawn, token_logps(logits, ids[is_drawn]))
         difference = ((own_BK - logp_BK).abs().sum() / num_decisions.sum()).item()
         if not difference <= DRAW_TOLERANCE:  # NaN too

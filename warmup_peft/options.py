@@ -105,14 +105,9 @@ class WarmupOptions:
     prefix_sharing: Literal["auto", "true", "false"] = field(
         default="auto",
         metadata={
-            "help": "Encode each prompt once for all its warmups: 'auto' where that is exact, else each prompt once a "
-            "warmup; 'true' refuses instead; 'false' never shares."
+            "help": "Encode each prompt once for all its warmups: 'auto' where the first batch shows it to be exact, "
+            "else each prompt once a warmup; 'true' refuses instead; 'false' never shares."
         },
-    )
-
-    prefix_sharing_check: bool = field(
-        default=False,
-        metadata={"help": "Score the first batch both ways, and stop the run where they differ beyond rounding."},
     )
 
     def check_warmup_options(self) -> None:

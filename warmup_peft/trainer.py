@@ -32,7 +32,8 @@ from warmup_peft.checks import (
     memory_advice,
     model_config,
 )
-from warmup_peft.drawing import BaseModel, fill_pool, random_numbers_from
+from warmup_peft.config import WarmupSFTConfig
+from warmup_peft.drawing import BaseModel, adapter_off, fill_pool
 from warmup_peft.inference.export import export_decoding
 from warmup_peft.inference.hub import own_model_card
 from warmup_peft.inference.loading import TrainingRecord, context_length
@@ -48,6 +49,7 @@ from warmup_peft.method.branches import (
     split_examples,
     sums_where,
 )
+from warmup_peft.method.encoding import Encoded, PromptEncoder
 from warmup_peft.method.objective import (
     NEEDS_GAIN,
     NEEDS_WARMUP_LOGP,
@@ -58,9 +60,8 @@ from warmup_peft.method.objective import (
     warmup_loss,
 )
 from warmup_peft.method.pool import DrawFunction, WarmupPool
-from warmup_peft.method.prefix import SharedPrefix, install, sliding_window, why_not_shareable
-from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings, sample_warmups
-from warmup_peft.method.scoring import PlainRows, without_peft_wrapper
+from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings, WarmupSampler, random_numbers_from
+from warmup_peft.method.scoring import evaluation_mode, without_peft_wrapper
 from warmup_peft.monitor import Ratios, WarmupMonitor
 from warmup_peft.options import WarmupOptions
 from warmup_peft.preparation import (
@@ -77,7 +78,6 @@ logger = get_logger(__name__)
 
 ENTROPY_ROWS = 256  # at a time: a float32 copy of all target logits would cost as much as the step
 VERIFREE_VANISHES = -60  # nats; no float32 gradient is left of exp(R) below
-SHARING_TOLERANCE = {"float32": 1e-3, "low": 0.1}  # nats a token; of bfloat16 logits rounding alone is some hundredths
 
 
 class WarmupSFTTrainer(SFTTrainer):
@@ -102,8 +102,6 @@ class WarmupSFTTrainer(SFTTrainer):
         "Unsupervised Initial State Generation",
         "id": "2502.12304",
     }
-    _said_plain_rows = False
-    _checked_sharing = False
     loss_is_scaled_for_ga = True  # divided by the targets of the whole accumulated batch, see compute_loss
 
     @functools.wraps(SFTTrainer.__init__)
@@ -122,7 +120,13 @@ class WarmupSFTTrainer(SFTTrainer):
 
         keep_4bit_weights_in_place(self.model)
         self.data_record: dict[str, Any] = {}  # where the rows came from; a caller who knows may say
-        self._choose_encoding()
+        self._encoder = PromptEncoder(
+            self.model,
+            self.args.prefix_sharing,
+            reason=why_checkpointing_forbids(self.args),
+            largest=self._largest_of_all_ranks,
+            is_mixed=self.args.bf16 or self.args.fp16,
+        )
         self.model_accepts_loss_kwargs = True  # so that the targets of the accumulated batch are always counted
         self.sampling = SamplingSettings(
             num_warmups=args.num_warmups,
@@ -136,38 +140,14 @@ class WarmupSFTTrainer(SFTTrainer):
             top_p=args.top_p,
             min_p=args.min_p,
         )
+        self._sampler = WarmupSampler()
         self._monitor = WarmupMonitor(args, self._tokenizer)
         self._pool: WarmupPool | None = None
 
-    def _choose_encoding(self) -> None:
-        """Share each prompt among its branches where that is exact; otherwise say once why not, or refuse."""
-        reason = why_not_shareable(self.model)
-        checkpointing = self.args.gradient_checkpointing_kwargs or {}
-        if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):
-            reason = "reentrant gradient checkpointing loses the gradient that flows through the shared prompt"
-        wanted = self.args.prefix_sharing != "false"
-        self._shares_prefix = wanted and reason is None
-        self._sliding_window = sliding_window(self.model)
-        if self._shares_prefix:
-            install(self.model)
-        elif wanted:
-            self._report_plain_rows(reason)
-
-    @torch.no_grad()
-    def _check_sharing(self, model, encoded: SharedPrefix, branches: Branches, predicted: Tensor, logits: Tensor):
-        """Raise ValueError where the first batch, scored with shared prompts and with plain rows, differs."""
-        self._checked_sharing = True
-        rows = PlainRows(model, self.accelerator.unwrap_model(model), encoded.prompt)
-        ids = branches.ids[predicted]
-        shared, plain = token_logps(logits, ids), token_logps(rows.predictions(branches, predicted), ids)
-        is_exact = encoded.layers[0][0].dtype == torch.float32
-        tolerance = SHARING_TOLERANCE["float32" if is_exact else "low"]
-        if (shared - plain).abs().mean() > tolerance:
-            raise ValueError(
-                f"Shared prompts give {shared.mean():.5f} nats a token on the first batch, plain rows "
-                f"{plain.mean():.5f}, and tokens differ by more than {tolerance} on average. Set prefix_sharing to "
-                "false, and please report the model."
-            )
+    def _largest_of_all_ranks(self, value: int) -> int:
+        if self.accelerator.num_processes == 1:
+            return value
+        return int(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).max())
 
     def training_step(self, *positional, **keywords):
         try:
@@ -176,14 +156,6 @@ class WarmupSFTTrainer(SFTTrainer):
             if self.args.auto_find_batch_size:  # which looks for the original's words
                 raise
             raise torch.OutOfMemoryError(memory_advice(self.args, self.model)) from error
-
-    def _report_plain_rows(self, reason: str) -> None:
-        """Refuse, or say once, that prompts are not shared: of this model, or of rows beyond its sliding window."""
-        if self.args.prefix_sharing == "true":
-            raise ValueError(f"prefix_sharing=true cannot be had: {reason}. Set prefix_sharing to auto.")
-        if not self._said_plain_rows:
-            logger.warning("Each prompt is encoded once a warmup, which is slower than once: %s.", reason)
-            self._said_plain_rows = True
 
     # ---- A batch, in one direction ----
 
@@ -194,7 +166,7 @@ class WarmupSFTTrainer(SFTTrainer):
                 "`warmup-peft evaluate` for answers."
             )
         prompt, target = split_examples(inputs["input_ids"], inputs["labels"], inputs["attention_mask"])
-        encoded = self._encode(model, prompt, target)
+        encoded = self._encoder(model, prompt, self._branch_overhead + target.ids.size(1))
         warmups = self._leave_some_out(self._sample(model, encoded))
         scores = self._score(model, encoded, warmups, target)
         self._check_numbers(scores)
@@ -216,17 +188,6 @@ class WarmupSFTTrainer(SFTTrainer):
         self._count_tokens(inputs)
         self._record(encoded, warmups, target, scores, credit)
         return loss
-
-    def _encode(self, model, prompt: Tokens, target: Tokens) -> PlainRows | SharedPrefix:
-        shares = self._shares_prefix
-        if shares and self._sliding_window is not None:
-            own_longest = prompt.ids.size(1) + self._branch_overhead + target.ids.size(1)
-            # all ranks go one way: otherwise they call the wrapped model unequally often and wait for each other
-            longest = self.accelerator.gather(torch.tensor([own_longest], device=prompt.ids.device)).max().item()
-            if longest > self._sliding_window:
-                shares = False
-                self._report_plain_rows(f"rows of {longest} tokens exceed the sliding window, {self._sliding_window}")
-        return (SharedPrefix if shares else PlainRows)(model, self.accelerator.unwrap_model(model), prompt)
 
     def _check_numbers(self, scores: Scores) -> None:
         """Stop at NaN, before it reaches the weights; count targets that no warmup makes possible, and go on."""
@@ -253,7 +214,7 @@ class WarmupSFTTrainer(SFTTrainer):
             f"or train in bfloat16 or float32. Last checkpoint: {last or 'none'}."
         )
 
-    def _sample(self, model, encoded: PlainRows | SharedPrefix) -> Warmups:
+    def _sample(self, model, encoded: Encoded) -> Warmups:
         """Training warmups of `warmup_source`; in evaluation always the model's own."""
         if self._draws_from_pool:
             return self._pool.sample(
@@ -265,7 +226,7 @@ class WarmupSFTTrainer(SFTTrainer):
             )
         try:
             with self.accelerator.autocast():
-                return sample_warmups(self.accelerator.unwrap_model(model), encoded, self.sampling)
+                return self._sampler(self.accelerator.unwrap_model(model), encoded, self.sampling)
         except NaNLogitsError as error:
             self._stop_at_nan(error.rows)
 
@@ -282,7 +243,7 @@ class WarmupSFTTrainer(SFTTrainer):
         separator_ids = torch.tensor(self._warmup_separator_ids, device=target.ids.device)
         return lay_out_branches(warmups.tokens(), separator_ids, target.repeat_for_branches(warmups.ids.size(1)))
 
-    def _score(self, model, encoded: PlainRows | SharedPrefix, warmups: Warmups, target: Tokens) -> Scores:
+    def _score(self, model, encoded: Encoded, warmups: Warmups, target: Tokens) -> Scores:
         """One forward over the branches, with gradient; the anchor of own draws takes a second, adapter off, without.
 
         Warmups of an example that coincide are scored once.
@@ -295,8 +256,6 @@ class WarmupSFTTrainer(SFTTrainer):
         is_decision = prefix_mask(num_decisions, branches.mask.size(-1))
         predicted = branches.is_target | is_decision
         logits = encoded.predictions(branches, predicted)
-        if self.args.prefix_sharing_check and not self._checked_sharing and isinstance(encoded, SharedPrefix):
-            self._check_sharing(model, encoded, branches, predicted, logits)
 
         def to_warmups(values_N: Tensor, mask: Tensor) -> Tensor:
             """(B, K) sums over the tokens whose values these are, in row-major order of the mask."""
@@ -314,7 +273,7 @@ class WarmupSFTTrainer(SFTTrainer):
         if needs_anchor and self._draws_from_pool:
             kl_BK = drawn_logp_BK - warmup_logp_BK
         elif needs_anchor:
-            reference_logits = self._base().logits(encoded.prompt, branches, is_decision)
+            reference_logits = self._reference_logits(encoded, branches, is_decision)
             kl_BK = to_warmups(divergence(decision_logits, reference_logits), is_decision)
         if self.args.objective in NEEDS_GAIN:
             probability_BK = to_warmups(target_logp_N.detach().exp(), branches.is_target)
@@ -323,10 +282,16 @@ class WarmupSFTTrainer(SFTTrainer):
         target_logp_BK = to_warmups(target_logp_N, branches.is_target)
         return Scores(target_logp_BK, warmup_logp_BK, kl_BK, drawn_logp_BK, gain_BK)
 
+    def _reference_logits(self, encoded: Encoded, branches: Branches, predicted: Tensor) -> Tensor:
+        """(N, V) of the model with its adapter off, without gradient."""
+        model = self.accelerator.unwrap_model(self.model)
+        with evaluation_mode(model), adapter_off(model), self.accelerator.autocast():
+            return encoded.again(model).predictions(branches, predicted)
+
     @torch.no_grad()
     def _target_sums(
         self,
-        encoded: PlainRows | SharedPrefix,
+        encoded: Encoded,
         warmups: Warmups,
         target: Tokens,
         of: Callable[[Tensor], Tensor] = lambda logps: logps,
@@ -488,3 +453,10 @@ class WarmupSFTTrainer(SFTTrainer):
             data=self.data_record,
             versions={name: version(name) for name in ("warmup_peft", "trl", "transformers", "peft", "torch")},
         )
+
+
+def why_checkpointing_forbids(args: WarmupSFTConfig) -> str | None:
+    """In words, why prompts cannot be shared with this gradient checkpointing; None where they can."""
+    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        return "reentrant gradient checkpointing loses the gradient that flows through the shared prompt"
+    return None

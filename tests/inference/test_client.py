@@ -28,7 +28,7 @@ from warmup_peft.inference.client import CompletionsClient, draw_from_server
 from warmup_peft.inference.loading import load_folder, load_tokenizer
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.method.branches import left_padded
-from warmup_peft.method.sampling import SamplingSettings, sample_warmups
+from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
 from warmup_peft.method.scoring import PlainRows, evaluation_mode
 
 SETTINGS = SamplingSettings(num_warmups=3, max_length=4, end_token_ids=(1,), separator_ids=(8, 9), pad_token_id=0)
@@ -192,7 +192,7 @@ def serve(model_folder, separator_ids, noise=0.0):
         settings = SamplingSettings(body["n"], body["max_tokens"], end_ids, tuple(separator_ids), 0)
         prompt = left_padded(body["prompt"], torch.device("cpu"))
         with evaluation_mode(model):
-            warmups = sample_warmups(model, PlainRows(model, model, prompt), settings)
+            warmups = WarmupSampler()(model, PlainRows(model, model, prompt), settings)
         choices = []
         for index, (ids, decided, length, logp) in enumerate(
             zip(

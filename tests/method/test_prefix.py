@@ -12,7 +12,7 @@ from transformers import set_seed
 from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix, branch_mask, install, sliding_window, why_not_shareable
-from warmup_peft.method.scoring import PlainRows, evaluation_mode, score_after_prompt
+from warmup_peft.method.scoring import CachedPrompt, PlainRows, evaluation_mode
 
 SIZES = {**TINY_SIZES, "vocab_size": 128, "num_key_value_heads": 2, "max_position_embeddings": 256}
 ARCHITECTURES = {
@@ -150,7 +150,7 @@ def test_scoring_after_a_cached_prompt_equals_plain_rows():
     branches, predicted = lay_out(warmups, target)
     with evaluation_mode(model):
         plain = PlainRows(model, model, prompt).predictions(branches, predicted)
-        cached = score_after_prompt(model, prompt, branches, predicted)
+        cached = CachedPrompt(model, model, prompt).predictions(branches, predicted)
     torch.testing.assert_close(cached, plain, rtol=1e-4, atol=1e-5)
 
 

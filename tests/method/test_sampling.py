@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from warmup_peft.method.branches import Tokens
 from warmup_peft.method.prefix import SharedPrefix, install
-from warmup_peft.method.sampling import SamplingSettings, end_warmups, sample_warmups
+from warmup_peft.method.sampling import SamplingSettings, WarmupSampler, end_warmups
 from warmup_peft.method.scoring import PlainRows, evaluation_mode
 
 SETTINGS = SamplingSettings(num_warmups=3, max_length=5, end_token_ids=(1,), separator_ids=(8, 9), pad_token_id=0)
@@ -53,7 +53,7 @@ def test_same_seed_same_warmups_as_generate_from_the_whole_prompt(model, prompt,
         install(model)
     encoded = (PlainRows if kind == "plain" else SharedPrefix)(model, model, prompt)
     set_seed(0)
-    warmups = sample_warmups(model, encoded, settings)
+    warmups = WarmupSampler()(model, encoded, settings)
     width = warmups.ids.size(-1)
     assert torch.equal(warmups.ids.flatten(0, 1), expected[:, 5 : 5 + width])
 
@@ -64,7 +64,7 @@ def test_sampling_leaves_the_model_as_it_was(model, prompt):
     model.generation_config.do_sample, model.generation_config.temperature = True, 0.01
     before = model.generation_config.to_dict()
     set_seed(0)
-    warmups = sample_warmups(model, PlainRows(model, model, prompt), dataclasses.replace(SETTINGS, num_warmups=8))
+    warmups = WarmupSampler()(model, PlainRows(model, model, prompt), dataclasses.replace(SETTINGS, num_warmups=8))
     assert model.training
     assert model.generation_config.to_dict() == before
     assert len({tuple(row) for row in warmups.ids[0].tolist()}) > 1  # at temperature 0.01 all would be equal
@@ -93,7 +93,7 @@ def test_first_tokens_follow_the_models_law(model, prompt):
     settings = dataclasses.replace(SETTINGS, num_warmups=4000, max_length=1)
     single = Tokens(prompt.ids[1:2], prompt.mask[1:2])
     set_seed(0)
-    first = sample_warmups(model, PlainRows(model, model, single), settings).ids[0, :, 0]
+    first = WarmupSampler()(model, PlainRows(model, model, single), settings).ids[0, :, 0]
     with torch.no_grad():
         law = model(single.ids).logits[0, -1].softmax(-1)
     likely = (law * 4000 > 10).nonzero().flatten()

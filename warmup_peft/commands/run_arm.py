@@ -23,7 +23,6 @@ from trl import SFTTrainer
 from warmup_peft.commands.rows import rows_to_compare_on
 from warmup_peft.commands.train import build_sft_trainer, build_trainer
 from warmup_peft.controls import AnothersWarmupTrainer, EmptyWarmupTrainer
-from warmup_peft.drawing import random_numbers_from
 from warmup_peft.evaluation.harness import answers_of, perplexity
 from warmup_peft.evaluation.metrics import score_rows, totals
 from warmup_peft.evaluation.results import Job, Point, Run, write_progress
@@ -31,6 +30,7 @@ from warmup_peft.evaluation.scorer import Scorer, anothers, as_row, none_at_all
 from warmup_peft.evaluation.tasks import Question, find_task, fingerprint
 from warmup_peft.inference.loading import end_with_the_tokenizer
 from warmup_peft.method.pool import POOL_NAME
+from warmup_peft.method.sampling import random_numbers_from
 from warmup_peft.parsing import parse_training, quieten
 from warmup_peft.trainer import WarmupSFTTrainer
 

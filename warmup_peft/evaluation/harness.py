@@ -20,8 +20,9 @@ from warmup_peft.evaluation.tasks import Question
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import append_warmups, pad_token_id, write_warmups
 from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded, sums_where
+from warmup_peft.method.encoding import PromptEncoder
 from warmup_peft.method.objective import token_logps
-from warmup_peft.method.scoring import evaluation_mode, score_after_prompt
+from warmup_peft.method.scoring import CachedPrompt, evaluation_mode
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 
@@ -98,6 +99,7 @@ def score_options(
 ) -> list[tuple[float, ...]]:
     """Log-likelihood in nats of each question's options, summed over their tokens, after these warmups."""
     scores: dict[int, tuple[float, ...]] = {}
+    encoder = PromptEncoder(model, fast=CachedPrompt)
     for indices, prompt in batches_of(model, tokenizer, questions, batch_size, "scores", progress):
         options = [
             [continuation_ids(tokenizer, questions[i].prompt, option) for option in questions[i].options]
@@ -105,7 +107,7 @@ def score_options(
         ]
         warmups = as_warmups([warmup_ids[i] for i in indices], prompt.ids.device)
         with evaluation_mode(model):
-            logps = option_logps(model, prompt, warmups, warmup_config, options)
+            logps = option_logps(encoder, prompt, warmups, warmup_config, options)
         scores |= dict(zip(indices, map(tuple, logps.tolist())))
     return [scores[i] for i in range(len(questions))]
 
@@ -140,9 +142,9 @@ def batches_of(
     what: str,
     progress: Progress,
 ) -> Iterator[tuple[list[int], Tokens]]:
-    """Indices and prompts of so many questions at a time; those of like length go together."""
+    """Indices and prompts of so many questions at a time; those of like length go together, the longest first."""
     prompts = [tokenizer(question.prompt)["input_ids"] for question in questions]
-    by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
+    by_length = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))
     for indices in progress([by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)], what):
         yield indices, left_padded([prompts[i] for i in indices], model.device)
 
@@ -211,7 +213,7 @@ def separator_of(warmup_config: WarmupConfig | None, device: torch.device) -> Te
 
 
 def option_logps(
-    model: PreTrainedModel,
+    encoder: PromptEncoder,
     prompt: Tokens,
     warmups: Warmups,
     warmup_config: WarmupConfig | None,
@@ -221,7 +223,8 @@ def option_logps(
     target = right_padded(options, prompt.ids.device)
     warmup = Tokens(*(x.expand(-1, target.ids.size(1), -1) for x in warmups.tokens()))
     branches = lay_out_branches(warmup, separator_of(warmup_config, prompt.ids.device), target)
-    logits = score_after_prompt(model, prompt, branches, branches.is_target)
+    encoded = encoder(encoder.model, prompt, room=branches.ids.size(-1))
+    logits = encoded.predictions(branches, branches.is_target)
     return sums_where(branches.is_target, token_logps(logits, branches.ids[branches.is_target]))
 
 

@@ -29,16 +29,40 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from warmup_peft.method.branches import Branches, Tokens, positions_of
-from warmup_peft.method.scoring import lm_head_only_at, with_first_prediction, without_peft_wrapper
+from warmup_peft.method.scoring import logits_at, with_first_prediction, without_peft_wrapper
 
 NAME = "warmup_prefix_over_"
 
 
+class NotShareableError(RuntimeError):
+    """The model's attention does not do what sharing a prompt takes; the message says in words what."""
+
+
 @dataclass
 class Keep:
-    """Role of the first forward: keep each layer's keys and values (B, heads, P, width)."""
+    """Role of the first forward: keep each layer's keys and values (B, heads, P, width), exactly once.
+
+    Once the forward is over, `close` ends it: what gradient checkpointing recomputes later passes through unseen.
+    """
 
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    is_closed: bool = False
+
+    def apply(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.is_closed:
+            if layer in self.layers:
+                raise NotShareableError(f"layer {layer} attends more than once in a forward")
+            self.layers[layer] = key, value
+        return key, value
+
+    def close(self, num_layers: int) -> None:
+        """Raise NotShareableError where not every one of the layers was seen."""
+        self.is_closed = True
+        if len(self.layers) != num_layers:
+            raise NotShareableError(
+                f"{len(self.layers)} of {num_layers} layers gave their keys and values, so what the others know of "
+                "the prompt would be lost"
+            )
 
 
 @dataclass
@@ -46,6 +70,10 @@ class Prepend:
     """Role of the second forward: put the kept keys and values before each layer's own."""
 
     layers: dict[int, tuple[Tensor, Tensor]]
+
+    def apply(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        kept_key, kept_value = self.layers[layer]
+        return torch.cat([kept_key, key], dim=2), torch.cat([kept_value, value], dim=2)
 
 
 def attention_over(own_name: str):
@@ -60,16 +88,12 @@ def attention_over(own_name: str):
         prefix: Keep | Prepend | None = None,
         **kwargs: Any,
     ):
-        if isinstance(prefix, Keep):
-            # recomputation under gradient checkpointing passes here again and must not replace what was kept
-            prefix.layers.setdefault(module.layer_idx, (key, value))
-        elif isinstance(prefix, Prepend):
-            kept_key, kept_value = prefix.layers[module.layer_idx]
-            key, value = torch.cat([kept_key, key], dim=2), torch.cat([kept_value, value], dim=2)
-            if own_name == "eager":
-                attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(
-                    ~attention_mask, torch.finfo(query.dtype).min
-                )
+        if prefix is not None:
+            key, value = prefix.apply(module.layer_idx, key, value)
+        if isinstance(prefix, Prepend) and own_name == "eager":
+            attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(
+                ~attention_mask, torch.finfo(query.dtype).min
+            )
         return own_function(module, own_name)(module, query, key, value, attention_mask, **kwargs)
 
     return attention
@@ -91,6 +115,14 @@ def install(model: PreTrainedModel) -> None:
     AttentionInterface.register(NAME + own_name, attention_over(own_name))
     AttentionMaskInterface.register(NAME + own_name, ALL_MASK_ATTENTION_FUNCTIONS[own_name])
     model.set_attn_implementation(NAME + own_name)
+
+
+def uninstall(model: PreTrainedModel) -> None:
+    """Undo `install`."""
+    model = without_peft_wrapper(model)
+    name = model.config._attn_implementation or ""
+    if name.startswith(NAME):
+        model.set_attn_implementation(name.removeprefix(NAME))
 
 
 def why_not_shareable(model: PreTrainedModel) -> str | None:
@@ -125,6 +157,24 @@ def sliding_window(model: PreTrainedModel) -> int | None:
     return getattr(config, "sliding_window", None)
 
 
+def rope_limit(model: PreTrainedModel) -> int | None:
+    """Tokens of a row beyond which all its positions are turned otherwise, the earlier ones too; None for most models.
+
+    That is RoPE of the kinds `longrope` (Phi-3 128k) and `dynamic`: they look at the length of the whole row.
+    """
+    limits = []
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None) or ()
+        for layer, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)] if kinds else ():
+            parameters = getattr(module.config, "rope_parameters", None) or {}
+            parameters = parameters.get(layer) or parameters
+            if kind == "longrope":
+                limits.append(parameters.get("original_max_position_embeddings"))
+            elif "dynamic" in kind:
+                limits.append(module.config.max_position_embeddings)
+    return min((limit for limit in limits if limit), default=None)
+
+
 class SharedPrefix:
     """The prompts of a batch, encoded once. Needs a model that went through `install`.
 
@@ -141,20 +191,30 @@ class SharedPrefix:
         kept = Keep()
         is_last = torch.zeros_like(prompt.mask)
         is_last[:, -1] = True
-        with lm_head_only_at(self.lm_head, is_last):
-            output = model(
-                input_ids=prompt.ids,
-                attention_mask=prompt.mask.long(),
-                position_ids=positions_of(prompt.mask),
-                use_cache=False,
-                prefix=kept,
-            )
+        self.first_logits_BV = logits_at(
+            model,
+            self.lm_head,
+            is_last,
+            input_ids=prompt.ids,
+            attention_mask=prompt.mask.long(),
+            position_ids=positions_of(prompt.mask),
+            use_cache=False,
+            prefix=kept,
+        )
+        kept.close(self.config.get_text_config().num_hidden_layers)
         self.layers = kept.layers
-        self.first_logits_BV = output.logits.squeeze(0)
+
+    def again(self, model: PreTrainedModel) -> SharedPrefix:
+        """The same prompts, encoded by `model` as it is now."""
+        return SharedPrefix(model, model, self.prompt)
 
     def prompt_cache(self, num_copies: int, *, without_last: bool = False) -> DynamicCache | None:
-        """Detached keys and values, each prompt's `num_copies` times, to decode from."""
-        length = self.prompt.ids.size(1) - without_last  # `generate` wants the last token itself
+        """Detached keys and values, each prompt's `num_copies` times, to decode from; None for no token at all.
+
+        Args:
+            without_last: leave out the last token, which `generate` wants to encode itself.
+        """
+        length = self.prompt.ids.size(1) - without_last
         if length == 0:
             return None
         cache = DynamicCache(config=self.config)
@@ -163,25 +223,23 @@ class SharedPrefix:
             cache.update(key, value, layer)
         return cache
 
-    def first_logits(self) -> Tensor:
-        """(B, V) logits of what follows the prompts, without gradient."""
-        return self.first_logits_BV.detach()
-
     def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
         """Logits (N, V) of the selected branch tokens' predictions, in row-major order, with gradient."""
         num_branches, num_tokens = branches.ids.shape[1:]
         offsets = torch.arange(num_tokens, device=branches.ids.device).repeat(num_branches)
         columns = torch.zeros_like(predicted_BKT)
         columns[..., :-1] = predicted_BKT[..., 1:]  # a token is predicted at the one before it
-        with lm_head_only_at(self.lm_head, columns.flatten(1)):
-            output = self.model(
-                input_ids=branches.ids.flatten(1),
-                attention_mask=branch_mask(self.prompt.mask, num_branches, num_tokens),
-                position_ids=self.prompt.mask.sum(1, keepdim=True) + offsets,
-                use_cache=False,
-                prefix=Prepend(self.layers),
-            )
-        return with_first_prediction(self.first_logits_BV, output.logits.squeeze(0), predicted_BKT)
+        logits = logits_at(
+            self.model,
+            self.lm_head,
+            columns.flatten(1),
+            input_ids=branches.ids.flatten(1),
+            attention_mask=branch_mask(self.prompt.mask, num_branches, num_tokens),
+            position_ids=self.prompt.mask.sum(1, keepdim=True) + offsets,
+            use_cache=False,
+            prefix=Prepend(self.layers),
+        )
+        return with_first_prediction(self.first_logits_BV, logits, predicted_BKT)
 
 
 def branch_mask(prompt_mask: Tensor, num_branches: int, num_tokens: int) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import Cache, GenerationConfig, PreTrainedModel
 from transformers.generation.logits_process import (
     LogitsProcessor,
     MinPLogitsWarper,
@@ -17,10 +19,24 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from warmup_peft.method.branches import Warmups, prefix_mask
+from warmup_peft.method.branches import Branches, Tokens, Warmups, pack, prefix_mask, sums_where
+from warmup_peft.method.encoding import Encoded, first_line, probe_prompts, tolerance_of
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix
-from warmup_peft.method.scoring import PlainRows, evaluation_mode, without_peft_wrapper
+from warmup_peft.method.scoring import (
+    PlainRows,
+    encode_prompt,
+    evaluation_mode,
+    expand_cache,
+    fitted,
+    logits_at,
+    positions_for,
+    without_peft_wrapper,
+)
+
+logger = logging.getLogger(__name__)
+
+PROBE_SEED = 0
 
 
 class NaNLogitsError(FloatingPointError):
@@ -119,59 +135,205 @@ def only_this_generation_config(model: PreTrainedModel, config: GenerationConfig
         model.generation_config = own
 
 
-def sample_warmups(model: PreTrainedModel, encoded: PlainRows | SharedPrefix, settings: SamplingSettings) -> Warmups:
-    """Draw K warmups for each encoded prompt, without gradient and in eval mode.
+@contextmanager
+def random_numbers_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Take random numbers from a seed, and leave the training's as they are."""
+    others = {} if device.type == "cpu" else {"devices": [device.index or 0], "device_type": device.type}
+    with torch.random.fork_rng(**({"devices": []} | others)):
+        torch.manual_seed(seed)
+        yield
 
-    Decoding goes on from the prompts' keys and values, so that no prompt is encoded again. Returns warmups of width W
-    (less when all of them ended earlier); those that beam search found have no `logp`.
+
+# ---- Ways to decode, the fastest first. All of them give the logits of what follows, one token after another ----
+
+
+class CachedDecoding:
+    """Goes on from a cache of the prompts.
+
+    Args:
+        model: without a wrapper.
+        cache: of the N rows.
+        logits: (N, V) of what follows them.
+        mask: (N, P) real tokens, padded on the left.
     """
-    model = without_peft_wrapper(model)
-    shape = (len(encoded.prompt.ids), settings.num_warmups)
-    with evaluation_mode(model):
-        if settings.num_beams > 1:
-            return end_warmups(_search_beams(model, encoded, settings).unflatten(0, shape), settings)
-        drawn, logps = (x.unflatten(0, shape) for x in _draw_tokens(model, encoded, settings))
-    return end_warmups(drawn, settings, logps)
 
+    def __init__(self, model: PreTrainedModel, cache: Cache, logits: Tensor, mask: Tensor):
+        self.model, self.cache, self.logits, self.mask = model, cache, logits, mask
 
-def _draw_tokens(
-    model: PreTrainedModel, encoded: PlainRows | SharedPrefix, settings: SamplingSettings
-) -> tuple[Tensor, Tensor]:
-    """(B * K, W) independent draws and each token's log-probability.
-
-    The first token comes from the prompt's own forward; stops when every row has ended.
-    """
-    num_copies = settings.num_warmups
-    mask = encoded.prompt.mask.repeat_interleave(num_copies, 0)
-    position = mask.sum(1, keepdim=True)
-    cache = encoded.prompt_cache(num_copies)
-    logits = encoded.first_logits().repeat_interleave(num_copies, 0)
-    drawn, logps = mask.new_empty(len(mask), 0, dtype=torch.long), logits.new_empty(len(mask), 0, dtype=torch.float32)
-    while True:
-        is_nan = logits.isnan().any(-1)
-        if is_nan.any():
-            raise NaNLogitsError(sorted({row // num_copies for row in is_nan.nonzero().flatten().tolist()}))
-        token, logp = settings.draw(logits)
-        drawn, logps = torch.cat([drawn, token], dim=1), torch.cat([logps, logp], dim=1)
-        if drawn.size(1) == settings.max_length or end_warmups(drawn, settings).stopped.all():
-            return drawn, logps
-        mask = torch.cat([mask, torch.ones_like(position, dtype=torch.bool)], dim=1)
-        logits = model(
-            input_ids=drawn[:, -1:],
-            attention_mask=mask.long(),
-            position_ids=position + drawn.size(1) - 1,
-            past_key_values=cache,
-            use_cache=True,
+    def write(self, token: Tensor) -> None:
+        """Take the (N, 1) tokens that were sampled; `logits` then are those of the next ones."""
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        positions = {name: x[:, -1:] for name, x in positions_for(self.model, self.mask).items()}
+        self.logits = self.model(
+            input_ids=token, attention_mask=self.mask.long(), past_key_values=self.cache, use_cache=True, **positions
         ).logits[:, -1]
 
 
-def _search_beams(model: PreTrainedModel, encoded: PlainRows | SharedPrefix, settings: SamplingSettings) -> Tensor:
+class RowDecoding:
+    """Encodes every row anew for each token, padded on the right: slow, and right for every causal model.
+
+    Args:
+        model: without a wrapper.
+        encoded: whose prompts, and whose `room`: with it the rows of one prompt at a time, as long as they may become.
+        num_copies: rows of each prompt.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoded: Encoded, num_copies: int):
+        self.model, self.room, self.num_copies = model, getattr(encoded, "room", None), num_copies
+        mask, ids = pack(encoded.prompt.mask, encoded.prompt.ids, side="right")
+        self.ids, self.lengths = (x.repeat_interleave(num_copies, 0) for x in (ids, mask.sum(1)))
+        self.logits = self._next_logits()
+
+    def write(self, token: Tensor) -> None:
+        """As `CachedDecoding.write`."""
+        self.ids = nn.functional.pad(self.ids, (0, 1)).scatter(1, self.lengths.unsqueeze(1), token)
+        self.lengths, self.room = self.lengths + 1, None if self.room is None else self.room - 1
+        self.logits = self._next_logits()
+
+    def _next_logits(self) -> Tensor:
+        if self.room is None:
+            return self._logits(self.ids, self.lengths)
+        prompts = zip(self.ids.split(self.num_copies), self.lengths.split(self.num_copies))
+        return torch.cat([self._logits(fitted(ids, int(n[0]) + self.room), n) for ids, n in prompts])
+
+    def _logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        is_last = nn.functional.one_hot(lengths - 1, ids.size(1)).bool()
+        mask = prefix_mask(lengths, ids.size(1)).long()
+        head = self.model.get_output_embeddings()
+        return logits_at(self.model, head, is_last, input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+def from_kept_keys(model: PreTrainedModel, encoded: SharedPrefix, num_copies: int) -> CachedDecoding:
+    """From the keys and values of a shared prompt."""
+    logits = encoded.first_logits_BV.detach().repeat_interleave(num_copies, 0)
+    mask = encoded.prompt.mask.repeat_interleave(num_copies, 0)
+    return CachedDecoding(model, encoded.prompt_cache(num_copies), logits, mask)
+
+
+def from_cache(model: PreTrainedModel, encoded: Encoded, num_copies: int) -> CachedDecoding:
+    """From the model's own cache of each prompt, expanded."""
+    cache, logits = encode_prompt(model, encoded.prompt)
+    expand_cache(cache, len(logits), num_copies)
+    mask = encoded.prompt.mask.repeat_interleave(num_copies, 0)
+    return CachedDecoding(model, cache, logits.repeat_interleave(num_copies, 0), mask)
+
+
+def from_copies(model: PreTrainedModel, encoded: Encoded, num_copies: int) -> CachedDecoding:
+    """From the model's own cache of K copies of each prompt, for states that cannot be expanded."""
+    copies = Tokens(*(x.repeat_interleave(num_copies, 0) for x in encoded.prompt))
+    return CachedDecoding(model, *encode_prompt(model, copies), copies.mask)
+
+
+WAYS = (from_kept_keys, from_cache, from_copies, RowDecoding)
+
+
+class WarmupSampler:
+    """Samples warmups, without gradient and in eval mode, in the fastest way that gives the model's distribution.
+
+    Which way that is, is found by trying: before the first batch, and before each with a longer prompt than any
+    before, two prompts are sampled after and the samples scored again, one plain row each. A way that fails, or whose
+    samples have another log-probability than they were sampled with, is not taken. The training's random numbers are
+    left as they are.
+    """
+
+    def __init__(self):
+        self._known: dict[type, tuple[int, int]] = {}  # kind of encoding -> index of its way, longest prompt tried
+
+    def __call__(self, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> Warmups:
+        """K warmups for each encoded prompt, of width W (less when all of them ended earlier).
+
+        Those that beam search found have no `logp`.
+
+        Raises:
+            ValueError: no way gives the model's distribution.
+            NaNLogitsError: nothing can be sampled.
+        """
+        model = without_peft_wrapper(model)
+        with evaluation_mode(model):
+            return sample(WAYS[self._way(model, encoded, settings)], model, encoded, settings)
+
+    def _way(self, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> int:
+        if getattr(encoded, "room", None) is not None:
+            return WAYS.index(RowDecoding)
+        way, tried_to = self._known.get(type(encoded), (0 if isinstance(encoded, SharedPrefix) else 1, 0))
+        longest = int(encoded.prompt.mask.sum(1).max())
+        if longest > tried_to:
+            way = first_exact_way(way, model, encoded, settings)
+            self._known[type(encoded)] = way, longest
+        return way
+
+
+def first_exact_way(way: int, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> int:
+    """Index of the first of `WAYS`, from `way` on, that gives the model's distribution. Call it in `evaluation_mode`.
+
+    Raises:
+        ValueError: none does.
+    """
+    prompt = probe_prompts(encoded.prompt)
+    settings = dataclasses.replace(settings, num_beams=1, do_sample=True)
+    wrong = ""
+    for index in range(way, len(WAYS)):
+        if WAYS[index] is RowDecoding and way < index:
+            logger.warning("Warmups are sampled without a cache, which is slow: with one, %s.", wrong)
+        with random_numbers_from(PROBE_SEED, prompt.ids.device):
+            wrong = why_wrong(WAYS[index], model, type(encoded)(model, model, prompt), settings)
+        if wrong is None:
+            return index
+    raise ValueError(f"No warmups can be sampled from {model.config.model_type}: {wrong}.")
+
+
+def why_wrong(way: Callable, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> str | None:
+    """In words, why samples of this way are not the model's; None where they are. Call it in `evaluation_mode`."""
+    try:
+        warmups = sample(way, model, encoded, settings)
+    except (torch.OutOfMemoryError, NaNLogitsError):
+        raise
+    except Exception as error:  # whatever a cache does that was not foreseen, plain rows do without it
+        return f"{model.config.model_type} cannot go on from its prompt ({first_line(error)})"
+    is_sampled = prefix_mask(warmups.num_decisions, warmups.ids.size(-1))
+    rows = PlainRows(model, model, encoded.prompt)
+    logits = rows.predictions(Branches(warmups.ids, is_sampled, is_sampled), is_sampled)
+    again_BK = sums_where(is_sampled, settings.logps(logits, warmups.ids[is_sampled]))
+    difference = ((again_BK - warmups.logp).abs().sum() / is_sampled.sum()).item()
+    if difference > tolerance_of(model).nats:
+        return f"tokens would be sampled {difference:.2g} nats off their probability"
+    return None
+
+
+def sample(way: Callable, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> Warmups:
+    shape = (len(encoded.prompt.ids), settings.num_warmups)
+    if settings.num_beams > 1:
+        return end_warmups(_search_beams(way, model, encoded, settings).unflatten(0, shape), settings)
+    tokens, logps = sample_tokens(way(model, encoded, settings.num_warmups), settings)
+    return end_warmups(tokens.unflatten(0, shape), settings, logps.unflatten(0, shape))
+
+
+def sample_tokens(decoding: CachedDecoding | RowDecoding, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
+    """(B * K, W) independent samples and each token's log-probability; stops when every row has ended."""
+    tokens = logps = None
+    while True:
+        is_nan = decoding.logits.isnan().any(-1)
+        if is_nan.any():
+            raise NaNLogitsError(sorted({row // settings.num_warmups for row in is_nan.nonzero().flatten().tolist()}))
+        token, logp = settings.draw(decoding.logits)
+        tokens = token if tokens is None else torch.cat([tokens, token], dim=1)
+        logps = logp if logps is None else torch.cat([logps, logp], dim=1)
+        if tokens.size(1) == settings.max_length or end_warmups(tokens, settings).stopped.all():
+            return tokens, logps
+        decoding.write(token)
+
+
+def _search_beams(way: Callable, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> Tensor:
     """(B * K, W) by transformers' beam search, with sampling or without."""
+    cached = {}
+    if way is from_kept_keys:
+        cached["past_key_values"] = encoded.prompt_cache(settings.num_beams, without_last=True)
     with only_this_generation_config(model, settings.generation_config()):
         sequences = model.generate(
             input_ids=encoded.prompt.ids,
             attention_mask=encoded.prompt.mask.long(),
-            past_key_values=encoded.prompt_cache(settings.num_beams, without_last=True),
+            use_cache=way is not RowDecoding,
+            **cached,
         )
     return sequences[:, encoded.prompt.ids.size(1) :]
 

@@ -1,12 +1,14 @@
 """Predictions along branches, as logits at the positions that are asked for and nowhere else.
 
-`PlainRows` encodes every branch with its own copy of the prompt: the slow, plain way, with gradient.
-`score_after_prompt` encodes the prompt once with transformers' own cache, for whatever needs no gradient.
-The fast way with gradient is `warmup_peft.method.prefix`. Knows no loss.
+`PlainRows` encodes every branch with its own copy of the prompt: the slow, plain way, right for every causal model.
+`CachedPrompt` encodes the prompt once with transformers' own cache, for whatever needs no gradient.
+The fast way with gradient is `warmup_peft.method.prefix`; which of them is taken is decided in
+`warmup_peft.method.encoding`. Knows no loss.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from warmup_peft.method.branches import Branches, Tokens, join_rows, positions_of
+from warmup_peft.method.branches import Branches, Tokens, join_rows, pack, positions_of
 
 
 @contextmanager
@@ -39,46 +41,53 @@ def without_peft_wrapper(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-@contextmanager
-def lm_head_only_at(lm_head: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Let only the masked positions (rows, tokens) reach the LM head: the model then returns logits (1, N, V).
+def logits_at(model: nn.Module, lm_head: nn.Module | None, positions: Tensor, **inputs) -> Tensor:
+    """Logits (N, V) of `model(**inputs)` at the masked positions (rows, tokens), in row-major order.
 
-    The model's own forward still runs whole, so scaling and soft caps of its logits stay in force.
+    Only those positions reach the LM head where the model has one. Its own forward still runs whole, so scaling and
+    soft caps of its logits stay in force.
     """
-    handle = lm_head.register_forward_pre_hook(lambda _, args: (args[0][positions].unsqueeze(0), *args[1:]))
+    handle = None
+
+    def select(_, args: tuple) -> tuple | None:
+        return (args[0][positions].unsqueeze(0), *args[1:]) if args[0].shape[:2] == positions.shape else None
+
+    if lm_head is not None:
+        handle = lm_head.register_forward_pre_hook(select)
     try:
-        yield
+        logits = model(**inputs).logits
     finally:
-        handle.remove()
+        if handle is not None:
+            handle.remove()
+    return logits[positions] if logits.shape[:2] == positions.shape else logits.squeeze(0)
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether the model's forward names this argument."""
+    return name in inspect.signature(without_peft_wrapper(model).forward).parameters
+
+
+def positions_for(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
+    """`position_ids` of real tokens, for the models that take them; the others count by themselves."""
+    return {"position_ids": positions_of(mask)} if takes(model, "position_ids") else {}
 
 
 class PlainRows:
     """One full row [prompt | branch] a branch: K copies of every prompt. Same interface as `SharedPrefix`.
 
+    Rows are padded on the right only. There no real token of a causal model can see the padding, through attention,
+    positions or a recurrent state, so each row is scored as if it were alone.
+
     Args:
         model: the causal language model, possibly wrapped for distributed training.
         unwrapped: the same without that wrapper.
         prompt: (B, P), padded on the left.
+        room: for a model that encodes all tokens of a row differently when the row is long: how many tokens may
+            follow each prompt. Rows are then encoded one at a time, each as long as it may become. None for others.
     """
 
-    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens):
-        self.model, self.unwrapped, self.prompt = model, unwrapped, prompt
-
-    def prompt_cache(self, num_copies: int, *, without_last: bool = False) -> Cache | None:
-        """Keys and values, each prompt's `num_copies` times, to decode from (`generate` adds the last token)."""
-        prompt = self.prompt
-        if without_last:
-            prompt = Tokens(prompt.ids[:, :-1], prompt.mask[:, :-1])
-        if prompt.ids.size(1) == 0:
-            return None
-        with evaluation_mode(self.unwrapped):
-            cache, self._first_logits_BV = encode_prompt(self.unwrapped, prompt)
-        cache.batch_repeat_interleave(num_copies)
-        return cache
-
-    def first_logits(self) -> Tensor:
-        """(B, V) logits of what follows the prompts, without gradient; call it after `prompt_cache`."""
-        return self._first_logits_BV
+    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens, room: int | None = None):
+        self.model, self.unwrapped, self.prompt, self.room = model, unwrapped, prompt, room
 
     def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
         """Logits (N, V) of the selected branch tokens' predictions, in row-major order, with gradient."""
@@ -86,46 +95,82 @@ class PlainRows:
         columns = torch.zeros_like(rows.mask)
         first_column = self.prompt.ids.size(1) - 1  # a token is predicted one column before it stands
         columns[:, first_column:-1] = predicted_BKT.flatten(0, 1)
-        with lm_head_only_at(self.unwrapped.get_output_embeddings(), columns):
-            output = self.model(
-                input_ids=rows.ids,
-                attention_mask=rows.mask.long(),
-                position_ids=positions_of(rows.mask),
-                use_cache=False,
-            )
-        return output.logits.squeeze(0)
+        mask, ids, columns = pack(rows.mask, rows.ids, columns, side="right")
+        if self.room is None:
+            return self._logits(self.model, ids, mask, columns)
+        lengths = self.prompt.mask.sum(1).repeat_interleave(branches.ids.size(1)) + self.room
+        models = [self.model] + [self.unwrapped] * (len(ids) - 1)  # ranks must call the wrapper equally often
+        return torch.cat(
+            [
+                self._logits(model, *(fitted(x[row : row + 1], int(lengths[row])) for x in (ids, mask, columns)))
+                for row, model in enumerate(models)
+            ]
+        )
+
+    def again(self, model: PreTrainedModel) -> PlainRows:
+        """The same prompts, for `model` as it is now."""
+        return PlainRows(model, model, self.prompt, self.room)
+
+    def _logits(self, model: nn.Module, ids: Tensor, mask: Tensor, columns: Tensor) -> Tensor:
+        """Of rows that are padded on the right, where every model counts its positions by itself."""
+        head = self.unwrapped.get_output_embeddings()
+        return logits_at(model, head, columns, input_ids=ids, attention_mask=mask.long(), use_cache=False)
+
+
+def fitted(row: Tensor, length: int) -> Tensor:
+    """(1, L) cut or filled with zeros on the right to (1, length)."""
+    return nn.functional.pad(row, (0, length - row.size(1)))
+
+
+class CachedPrompt:
+    """The prompts of a batch, encoded once into transformers' own cache. Without gradient, in `evaluation_mode`.
+
+    Args:
+        model, unwrapped, prompt: as for `PlainRows`.
+    """
+
+    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens):
+        self.model, self.prompt = without_peft_wrapper(unwrapped), prompt
+
+    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
+        """Logits (N, V) of the selected branch tokens' predictions, in row-major order."""
+        cache, first_logits_BV = encode_prompt(self.model, self.prompt)
+        expand_cache(cache, len(self.prompt.ids), branches.ids.size(1))
+        rows = join_rows(self.prompt, branches)
+        width = self.prompt.ids.size(1)
+        columns = torch.zeros_like(predicted_BKT)
+        columns[..., :-1] = predicted_BKT[..., 1:]
+        positions = {name: x[:, width:] for name, x in positions_for(self.model, rows.mask).items()}
+        logits = logits_at(
+            self.model,
+            self.model.get_output_embeddings(),
+            columns.flatten(0, 1),
+            input_ids=rows.ids[:, width:],
+            attention_mask=rows.mask.long(),
+            past_key_values=cache,
+            use_cache=True,
+            **positions,
+        )
+        return with_first_prediction(first_logits_BV, logits, predicted_BKT)
 
 
 def encode_prompt(model: PreTrainedModel, prompt: Tokens) -> tuple[Cache, Tensor]:
-    """Keys and values of the prompts (B, P), padded on the left, and the logits (B, V) of what follows them."""
-    output = without_peft_wrapper(model)(
+    """The cache of the prompts (B, P), padded on the left, and the logits (B, V) of what follows them."""
+    model = without_peft_wrapper(model)
+    output = model(
         input_ids=prompt.ids,
         attention_mask=prompt.mask.long(),
-        position_ids=positions_of(prompt.mask),
         use_cache=True,
-        logits_to_keep=1,
+        **positions_for(model, prompt.mask),
+        **({"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}),
     )
     return output.past_key_values, output.logits[:, -1]
 
 
-def score_after_prompt(model: PreTrainedModel, prompt: Tokens, branches: Branches, predicted_BKT: Tensor) -> Tensor:
-    """The same logits as `PlainRows.predictions`, each prompt encoded once. Call it in `evaluation_mode`."""
-    num_branches = branches.ids.size(1)
-    cache, first_logits_BV = encode_prompt(model, prompt)
-    cache.batch_repeat_interleave(num_branches)
-    rows = join_rows(prompt, branches)
-    prompt_width = prompt.ids.size(1)
-    columns = torch.zeros_like(predicted_BKT)
-    columns[..., :-1] = predicted_BKT[..., 1:]
-    with lm_head_only_at(model.get_output_embeddings(), columns.flatten(0, 1)):
-        output = without_peft_wrapper(model)(
-            input_ids=rows.ids[:, prompt_width:],
-            attention_mask=rows.mask.long(),
-            position_ids=positions_of(rows.mask)[:, prompt_width:],
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return with_first_prediction(first_logits_BV, output.logits.squeeze(0), predicted_BKT)
+def expand_cache(cache: Cache, batch_size: int, num_copies: int) -> None:
+    """Each row's keys, values and recurrent states `num_copies` times, as beam search reorders them."""
+    device = next((x.device for layer in cache.layers for x in vars(layer).values() if isinstance(x, Tensor)), None)
+    cache.reorder_cache(torch.arange(batch_size, device=device).repeat_interleave(num_copies))
 
 
 def with_first_prediction(first_logits_BV: Tensor, later_logits_MV: Tensor, predicted_BKT: Tensor) -> Tensor:

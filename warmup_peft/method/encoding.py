@@ -1,0 +1,298 @@
+"""How the prompts of a batch are encoded: once for all branches where that is exact, in plain rows elsewhere.
+
+No model is believed. What it says of itself gives a clear sentence at once where sharing cannot work; whether it does
+work is measured. The first batch, and every later one with a longer row than any before, is scored in both ways on
+two of its prompts, and the first one's gradients are compared too. A model that nobody thought of, whatever it does
+with its attention, its positions or its dropout, is therefore shared only as far as it was seen to give the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from warmup_peft.method.branches import Branches, Tokens, left_padded, prefix_mask
+from warmup_peft.method.objective import token_logps
+from warmup_peft.method.prefix import SharedPrefix, install, rope_limit, sliding_window, uninstall, why_not_shareable
+from warmup_peft.method.scoring import CachedPrompt, PlainRows, evaluation_mode
+
+logger = logging.getLogger(__name__)
+
+Encoded = PlainRows | SharedPrefix | CachedPrompt
+PROBE_PROMPT = 64  # tokens of the prompts whose gradients are compared, which takes the memory of four such rows
+PROBE_PARAMETERS = 2**24  # numbers of the gradient that are compared
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two exact ways may be apart by rounding.
+
+    Attributes:
+        nats: of a token's log-probability, on average over tokens.
+        gradient: of a gradient, relative to its norm.
+    """
+
+    nats: float
+    gradient: float
+
+
+FLOAT32 = Tolerance(1e-3, 1e-2)
+LOW_PRECISION = Tolerance(0.1, 0.15)
+
+
+def tolerance_of(model: nn.Module, is_mixed: bool = False) -> Tolerance:
+    """What rounding explains; `is_mixed` where the model computes in another precision than its weights have."""
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    kinds |= {getattr(module, "compute_dtype", None) or torch.float32 for module in model.modules()}
+    device = next(model.parameters()).device.type
+    is_mixed = is_mixed or torch.is_autocast_enabled(device) or torch.get_float32_matmul_precision() != "highest"
+    return FLOAT32 if kinds <= {torch.float32, torch.float64} and not is_mixed else LOW_PRECISION
+
+
+def alone(value: int) -> int:
+    """The largest of all ranks' values, where there is one rank."""
+    return value
+
+
+@dataclass
+class PromptEncoder:
+    """Encodes the prompts of one batch after another in the fastest way that is exact.
+
+    Attributes:
+        model: without a wrapper for distributed training.
+        sharing: `auto`, `true` (refuse what cannot be shared) or `false` (plain rows).
+        fast: the fast way: `SharedPrefix`, or `CachedPrompt`, which has no gradient.
+        reason: why prompts cannot be shared: where the caller knows, or once it was found.
+        largest: int -> the largest of all ranks' ints, so that all ranks go one way.
+        is_mixed: whether the training computes in another precision than the weights have.
+    """
+
+    model: PreTrainedModel
+    sharing: str = "auto"
+    fast: type[SharedPrefix] | type[CachedPrompt] = SharedPrefix
+    reason: str | None = None
+    largest: Callable[[int], int] = alone
+    is_mixed: bool = False
+    limit: int | None = field(init=False, default=None)
+    _checked_to: int = field(init=False, default=0)
+    _is_reported: bool = field(init=False, default=False)
+
+    def __post_init__(self):
+        """Raises ValueError where sharing is demanded and cannot be had."""
+        self._rope_limit = rope_limit(self.model)
+        self.shares = self.sharing != "false"
+        if self.shares and self.fast is SharedPrefix:
+            self.limit = sliding_window(self.model)
+            self.reason = self.reason or why_not_shareable(self.model)
+            if self.reason is None:
+                install(self.model)
+            else:
+                self._stop_sharing(self.reason)
+
+    def __call__(self, model: nn.Module, prompt: Tokens, room: int) -> Encoded:
+        """Encode prompts (B, P), padded on the left.
+
+        Args:
+            model: the model as it is called in training, with its wrapper for distributed training.
+            room: tokens that may follow the prompts.
+
+        Raises:
+            ValueError: sharing is demanded and not exact, or the model is no decoder.
+        """
+        longest = self.largest(prompt.ids.size(1) + room)
+        if self._rope_limit is not None and longest > self._rope_limit:
+            self._report(
+                f"rows of {longest} tokens exceed {self._rope_limit}, beyond which this model turns the positions of "
+                "all tokens differently. Each row is encoded by itself there"
+            )
+            return PlainRows(model, self.model, prompt, room)
+        if longest > self._checked_to:
+            self._check(prompt, room, longest)
+        if self.shares and self.limit is not None and longest > self.limit:
+            self._report(f"rows of {longest} tokens exceed {self.limit}, up to where prompts can be shared")
+            return PlainRows(model, self.model, prompt)
+        return (self.fast if self.shares else PlainRows)(model, self.model, prompt)
+
+    def _check(self, prompt: Tokens, room: int, longest: int) -> None:
+        tolerance = tolerance_of(self.model, self.is_mixed)
+        if self._checked_to == 0:
+            probe = probe_prompts(prompt, PROBE_PROMPT)
+            check_is_causal(self.model, probe, room, tolerance)
+            if self.fast is SharedPrefix:
+                check_is_trainable(self.model, probe, room)
+        if self.shares and (self.limit is None or longest <= self.limit):
+            reason = why_different(self.model, self.fast, prompt, room, tolerance, with_gradient=not self._checked_to)
+            if self.largest(int(reason is not None)):
+                reason = reason or "another rank found a difference"
+                if self._checked_to == 0:
+                    self._stop_sharing(reason)
+                else:
+                    self.limit = self._checked_to
+        self._checked_to = longest
+
+    def _stop_sharing(self, reason: str) -> None:
+        self.shares, self.reason = False, reason
+        if self.fast is SharedPrefix:
+            uninstall(self.model)
+        self._report(reason)
+
+    def _report(self, reason: str) -> None:
+        """Refuse, or say once, that prompts are not shared."""
+        if self.fast is CachedPrompt:
+            return
+        if self.sharing == "true":
+            raise ValueError(f"prefix_sharing=true cannot be had: {reason}. Set prefix_sharing to auto.")
+        if self.sharing == "auto" and not self._is_reported:
+            logger.warning("Each prompt is encoded once a warmup, which is slower than once: %s.", reason)
+            self._is_reported = True
+
+
+# ---- The check ----
+
+
+def probe_prompts(prompt: Tokens, most: int | None = None) -> Tokens:
+    """The longest prompt, and its second half: (2, P), so that one of them is padded; (1, P) of a single token.
+
+    Args:
+        most: tokens that are kept of it, the last ones.
+    """
+    row = int(prompt.mask.sum(1).argmax())
+    ids = prompt.ids[row][prompt.mask[row]][-most if most else None :].tolist()
+    return left_padded([ids, ids[len(ids) // 2 :]] if len(ids) > 1 else [ids], prompt.ids.device)
+
+
+def probe_branches(prompt: Tokens, room: int) -> Branches:
+    """Two branches for each prompt, of `room` tokens and of half as many, made of the prompt's own tokens."""
+    rows = []
+    for ids, mask in zip(prompt.ids, prompt.mask):
+        own = ids[mask]
+        cycle = own.repeat(room // len(own) + 2)
+        rows.append(torch.stack([cycle[1 : room + 1], cycle[:room].flip(0)]))
+    ids = torch.stack(rows)
+    lengths = torch.tensor([room, (room + 1) // 2], device=ids.device).expand(len(ids), -1)
+    mask = prefix_mask(lengths, room)
+    return Branches(ids, mask, mask)
+
+
+def check_is_causal(model: PreTrainedModel, prompt: Tokens, room: int, tolerance: Tolerance) -> None:
+    """Raise ValueError where what follows a token changes what is predicted after it."""
+    branches = probe_branches(prompt, room)
+    first = torch.zeros_like(branches.mask)
+    first[..., 0] = True
+    with evaluation_mode(model):
+        logits = PlainRows(model, model, prompt).predictions(branches, first)
+    logp = logits.float().log_softmax(-1).unflatten(0, (-1, 2))
+    difference = (logp[:, 0] - logp[:, 1]).abs().mean().item()
+    if difference > tolerance.nats:  # false where it is NaN, which is the trainer's to tell
+        raise ValueError(
+            f"{model.config.model_type} lets a token see those behind it (what it predicts after a prompt changes by "
+            f"{difference:.2g} nats with what follows), so it cannot be trained to write. Use a decoder (for BERT's "
+            "kin set is_decoder in the configuration)."
+        )
+
+
+def check_is_trainable(model: PreTrainedModel, prompt: Tokens, room: int) -> None:
+    """Raise ValueError where the model's own backward pass fails."""
+    try:
+        with training_mode(model):
+            gradient(PlainRows, model, prompt, room)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"{model.config.model_type} cannot be trained: its backward pass fails ({first_line(error)}). Choose "
+            "another model."
+        ) from error
+
+
+def why_different(
+    model: PreTrainedModel,
+    fast: type[SharedPrefix] | type[CachedPrompt],
+    prompt: Tokens,
+    room: int,
+    tolerance: Tolerance,
+    *,
+    with_gradient: bool,
+) -> str | None:
+    """In words, how scores (or gradients) of the fast way differ from those of plain rows; None where they do not.
+
+    Args:
+        prompt: (B, P), padded on the left; the longest is tried, and its second half beside it.
+        room: tokens of a branch.
+        with_gradient: compare gradients too, after the last tokens of that prompt.
+    """
+    is_training = fast is SharedPrefix
+    try:
+        with training_mode(model) if is_training else evaluation_mode(model):
+            with torch.no_grad():
+                plain, again, shared = (
+                    logps(way, model, probe_prompts(prompt), room) for way in (PlainRows, PlainRows, fast)
+                )
+            if (plain - again).abs().mean() > tolerance.nats:
+                return "the model's scores change from one call to the next (dropout, or other noise)"
+            difference = (plain - shared).abs().mean().item()
+            if difference > tolerance.nats or shared.isnan().any() > plain.isnan().any():
+                return f"with shared prompts tokens would differ by {difference:.2g} nats on average"
+            if with_gradient and is_training:
+                probe = probe_prompts(prompt, PROBE_PROMPT)
+                gradients = [gradient(way, model, probe, room) for way in (PlainRows, fast)]
+                error = relative_error(*gradients)
+                if error > tolerance.gradient:
+                    return f"with shared prompts the gradient would be off by {error:.0%}"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model does that was not foreseen, plain rows do without it
+        return f"{model.config.model_type} cannot share prompts ({first_line(error)})"
+    return None
+
+
+def logps(way: type[Encoded], model: PreTrainedModel, prompt: Tokens, room: int) -> Tensor:
+    """(N,) log-probabilities of the probe branches' tokens, in nats."""
+    branches = probe_branches(prompt, room)
+    return token_logps(way(model, model, prompt).predictions(branches, branches.mask), branches.ids[branches.mask])
+
+
+def gradient(way: type[Encoded], model: PreTrainedModel, prompt: Tokens, room: int) -> Tensor | None:
+    """Of a sum in which every token has a weight of its own; of the smallest parameters. None without any."""
+    chosen, size = [], 0
+    for parameter in sorted((p for p in model.parameters() if p.requires_grad), key=Tensor.numel):
+        if not chosen or size + parameter.numel() <= PROBE_PARAMETERS:
+            chosen.append(parameter)
+            size += parameter.numel()
+    if not chosen:
+        return None
+    with torch.enable_grad():
+        values = logps(way, model, prompt, room)
+        weighted = (values * torch.arange(1, len(values) + 1, device=values.device).cos()).sum()
+        parts = torch.autograd.grad(weighted, chosen, allow_unused=True)
+    return torch.cat([part.flatten().float() for part in parts if part is not None])
+
+
+def relative_error(plain: Tensor | None, shared: Tensor | None) -> float:
+    if plain is None or shared is None or plain.isnan().any() or plain.norm() == 0:
+        return 0.0
+    if plain.shape != shared.shape or shared.isnan().any():
+        return 1.0
+    return ((shared - plain).norm() / plain.norm()).item()
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """As in a training step, with dropout and checkpointing; each module's mode is put back."""
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

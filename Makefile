@@ -13,7 +13,7 @@ DATA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format recipe-logiqa compare-logiqa announce bench clean
+.PHONY: help setup test test-slow lint format recipe-logiqa compare-logiqa announce bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -56,6 +56,9 @@ bench: setup  ## Time a training step with and without warmups; takes ARGS=, suc
 
 test: setup  ## Run the tests (no network, no GPU)
 	@$(BIN)/python -m pytest
+
+test-slow: setup  ## Run the tests that take minutes: every architecture of transformers, and more
+	@$(BIN)/python -m pytest -m slow
 
 lint: setup  ## Check style
 	@$(BIN)/ruff check .

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from architectures import build
 from folders import SEPARATOR, random_adapter, warmup_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, set_seed
@@ -459,3 +461,56 @@ def test_a_folder_without_settings_is_refused(base, batch, tmp_path):
         warmup_generate(base, **batch, warmup_config=tmp_path)
     with pytest.raises(ValueError, match="Pass warmup_config"):
         warmup_generate(base, **batch)
+
+
+# ---- Models that keep something else than all keys and values ----
+
+
+def greedy_over_whole_rows(model, row: list[int], limit: int, ends: list[int]) -> list[int]:
+    """Tokens up to an end token, which is left out; each from a forward over the whole unpadded row."""
+    written = []
+    while len(written) < limit:
+        token = model(input_ids=torch.tensor([row + written])).logits[0, -1].argmax().item()
+        if token in ends:
+            break
+        written.append(token)
+    return written
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qwen3_5_text", {}),
+        ("lfm2", {}),
+        ("bamba", {}),
+        ("falcon_h1", {}),
+        ("nemotron_h", {}),
+        ("jamba", {}),
+        ("olmo_hybrid", {}),
+        ("mamba", {}),
+        ("mpt", {"initializer_range": 0.1}),  # positions by column
+        ("mistral", {"sliding_window": 8}),
+        ("gemma3_text", {"sliding_window": 8}),
+        ("llama", {}),
+    ],
+)
+@torch.no_grad()
+def test_a_batch_is_answered_as_its_rows_alone(name, changes):
+    """Prompts and warmups of different lengths, against a loop that knows neither cache nor padding."""
+    model = build(name, **changes)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
+    config = SimpleNamespace(warmup_separator_ids=[5, 6], max_warmup_length=6, end_token_ids=[*range(8, 128, 4)])
+    mask = torch.arange(12) >= 12 - torch.tensor([[2], [5], [9], [12]])
+    ids = torch.randint(7, 60, mask.shape, generator=torch.Generator().manual_seed(1)).masked_fill(~mask, 0)
+    found = warmup_generate(
+        model, ids, attention_mask=mask.long(), warmup_config=config, max_new_tokens=6, do_sample=False,
+        return_warmup=True,
+    )  # fmt: skip
+    lengths = set()
+    for row, each in enumerate(found.tolist()):
+        prompt = ids[row][mask[row]].tolist()
+        context = prompt + greedy_over_whole_rows(model, prompt, 6, [1, *config.end_token_ids]) + [5, 6]
+        lengths.add(len(context) - len(prompt))
+        expected = context + greedy_over_whole_rows(model, context, 6, [1])
+        assert [token for token in each if token > 1] == [token for token in expected if token > 1]
+    assert len(lengths) > 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer
 from transformers.generation import MaxLengthCriteria, MinPLogitsWarper, StopStringCriteria
 from transformers.generation import TopKLogitsWarper as TopK
 from transformers.generation import TopPLogitsWarper as TopP
@@ -113,30 +115,35 @@ def _decode(
     training = [module for module in model.modules() if module.training]
     model.eval()  # in training mode with gradient checkpointing the cache would be dropped
     try:
-        cache = DynamicCache(config=model.config)
+        cache = new_cache(model, prompt.size(1) + warmup_config.max_warmup_length)
         written, lengths = write_warmups(model, prompt, mask, warmup_config, law, cache)
         separator = torch.tensor(warmup_config.warmup_separator_ids, device=prompt.device).expand(len(prompt), -1)
         is_warmup = torch.arange(written.size(1), device=prompt.device) < lengths.unsqueeze(1)
         context = torch.cat([prompt, written.masked_fill(~is_warmup, pad_id), separator], 1)
         mask = torch.cat([mask, is_warmup, torch.ones_like(separator, dtype=torch.bool)], 1)
-        cache.batch_repeat_interleave(beams)
+        if _keeps_every_token(model, cache):
+            cache.batch_repeat_interleave(beams)
+            model_kwargs |= {"past_key_values": cache, "use_cache": True}
+        else:  # states that saw what was written after a warmup's end, windows, positions by column: encode it anew
+            context, mask = _packed(context, mask), _packed(mask, mask)
+            model_kwargs["past_key_values"] = past_key_values
+        if _takes(model, "position_ids"):
+            model_kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0).repeat_interleave(beams, 0)
 
-        columns = slice(prompt.size(1), context.size(1))  # hidden from whatever looks at what was generated
+        start = context.size(1)  # of the answer; nobody who looks at what was generated sees the warmup before it
         generation_config = copy.copy(generation_config)
-        generation_config.max_length += separator.size(1) + written.size(1)
-        generation_config.use_cache = model_kwargs["use_cache"] = True  # which holds prompt and warmup
+        generation_config.max_length += start - prompt.size(1)
+        generation_config.use_cache = model_kwargs.get("use_cache", generation_config.use_cache)
         if streamer is not None:
             streamer.put(prompt.cpu())  # as `generate` does
-        model_kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0).repeat_interleave(beams, 0)
         result = (type(model)._beam_search if beams > 1 else type(model)._sample)(
             model,
             context.repeat_interleave(beams, 0),
-            logits_processor=LogitsProcessorList([_Blind(logits_processor, columns)]),
-            stopping_criteria=StoppingCriteriaList(_blind(c, columns) for c in stopping_criteria),
+            logits_processor=LogitsProcessorList([_Blind(logits_processor, prompt, start)]),
+            stopping_criteria=StoppingCriteriaList(_blind(c, prompt, start) for c in stopping_criteria),
             generation_config=generation_config,
             streamer=streamer,
             attention_mask=mask.long().repeat_interleave(beams, 0),
-            past_key_values=cache,
             **model_kwargs,
         )
     finally:
@@ -144,11 +151,23 @@ def _decode(
             module.training = True
 
     sequences = result if isinstance(result, Tensor) else result.sequences
-    shown = _packed(sequences, mask) if return_warmup else _without(sequences, columns)
+    shown = _packed(sequences, mask) if return_warmup else _without_warmup(sequences, prompt, start)
     if isinstance(result, Tensor):
         return shown
     result.sequences = shown
     return result
+
+
+def new_cache(model: PreTrainedModel, longest: int) -> DynamicCache | None:
+    """An empty cache; None for models that have to encode a row of `longest` tokens anew for each of its tokens.
+
+    Those keep their state elsewhere, or turn all positions differently once a row exceeds some length (longrope).
+    """
+    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    limit = parameters.get("original_max_position_embeddings") if parameters.get("rope_type") == "longrope" else None
+    if not _takes(model, "past_key_values") or (limit is not None and longest > limit):
+        return None
+    return DynamicCache(config=model.config)
 
 
 def write_warmups(
@@ -158,20 +177,43 @@ def write_warmups(
     ends = [law.eos_token_id] if isinstance(law.eos_token_id, int) else law.eos_token_id or []
     ends = torch.tensor([*config.end_token_ids, *ends], dtype=torch.long, device=prompt.device)
     separator = torch.tensor(config.warmup_separator_ids, device=prompt.device)
-    written, new = prompt[:, :0], prompt
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    written = prompt[:, :0]
     while True:
-        logits = model(
-            input_ids=new, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]  # fmt: skip
-        new = _choose(logits.float(), law)
-        written = torch.cat([written, new], 1)
+        logits = (_last_logits if cache is None else _next_logits)(model, prompt, mask, written, cache)
+        written = torch.cat([written, _choose(logits.float(), law)], 1)
         lengths = warmup_lengths(written, ends, separator)
         if written.size(1) == config.max_warmup_length or (lengths < written.size(1)).all():
             return written, lengths
-        positions = positions[:, -1:] + 1
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+
+
+def _next_logits(model: PreTrainedModel, prompt: Tensor, mask: Tensor, written: Tensor, cache: Any) -> Tensor:
+    """(B, V) of what follows, going on from the cache."""
+    mask = torch.cat([mask, torch.ones_like(written, dtype=torch.bool)], 1)
+    new = written[:, -1:] if written.size(1) else prompt
+    options: dict[str, Any] = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
+    if _takes(model, "position_ids"):
+        options["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -new.size(1) :]
+    output = model(input_ids=new, attention_mask=mask.long(), past_key_values=cache, use_cache=True, **options)
+    return output.logits[:, -1]
+
+
+def _last_logits(model: PreTrainedModel, prompt: Tensor, mask: Tensor, written: Tensor, _: Any) -> Tensor:
+    """(B, V) of what follows, from whole rows that are padded on the right, where padding changes nothing."""
+    ids = torch.cat([prompt, written], 1)
+    mask = torch.cat([mask, torch.ones_like(written, dtype=torch.bool)], 1)
+    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+    ids, mask = ids.gather(1, order), mask.gather(1, order)
+    logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+    return logits[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
+
+
+def _keeps_every_token(model: PreTrainedModel, cache: Any) -> bool:
+    """Whether the cache can be read with gaps: keys and values of all tokens, and positions that do not count them."""
+    return cache is not None and _takes(model, "position_ids") and all(type(x) is DynamicLayer for x in cache.layers)
+
+
+def _takes(model: PreTrainedModel, name: str) -> bool:
+    return name in inspect.signature(model.forward).parameters
 
 
 def _read_config(config: Any) -> Any:
@@ -205,8 +247,8 @@ def warmup_lengths(written: Tensor, ends: Tensor, separator: Tensor) -> Tensor:
     return torch.where(stops.any(1), stops.long().argmax(1), width)
 
 
-def _without(ids: Tensor, columns: slice) -> Tensor:
-    return torch.cat([ids[:, : columns.start], ids[:, columns.stop :]], 1)
+def _without_warmup(ids: Tensor, prompt: Tensor, start: int) -> Tensor:
+    return torch.cat([prompt.repeat_interleave(len(ids) // len(prompt), 0), ids[:, start:]], 1)
 
 
 def _packed(sequences: Tensor, context_mask: Tensor) -> Tensor:
@@ -218,21 +260,21 @@ def _packed(sequences: Tensor, context_mask: Tensor) -> Tensor:
 
 
 class _Blind:
-    """A logits processor or stopping criterion that does not see some columns."""
+    """A logits processor or stopping criterion that sees the prompt and the answer, which begins at `start`."""
 
-    def __init__(self, inner: Any, columns: slice):
-        self.inner, self.columns = inner, columns
+    def __init__(self, inner: Any, prompt: Tensor, start: int):
+        self.inner, self.prompt, self.start = inner, prompt, start
         if hasattr(inner, "eos_token_id"):  # `generate` looks for a criterion that has it
             self.eos_token_id = inner.eos_token_id
 
     def __call__(self, input_ids: Tensor, scores: Any) -> Tensor:
-        return self.inner(_without(input_ids, self.columns), scores)
+        return self.inner(_without_warmup(input_ids, self.prompt, self.start), scores)
 
 
-def _blind(criterion: Any, columns: slice) -> Any:
+def _blind(criterion: Any, prompt: Tensor, start: int) -> Any:
     if isinstance(criterion, MaxLengthCriteria):
-        return MaxLengthCriteria(criterion.max_length + columns.stop - columns.start)
-    return _Blind(criterion, columns)
+        return MaxLengthCriteria(criterion.max_length + start - prompt.size(1))
+    return _Blind(criterion, prompt, start)
 
 
 def _most_frequent(sequences: Tensor, num_warmups: int, start: int) -> Tensor:

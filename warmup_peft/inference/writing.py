@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.inference import decoding
 from warmup_peft.inference.warmup_config import WarmupConfig
@@ -62,7 +62,7 @@ def write_warmups(model: PreTrainedModel, prompt: Tokens, warmup_config: WarmupC
     model = without_peft_wrapper(model)
     law = GenerationConfig(eos_token_id=list(end_token_ids(model)), **law)
     with evaluation_mode(model):
-        cache = DynamicCache(config=model.config)
+        cache = decoding.new_cache(model, prompt.ids.size(1) + warmup_config.max_warmup_length)
         ids, lengths = decoding.write_warmups(model, prompt.ids, prompt.mask, warmup_config, law, cache)
     return Warmups(ids.unsqueeze(1), lengths.unsqueeze(1), lengths.unsqueeze(1))
 

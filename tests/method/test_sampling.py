@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from warmup_peft.method.branches import Tokens
 from warmup_peft.method.prefix import SharedPrefix, install
-from warmup_peft.method.sampling import SamplingSettings, WarmupSampler, end_warmups
+from warmup_peft.method.sampling import SamplingSettings, WarmupSampler, end_warmups, random_numbers_from
 from warmup_peft.method.scoring import PlainRows, evaluation_mode
 
 SETTINGS = SamplingSettings(num_warmups=3, max_length=5, end_token_ids=(1,), separator_ids=(8, 9), pad_token_id=0)
@@ -124,3 +125,26 @@ def test_a_drawn_token_is_never_outside_its_law():
     logits = torch.tensor([[0.6, 0.4]]).log()
     logp = dataclasses.replace(SETTINGS, top_k=1).logps(logits, torch.tensor([1]))
     assert logp.exp().item() == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("cpu", {"devices": []}),
+        ("cuda:1", {"devices": [1], "device_type": "cuda"}),
+        ("mps", {"devices": [0], "device_type": "mps"}),
+        ("xpu:2", {"devices": [2], "device_type": "xpu"}),
+    ],
+)
+def test_random_numbers_are_put_back_on_every_kind_of_device(monkeypatch, device, expected):
+    asked = []
+
+    @contextmanager
+    def fork_rng(**options):
+        asked.append(options)
+        yield
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    with random_numbers_from(0, torch.device(device)):
+        pass
+    assert asked == [expected]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -512,6 +513,25 @@ def test_the_anchor_is_on_where_there_is_something_to_switch_off(model_folder, t
             kind, tmp_path, tokenizer, peft_config=peft_config, warmup_source=source, warmup_anchor=None
         )
         assert trainer.args.warmup_anchor == beta
+
+
+@pytest.mark.parametrize("streamed_first", [False, True])
+def test_a_config_is_not_changed_by_its_trainer(model_folder, tokenizer, lora, tmp_path, streamed_first):
+    """Used for two trainers, it trains the second as if the first had not been there."""
+    args = WarmupSFTConfig(
+        str(tmp_path / "run"), bf16=False, report_to="none", max_steps=1, model_init_kwargs={"dtype": "float32"}
+    )
+    before = copy.deepcopy(vars(args))
+    rows = Dataset.from_list(EXAMPLES)
+    first = rows.to_iterable_dataset() if streamed_first else rows
+    trainer = WarmupSFTTrainer(model_folder, args, train_dataset=first, processing_class=tokenizer, peft_config=lora)
+    assert trainer.args.warmup_anchor == 0.3
+    assert vars(args).keys() == before.keys()
+    assert {k for k in before if str(vars(args)[k]) != str(before[k])} == set()
+    assert trainer.model.peft_config["default"] is not lora  # TRL writes into it where a chat template adds tokens
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    second = WarmupSFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    assert second.args.warmup_anchor == 0.0  # the whole model is trained on its own samples: the paper
 
 
 def test_full_fine_tuning_trains_too(model_folder, tokenizer, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
@@ -10,13 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from trl.trainer.utils import get_config_model_id
 
 from warmup_peft.config import WarmupSFTConfig
+from warmup_peft.inference.loading import why_no_base
 from warmup_peft.method.branches import IGNORE_INDEX
 from warmup_peft.method.scoring import without_peft_wrapper
+from warmup_peft.options import DEFAULT_ANCHOR
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +38,19 @@ def as_warmup_config(args: TrainingArguments | None, model: str | PreTrainedMode
     values = args.to_dict()
     tokens = {name: getattr(args, name) for name in values if name.endswith("_token")}  # to_dict hides them all
     return WarmupSFTConfig(**{**values, **tokens})
+
+
+def own_settings(args: WarmupSFTConfig, adapters: list[PeftConfig]) -> WarmupSFTConfig:
+    """A trainer's own copy of its settings, with `warmup_anchor` resolved: TRL and transformers write into theirs."""
+    own = copy.copy(args)
+    for option in dataclasses.fields(args):
+        value = getattr(args, option.name)
+        if isinstance(value, (dict, list, AcceleratorConfig)):
+            setattr(own, option.name, copy.deepcopy(value))
+    if own.warmup_anchor is None:
+        has_base = adapters and not any(map(why_no_base, adapters))
+        own.warmup_anchor = DEFAULT_ANCHOR if has_base or own.warmup_source == "base" else 0.0
+    return own
 
 
 def apply_dict_formatting(arguments: dict[str, Any]) -> Callable | None:

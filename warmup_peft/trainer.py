@@ -25,6 +25,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
 from warmup_peft.checks import (
+    adapter_configs,
     check_context,
     check_spans,
     check_targets,
@@ -68,6 +69,7 @@ from warmup_peft.preparation import (
     as_warmup_config,
     format_rows,
     load_tokenizer,
+    own_settings,
     prompts_of,
     report_lengths,
 )
@@ -110,7 +112,10 @@ class WarmupSFTTrainer(SFTTrainer):
     def __init__(self, *positional, **keywords):
         call = inspect.signature(SFTTrainer.__init__).bind(self, *positional, **keywords)
         arguments = call.arguments
-        args = arguments["args"] = as_warmup_config(arguments.get("args"), arguments["model"])
+        arguments["peft_config"] = copy.deepcopy(arguments.get("peft_config"))  # TRL writes into it
+        adapters = adapter_configs(arguments["model"], arguments["peft_config"])
+        args = own_settings(as_warmup_config(arguments.get("args"), arguments["model"]), adapters)
+        arguments["args"] = args
         self._dict_formatting = apply_dict_formatting(arguments)
         check_trainer_arguments(arguments, args)
         if arguments.get("processing_class") is None:

@@ -28,6 +28,7 @@ from warmup_peft.method.scoring import without_peft_wrapper
 from warmup_peft.quantization import keep_4bit_weights_in_place
 
 TRAINING_RECORD_NAME = "warmup_training.json"
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass
@@ -119,6 +120,19 @@ def check_separator(folder: str | Path, config: WarmupConfig, tokenizer: PreTrai
             f"The separator {config.warmup_separator!r} has the token ids {config.warmup_separator_ids} in the "
             f"training, but the tokenizer in {folder} gives {ids}. Put back the tokenizer of the training."
         )
+
+
+def why_no_base(config: PeftConfig) -> str | None:
+    """Why the model with this adapter switched off is not the adapter's base; None where it is."""
+    init = str(getattr(config, "init_lora_weights", ""))
+    if init.lower().startswith(CHANGES_BASE):
+        return f"init_lora_weights='{init}' changes the base's own weights"
+    bias = getattr(config, "bias", "none")
+    if bias != "none":
+        return f"bias='{bias}' trains the base's own biases"
+    if getattr(config, "layer_replication", None):
+        return "layer_replication repeats the base's own layers"
+    return None
 
 
 def context_length(config: PretrainedConfig) -> int | None:

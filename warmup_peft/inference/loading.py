@@ -8,24 +8,24 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from warmup_peft.inference.warmup_config import WarmupConfig
+from warmup_peft.inference.warmup_config import WarmupConfig, check_folder
 from warmup_peft.inference.writing import end_token_ids
 from warmup_peft.method.scoring import without_peft_wrapper
-from warmup_peft.quantization import keep_4bit_weights_in_place
+from warmup_peft.quantization import is_quantized, keep_4bit_weights_in_place, stored_quantization, to_load_with
 
 TRAINING_RECORD_NAME = "warmup_training.json"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -39,7 +39,8 @@ class TrainingRecord:
         base_model: name or path of the base.
         base_revision: its commit on the Hub, where known.
         dtype: the base's, such as "bfloat16".
-        quantization_config: as bitsandbytes took it; None without quantisation.
+        quantization_config: as transformers took it; None where the base was trained on unquantised or dequantised.
+        num_embeddings: rows of the base's embeddings, which a chat template with new tokens makes more than its own.
         settings: the method's options, and the training's.
         data: where the rows came from and how they were read.
         versions: of the packages used.
@@ -49,6 +50,7 @@ class TrainingRecord:
     base_revision: str | None = None
     dtype: str = "auto"
     quantization_config: dict[str, Any] | None = None
+    num_embeddings: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -92,8 +94,6 @@ def load_folder(folder: str | Path) -> LoadedModel:
     Raises:
         ValueError: the folder is neither, or the adapter's base cannot be loaded.
     """
-    if not Path(folder).is_dir():
-        raise ValueError(f"The folder {folder} does not exist. Name the output_dir of a training or of a merge.")
     warmup_config = WarmupConfig.load(folder)
     record = TrainingRecord.load(folder)
     tokenizer = load_tokenizer(folder)
@@ -161,32 +161,92 @@ def end_with_the_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTra
     model.generation_config = config
 
 
-def load_base(adapter: str | Path, *, quantized: bool = True) -> PreTrainedModel:
-    """The base of an adapter, as it was loaded for training; `quantized=False` takes the original weights.
+@dataclass(frozen=True)
+class Base:
+    """What is known of an adapter's base before its weights are loaded.
+
+    Attributes:
+        name: its folder or Hub id.
+        record: of the training; None where the adapter has none.
+        stored: how its weights are stored quantised.
+    """
+
+    name: str
+    record: TrainingRecord | None
+    stored: dict[str, Any] | None
+
+    @property
+    def recorded(self) -> dict[str, Any] | None:
+        """The quantisation it was trained on."""
+        return self.stored if self.record is None else self.record.quantization_config
+
+
+def find_base(adapter: str | Path) -> Base:
+    """Raises ValueError where `adapter` is no adapter's folder, or its base is gone."""
+    check_is_adapter(adapter)
+    name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    places = [Path(name), Path(adapter, name)]
+    name = str(next((place for place in places if place.is_dir()), name))
+    check_is_no_adapter(name)
+    record = TrainingRecord.load(adapter)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=record and record.base_revision)
+    except OSError as error:
+        looked = "" if Path(name).is_dir() else f"there is no folder {' or '.join(str(p.absolute()) for p in places)}"
+        reason = str(error).strip().splitlines()[0]
+        reason = looked if looks_like_a_path(name) else f"{looked}; {reason}" if looked else reason
+        raise ValueError(
+            f"The adapter's base model {name} cannot be loaded ({reason}). Put it back, or set "
+            f"base_model_name_or_path in {Path(adapter, 'adapter_config.json')} to where it lies."
+        ) from error
+    return Base(name, record, stored_quantization(config))
+
+
+def load_base(
+    adapter: str | Path, weights: Literal["trained", "dequantized", "original"] = "trained"
+) -> PreTrainedModel:
+    """The base of an adapter.
+
+    Args:
+        adapter: the adapter's folder.
+        weights: as they were in training, the same dequantised, or as they were before they were quantised for it.
 
     Raises:
         ValueError: `adapter` is no adapter's folder, or its base is gone.
     """
-    if not is_adapter(adapter):
-        raise ValueError(f"{adapter} holds no adapter_config.json, so it is no adapter. Name a training's output_dir.")
-    name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    record = TrainingRecord.load(adapter) or TrainingRecord(base_model=name)
-    quantization = record.quantization_config if quantized else None
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=record.base_revision,
-            dtype=record.dtype,
-            quantization_config=None if quantization is None else BitsAndBytesConfig.from_dict(quantization),
-            device_map=_device(),
-        )
-    except OSError as error:
-        raise ValueError(
-            f"The adapter's base model {name} cannot be loaded ({str(error).strip().splitlines()[0]}). Put it back, "
-            f"or set base_model_name_or_path in {Path(adapter, 'adapter_config.json')} to where it lies."
-        ) from error
+    base = find_base(adapter)
+    record = base.record or TrainingRecord(base.name)
+    dequantize = weights == "dequantized" or base.recorded is None
+    model = AutoModelForCausalLM.from_pretrained(
+        base.name,
+        revision=record.base_revision,
+        dtype=record.dtype,
+        quantization_config=to_load_with(
+            base.stored, None if weights == "original" else base.recorded, dequantize=dequantize
+        ),
+        device_map=_device(),
+    )
     keep_4bit_weights_in_place(model)
+    if dequantize and is_quantized(model):
+        model = model.dequantize()
+    if record.num_embeddings and model.get_input_embeddings().num_embeddings != record.num_embeddings:
+        model.resize_token_embeddings(record.num_embeddings, mean_resizing=False)
     return model
+
+
+def check_is_adapter(folder: str | Path) -> None:
+    check_folder(folder)
+    if not is_adapter(folder):
+        raise ValueError(f"{folder} holds no adapter_config.json, so it is no adapter. Name a training's output_dir.")
+
+
+def check_is_no_adapter(base: str | Path) -> None:
+    """Raise ValueError where a base model's folder holds an adapter."""
+    if is_adapter(base):
+        raise ValueError(
+            f"The base model {base} is an adapter itself. Merge it first (warmup-peft merge --adapter {base} "
+            f"--output_dir {base}-merged) and name the merged folder."
+        )
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -39,6 +39,18 @@ def is_quantized(model: PreTrainedModel) -> bool:
     return getattr(model.config, "quantization_config", None) is not None
 
 
+def save_as_it_is(model: PreTrainedModel) -> None:
+    """Let a model that was dequantised while it was loaded be saved so.
+
+    transformers would undo on saving what it did on loading, and write weights of the quantised scale without their
+    scales, which load again without a word.
+    """
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    operations = [operation for each in conversions for operation in getattr(each, "operations", ())]
+    if not is_quantized(model) and any(hasattr(operation, "hf_quantizer") for operation in operations):
+        model._weight_conversions = None
+
+
 def to_load_with(
     stored: dict[str, Any] | None, recorded: dict[str, Any] | None, *, dequantize: bool = False
 ) -> QuantizationConfigMixin | None:

@@ -73,7 +73,7 @@ from warmup_peft.preparation import (
     prompts_of,
     report_lengths,
 )
-from warmup_peft.quantization import keep_4bit_weights_in_place
+from warmup_peft.quantization import keep_4bit_weights_in_place, save_as_it_is
 
 logger = get_logger(__name__)
 
@@ -126,6 +126,7 @@ class WarmupSFTTrainer(SFTTrainer):
         super().__init__(*call.args[1:], **call.kwargs)
 
         keep_4bit_weights_in_place(self.model)
+        save_as_it_is(without_peft_wrapper(self.model))
         self.data_record: dict[str, Any] = {}  # where the rows came from; a caller who knows may say
         self._choose_encoding()
         self.model_accepts_loss_kwargs = True  # so that the targets of the accumulated batch are always counted

@@ -32,6 +32,7 @@ from warmup_peft.inference.loading import (
     is_adapter,
     load_base,
     load_tokenizer,
+    load_whole,
     looks_like_a_path,
     why_no_base,
 )
@@ -54,7 +55,10 @@ ROUNDED = 0.2
 
 @dataclass(frozen=True)
 class MergeReport:
-    """Where the merged model lies, and how far its logits are from the adapter's: |merged - adapter| / |adapter|."""
+    """Where the merged model lies, and how far its logits are from the adapter's: |merged - adapter| / |adapter|.
+
+    They are those of the model as it was written, loaded again.
+    """
 
     output_dir: str
     relative_logit_error: float
@@ -111,17 +115,18 @@ def merge_adapter(
         model = model.dequantize()
     model = merge_layer_by_layer(PeftModel.from_pretrained(model, adapter), saved_dtype)
     end_with_the_tokenizer(model, tokenizer)
-    error = ((logits_of(model, probe) - expected).norm() / expected.norm()).item()
-    if not error <= limit:  # NaN too
-        raise ValueError(
-            f"The merged model's logits differ from the adapter's by {error:.1%}, and rounding explains {limit:.1%} "
-            "at most, so nothing was written. Use the adapter without merging it, and please report it."
-        )
-
     model.config.dtype = saved_dtype
+
     with whole_or_nothing(output_dir) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        del model
+        error = ((logits_of(load_whole(staging), probe) - expected).norm() / expected.norm()).item()
+        if not error <= limit:  # NaN too
+            raise ValueError(
+                f"The merged model's logits differ from the adapter's by {error:.1%}, and rounding explains "
+                f"{limit:.1%} at most, so nothing was written. Use the adapter unmerged, and please report it."
+            )
         for name in MERGED_FROM_ADAPTER:
             if Path(adapter, name).is_file():
                 shutil.copy(Path(adapter, name), staging)

@@ -25,7 +25,13 @@ from transformers import (
 from warmup_peft.inference.warmup_config import WarmupConfig, check_folder
 from warmup_peft.inference.writing import end_token_ids
 from warmup_peft.method.scoring import without_peft_wrapper
-from warmup_peft.quantization import is_quantized, keep_4bit_weights_in_place, stored_quantization, to_load_with
+from warmup_peft.quantization import (
+    is_quantized,
+    keep_4bit_weights_in_place,
+    save_as_it_is,
+    stored_quantization,
+    to_load_with,
+)
 
 TRAINING_RECORD_NAME = "warmup_training.json"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -99,10 +105,7 @@ def load_folder(folder: str | Path) -> LoadedModel:
     tokenizer = load_tokenizer(folder)
     check_separator(folder, warmup_config, tokenizer)
     try:
-        if is_adapter(folder):
-            model = put_adapter_on(load_base(folder), folder)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
+        model = put_adapter_on(load_base(folder), folder) if is_adapter(folder) else load_whole(folder)
     except SafetensorError as error:
         name = "adapter_model" if is_adapter(folder) else "model"
         raise ValueError(
@@ -110,6 +113,11 @@ def load_folder(folder: str | Path) -> LoadedModel:
         ) from error
     end_with_the_tokenizer(model, tokenizer)
     return LoadedModel(model.eval(), tokenizer, warmup_config, record)
+
+
+def load_whole(folder: str | Path) -> PreTrainedModel:
+    """A model without an adapter, as its folder holds it."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
 
 
 def check_separator(folder: str | Path, config: WarmupConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -229,6 +237,7 @@ def load_base(
     keep_4bit_weights_in_place(model)
     if dequantize and is_quantized(model):
         model = model.dequantize()
+    save_as_it_is(model)
     if record.num_embeddings and model.get_input_embeddings().num_embeddings != record.num_embeddings:
         model.resize_token_embeddings(record.num_embeddings, mean_resizing=False)
     return model

@@ -321,6 +321,12 @@ def tiny_mixtral(**changes) -> MixtralConfig:
     return MixtralConfig(**{**sizes, "num_key_value_heads": 2, "num_local_experts": 2, **changes})
 
 
+def test_an_adapter_as_the_model_is_refused(build, lora, tmp_path):
+    get_peft_model(LlamaForCausalLM(tiny_config()), lora).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"^The base model .*adapter is an adapter itself\. Merge it first"):
+        build(model=str(tmp_path / "adapter"))
+
+
 def test_encoder_decoder_is_refused(build, tmp_path):
     T5Config(d_model=8, num_layers=1).save_pretrained(tmp_path / "t5")
     with pytest.raises(ValueError, match=r"^t5 is an encoder-decoder model.*Choose a causal language model"):

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer, warmup_generate
+from warmup_peft.inference.loading import load_folder
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.scoring import PlainRows
 
@@ -532,6 +533,17 @@ def test_a_config_is_not_changed_by_its_trainer(model_folder, tokenizer, lora, t
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     second = WarmupSFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
     assert second.args.warmup_anchor == 0.0  # the whole model is trained on its own samples: the paper
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["by its name", "loaded"])
+def test_a_local_base_is_found_from_every_folder(model_folder, tokenizer, lora, tmp_path, monkeypatch, loaded):
+    monkeypatch.chdir(Path(model_folder).parent)
+    name = Path(model_folder).name
+    model = AutoModelForCausalLM.from_pretrained(name) if loaded else name
+    trainer = make_trainer(model, tmp_path, tokenizer, peft_config=lora)
+    trainer.save_model()
+    monkeypatch.chdir("/")
+    assert load_folder(tmp_path / "run").record.base_model == model_folder
 
 
 def test_full_fine_tuning_trains_too(model_folder, tokenizer, tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from warmup_peft.config import WarmupSFTConfig
-from warmup_peft.inference.loading import why_no_base
+from warmup_peft.inference.loading import check_is_no_adapter, why_no_base
 
 LOGITS_HOOKS = ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func")
 
@@ -55,6 +55,7 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
 def model_config(model: str | PreTrainedModel, args: WarmupSFTConfig) -> PretrainedConfig:
     if not isinstance(model, str):
         return model.config
+    check_is_no_adapter(model)
     revision = (args.model_init_kwargs or {}).get("revision")
     return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
 

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,19 @@ def load_tokenizer(model: str | PreTrainedModel, args: WarmupSFTConfig):
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
     return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+
+
+def name_the_base(model: PreTrainedModel | PeftModel) -> None:
+    """Let what is saved name a local base by its absolute path, whatever folder it will be read from."""
+    config = without_peft_wrapper(model).config
+    config._name_or_path = absolute_folder(get_config_model_id(config))
+    for adapter in getattr(model, "peft_config", {}).values():
+        adapter.base_model_name_or_path = absolute_folder(adapter.base_model_name_or_path or "")
+
+
+def absolute_folder(name: str) -> str:
+    """A local folder's absolute path; any other name as it is."""
+    return str(Path(name).absolute()) if name and Path(name).is_dir() else name
 
 
 def report_lengths(name: str, whole: Dataset, kept: Dataset, max_length: int | None) -> None:

@@ -69,6 +69,7 @@ from warmup_peft.preparation import (
     as_warmup_config,
     format_rows,
     load_tokenizer,
+    name_the_base,
     own_settings,
     prompts_of,
     report_lengths,
@@ -127,6 +128,7 @@ class WarmupSFTTrainer(SFTTrainer):
 
         keep_4bit_weights_in_place(self.model)
         save_as_it_is(without_peft_wrapper(self.model))
+        name_the_base(self.model)
         self.data_record: dict[str, Any] = {}  # where the rows came from; a caller who knows may say
         self._choose_encoding()
         self.model_accepts_loss_kwargs = True  # so that the targets of the accumulated batch are always counted

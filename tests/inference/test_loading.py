@@ -99,10 +99,39 @@ def test_folder_that_is_no_warmup_model(model_folder):
 
 
 def test_base_that_is_gone(adapter, tmp_path):
-    path = adapter / "adapter_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path / "gone")}))
+    set_base(adapter, str(tmp_path / "gone"))
     with pytest.raises(ValueError, match=r"base model .*gone cannot be loaded .*Put it back, or set base_model_name"):
+        load_folder(adapter)
+
+
+def set_base(adapter: Path, name: str) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": name}))
+
+
+def test_a_base_may_be_named_relative_to_the_adapter(adapter, model_folder, tmp_path, monkeypatch):
+    expected = logits(load_folder(adapter).model)
+    shutil.copytree(model_folder, tmp_path / "base")
+    set_base(adapter, "../base")
+    monkeypatch.chdir("/")
+    assert torch.equal(logits(load_folder(adapter).model), expected)
+    assert merge_adapter(adapter, tmp_path / "merged").relative_logit_error < 1e-5
+
+
+@pytest.mark.parametrize("name", ["runs/base", "../base", "/no/base"])
+def test_a_base_that_is_no_folder_is_named_with_where_it_was_looked_for(adapter, name, tmp_path, monkeypatch):
+    set_base(adapter, name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"base model .*base cannot be loaded \(there is no folder") as error:
+        load_folder(adapter)
+    assert f" {Path(name).absolute()} or {Path(adapter, name).absolute()}" in str(error.value)
+    assert "Put it back, or set base_model_name_or_path" in str(error.value)
+
+
+def test_a_base_that_is_an_adapter_is_refused(adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "other")
+    set_base(adapter, str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"base model .*other is an adapter itself\. Merge it first"):
         load_folder(adapter)
 
 

@@ -20,7 +20,7 @@ from warmup_peft.commands.rows import check_counts, data_record, training_rows
 from warmup_peft.inference.client import CompletionsClient, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME
 from warmup_peft.inference.hub import METRICS_NAME
-from warmup_peft.inference.loading import load_tokenizer
+from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
 from warmup_peft.method.pool import POOL_NAME
 from warmup_peft.quantization import keep_4bit_weights_in_place
 from warmup_peft.trainer import WarmupSFTTrainer
@@ -88,6 +88,7 @@ def trainer_arguments(script_args, options: RunOptions, args, model_args) -> dic
         raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
     if script_args.dataset_name is None:
         raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
+    check_is_no_adapter(model_args.model_name_or_path)
     check_counts(options, max_train_samples=1)
     if Path(args.output_dir).resolve() == Path(model_args.model_name_or_path).resolve():
         raise ValueError(f"output_dir={args.output_dir} is the base model's own folder. Choose another --output_dir.")

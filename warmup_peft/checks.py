@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from warmup_peft.config import WarmupSFTConfig
-from warmup_peft.inference.loading import check_is_no_adapter, why_no_base
+from warmup_peft.inference.loading import check_is_no_adapter, is_of_adapter, why_no_base
 
 LOGITS_HOOKS = ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func")
 
@@ -127,9 +127,8 @@ def check_frozen_base(model: str | PreTrainedModel, args: WarmupSFTConfig) -> No
     """A PeftModel that the caller made may train weights of its base, which stay when the adapter is off."""
     if not isinstance(model, PeftModel) or not needs_base(args):
         return
-    adapter_parts = (f".{model.base_model.prefix}", ".modules_to_save.", ".trainable_tokens_")
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not any(part in name for part in adapter_parts):
+        if parameter.requires_grad and not is_of_adapter(name, model):
             raise ValueError(
                 f"The model trains {name}, a weight of the base itself, so the model with its adapter off is no "
                 "longer the base that the anchor and warmup_source base need. Freeze it (requires_grad_(False)), name "

@@ -67,6 +67,7 @@ from warmup_peft.options import WarmupOptions
 from warmup_peft.preparation import (
     apply_dict_formatting,
     as_warmup_config,
+    base_fingerprint,
     format_rows,
     load_tokenizer,
     name_the_base,
@@ -146,6 +147,7 @@ class WarmupSFTTrainer(SFTTrainer):
         )
         self._monitor = WarmupMonitor(args, self._tokenizer)
         self._pool: WarmupPool | None = None
+        self._base_fingerprint: str | None = None
 
     def _choose_encoding(self) -> None:
         """Share each prompt among its branches where that is exact; otherwise say once why not, or refuse."""
@@ -411,12 +413,18 @@ class WarmupSFTTrainer(SFTTrainer):
 
         Raises:
             ValueError: a pool of another model, tokenizer or law, a file that was cut short, draws of another model,
-                or a base model all of whose warmups are empty or equal.
+                a base model all of whose warmups are empty or equal, or missing warmups of a whole model that this
+                trainer has trained since it started.
         """
         base = self._base(num_warmups=self.args.warmup_pool_size)
+        fingerprint = base_fingerprint(base.model)
+        if self._base_fingerprint is None:
+            self._base_fingerprint = fingerprint
         draw = None if draw is None else base.checking(draw)
         prompts = list(prompts_of(self.train_dataset))
-        self._pool = fill_pool(base, prompts, self._tokenizer, self.args, self.accelerator, draw)
+        law = base.law(self._base_fingerprint, self._tokenizer)
+        has_moved = fingerprint != self._base_fingerprint
+        self._pool = fill_pool(base, prompts, law, self.args, self.accelerator, draw, has_moved=has_moved)
         return self._pool
 
     def _base(self, **changes: Any) -> BaseModel:
@@ -482,12 +490,13 @@ class WarmupSFTTrainer(SFTTrainer):
             base_model=get_config_model_id(base.config),
             base_revision=getattr(base.config, "_commit_hash", None),
             dtype=str(base.dtype).removeprefix("torch."),
+            num_embeddings=base.get_input_embeddings().weight.size(0),
             quantization_config=quantization.to_dict() if hasattr(quantization, "to_dict") else quantization,
             settings={
                 **options,
                 "learning_rate": self.args.learning_rate,
                 "steps": self.state.global_step,
-                "batch_size": self.args.train_batch_size
+                "batch_size": self._train_batch_size  # what auto_find_batch_size has come to
                 * self.args.gradient_accumulation_steps
                 * self.accelerator.num_processes,
                 "lora_r": getattr(lora, "r", None),

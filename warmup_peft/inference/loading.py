@@ -143,6 +143,11 @@ def why_no_base(config: PeftConfig) -> str | None:
     return None
 
 
+def is_of_adapter(name: str, model: PeftModel) -> bool:
+    """Whether a parameter or buffer of this name belongs to an adapter, not to the base."""
+    return any(part in name for part in (f".{model.base_model.prefix}", ".modules_to_save.", ".trainable_tokens_"))
+
+
 def context_length(config: PretrainedConfig) -> int | None:
     """Positions the model knows, in tokens; None where its configuration names no limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -222,6 +222,38 @@ def test_output_folder_that_holds_a_run_is_refused(refusal, good, tmp_path):
     assert "--resume_from_checkpoint" in said
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--adapter"],
+        ["generate", "--prompt", "x", "--adapter"],
+        ["generate", "--prompt", "x", "--base_url", "http://localhost:1/v1", "--model", "m", "--adapter"],
+        ["merge", "--output_dir", "merged", "--adapter"],
+        ["inspect"],
+        ["push", "--repo_id", "me/mine", "--dry_run", "--folder"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("name", ["nowhere", "runs/nowhere", "/no/where"])
+def test_a_folder_that_does_not_exist_is_named(refusal, command, name):
+    assert refusal(*command, name) == (
+        f"The folder {name} does not exist. Name the output_dir of a training or of a merge."
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "draw", "compare", "bench"])
+def test_an_adapter_as_the_base_model_is_refused_before_anything_is_loaded(refusal, good, tmp_path, command):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    options = {**good, "model_name_or_path": str(adapter), "dataset_name": "not/read", "task": "logiqa"}
+    argv = argv_of(options)[1:] if command != "bench" else ["--model_name_or_path", str(adapter)]
+    said = refusal(command, *argv)
+    assert said.startswith(
+        f"The base model {adapter} is an adapter itself. Merge it first (warmup-peft merge --adapter"
+    )
+
+
 @pytest.mark.parametrize("name", ["last", "true"])
 def test_resuming_needs_a_checkpoint(refusal, good, tmp_path, name):
     said = refusal(*argv_of({**good, "resume_from_checkpoint": name}))

@@ -14,20 +14,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EXAMPLES
-from folders import TRAINING, puzzles, tree, write_rows
+from conftest import EXAMPLES, tiny_config
+from folders import TRAINING, puzzles, random_adapter, save_adapter, tree, write_rows
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from warmup_peft.arguments import EvaluateArguments
 from warmup_peft.cli import BAD_INPUT, INTERRUPTED, main
 from warmup_peft.commands.evaluate import evaluate_arms
+from warmup_peft.commands.train import build_trainer
 from warmup_peft.evaluation.harness import answer_questions
 from warmup_peft.evaluation.tasks import TASKS, logiqa
 from warmup_peft.inference.hub import is_edited
 from warmup_peft.inference.loading import TrainingRecord, load_folder
 from warmup_peft.inference.warmup_config import WarmupConfig
+from warmup_peft.parsing import parse_training
 
 SETTINGS = {
     **TRAINING,
@@ -103,6 +105,15 @@ def generate(folder: Path, capsys, *flags: str) -> list[dict]:
 
 
 # ---- Train ----
+
+
+def test_building_a_trainer_changes_none_of_its_options(model_folder, data, tmp_path):
+    argv = train_argv(model_folder, data, tmp_path / "run", task="logiqa", model_init_kwargs='{"use_cache": false}')
+    settings = parse_training(argv[1:])
+    before = [str(vars(options)) for options in settings]
+    trainer = build_trainer(*settings)
+    assert trainer.args.model_init_kwargs["dtype"] == "float32"
+    assert [str(vars(options)) for options in settings] == before
 
 
 def test_training_leaves_a_whole_folder(finished, model_folder, data, tokenizer):
@@ -247,6 +258,17 @@ def test_base_arms_are_the_plain_base(run, model_folder, tokenizer):
         plain = answer_questions(base, tokenizer, questions, config, max_new_tokens=0)
         torch.testing.assert_close(torch.tensor(scores[name]), torch.tensor([p.option_logps for p in plain]))
     assert scores["warmup"] != scores["base_with_warmup"] != scores["base"]
+
+
+def test_a_base_that_cannot_be_switched_back_to_is_not_scored(tmp_path, tokenizer, lora, capsys):
+    """Trained biases stay when the adapter is off: what is then scored would be no base."""
+    LlamaForCausalLM(tiny_config(attention_bias=True)).save_pretrained(tmp_path / "base")
+    lora.bias = "all"
+    model = random_adapter(str(tmp_path / "base"), lora)
+    loaded = load_folder(save_adapter(tmp_path / "adapter", model, tokenizer, str(tmp_path / "base")))
+    options = EvaluateArguments(str(tmp_path / "adapter"), max_new_tokens=0)
+    assert set(evaluate_arms(loaded, logiqa(puzzles(3)), TASKS["logiqa"], options)) == {"warmup"}
+    assert "The base is not scored: bias='all' trains the base's own biases" in capsys.readouterr().out
 
 
 def test_options_of_the_evaluation(run, data):

@@ -9,7 +9,7 @@ from peft import get_peft_model
 from test_trainer import randomise_adapter
 from transformers import AutoModelForCausalLM
 
-from warmup_peft.preparation import base_fingerprint, prompts_of, tokenizer_fingerprint
+from warmup_peft.preparation import base_fingerprint, checksums, prompts_of, tokenizer_fingerprint
 
 
 def test_a_prompt_ends_at_the_first_supervised_label():
@@ -63,6 +63,42 @@ def test_other_weights_are_another_base(model, change):
     with torch.no_grad():
         change(model)
     assert base_fingerprint(model) != before
+
+
+def swap(weight):
+    weight[3:5] = weight[3:5].flip(0).clone()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda weight: weight[1].add_(1e-3), lambda weight: weight[-2].add_(1e-3), lambda weight: weight[7].neg_(), swap],
+    ids=["second value", "last but one", "sign", "two swapped"],
+)
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight"])
+def test_every_value_matters(model, name, change):
+    before = base_fingerprint(model)
+    weight = model.get_parameter(name).data.view(-1)
+    weight.copy_(torch.arange(1, len(weight) + 1))
+    known = base_fingerprint(model)
+    change(weight)
+    assert len({before, known, base_fingerprint(model)}) == 3
+
+
+def test_weights_in_buffers_matter_and_what_is_not_saved_does_not(model):
+    """GPTQ and AWQ keep their weights in buffers."""
+    model.model.register_buffer("qweight", torch.arange(6, dtype=torch.int32))
+    before = base_fingerprint(model)
+    model.model.rotary_emb.inv_freq.add_(1)
+    assert base_fingerprint(model) == before
+    model.model.qweight[3] = 7
+    assert base_fingerprint(model) != before
+
+
+def test_checksums_do_not_depend_on_how_a_tensor_lies_in_memory():
+    values = torch.randn(1000, 37)
+    assert checksums(values.T.contiguous().T) == checksums(values)
+    assert checksums(values[:0]) == [0]
+    assert checksums(torch.tensor(1.0)) != checksums(torch.tensor(2.0))
 
 
 def test_other_tokens_are_another_tokenizer(model_folder, tokenizer):

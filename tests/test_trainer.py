@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -17,11 +18,22 @@ import pytest
 import torch
 from conftest import EXAMPLES, TINY_SIZES
 from datasets import Dataset
+from folders import puzzles, write_rows
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 from trl import SFTConfig, SFTTrainer
 
-from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer, warmup_generate
+from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer, merge_adapter, warmup_generate
+from warmup_peft.cli import main
+from warmup_peft.inference.loading import TrainingRecord, load_folder
 from warmup_peft.method.branches import Tokens, split_examples
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.scoring import PlainRows
@@ -513,6 +525,95 @@ def test_the_anchor_is_on_where_there_is_something_to_switch_off(model_folder, t
             kind, tmp_path, tokenizer, peft_config=peft_config, warmup_source=source, warmup_anchor=None
         )
         assert trainer.args.warmup_anchor == beta
+
+
+@pytest.mark.parametrize("streamed_first", [False, True])
+def test_a_config_is_not_changed_by_its_trainer(model_folder, tokenizer, lora, tmp_path, streamed_first):
+    """Used for two trainers, it trains the second as if the first had not been there."""
+    args = WarmupSFTConfig(
+        str(tmp_path / "run"), bf16=False, report_to="none", max_steps=1, model_init_kwargs={"dtype": "float32"}
+    )
+    before = copy.deepcopy(vars(args))
+    rows = Dataset.from_list(EXAMPLES)
+    first = rows.to_iterable_dataset() if streamed_first else rows
+    trainer = WarmupSFTTrainer(model_folder, args, train_dataset=first, processing_class=tokenizer, peft_config=lora)
+    assert trainer.args.warmup_anchor == 0.3
+    assert vars(args).keys() == before.keys()
+    assert {k for k in before if str(vars(args)[k]) != str(before[k])} == set()
+    assert trainer.model.peft_config["default"] is not lora  # TRL writes into it where a chat template adds tokens
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    second = WarmupSFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    assert second.args.warmup_anchor == 0.0  # the whole model is trained on its own samples: the paper
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["by its name", "loaded"])
+def test_a_local_base_is_found_from_every_folder(model_folder, tokenizer, lora, tmp_path, monkeypatch, loaded):
+    monkeypatch.chdir(Path(model_folder).parent)
+    name = Path(model_folder).name
+    model = AutoModelForCausalLM.from_pretrained(name) if loaded else name
+    trainer = make_trainer(model, tmp_path, tokenizer, peft_config=lora)
+    trainer.save_model()
+    monkeypatch.chdir("/")
+    assert load_folder(tmp_path / "run").record.base_model == model_folder
+
+
+def test_the_record_has_the_batch_size_that_fitted(model_folder, tokenizer, lora, tmp_path, monkeypatch):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, auto_find_batch_size=True)
+    compute_loss = trainer.compute_loss
+
+    def too_large(model, inputs, *positional, **keywords):
+        if len(inputs["input_ids"]) > 2:
+            raise RuntimeError("CUDA out of memory.")
+        return compute_loss(model, inputs, *positional, **keywords)
+
+    monkeypatch.setattr(trainer, "compute_loss", too_large)
+    trainer.train()
+    trainer.save_model()
+    assert trainer.args.per_device_train_batch_size == 4
+    assert TrainingRecord.load(tmp_path / "run").settings["batch_size"] == 2
+    assert "| batch_size | 2 |" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_chat_template_that_adds_tokens_is_trained_scored_used_and_merged(tokenizer, lora, tmp_path, capsys):
+    """TRL makes the base's embeddings longer; whoever loads the adapter has to do the same."""
+    base = LlamaForCausalLM(LlamaConfig(**{**TINY_SIZES, "vocab_size": len(tokenizer)}))
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    chat = copy.deepcopy(tokenizer)
+    chat.add_tokens(["<|user|>", "<|assistant|>"], special_tokens=True)
+    chat.add_special_tokens({"eos_token": "<|end|>"})
+    chat.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    chat.save_pretrained(tmp_path / "chat")
+    rows = [
+        {"prompt": [{"role": "user", "content": "one?"}], "completion": [{"role": "assistant", "content": "yes"}]}
+    ] * 4
+    trainer = make_trainer(
+        str(tmp_path / "base"), tmp_path, copy.deepcopy(tokenizer), rows=rows, peft_config=lora, max_steps=2,
+        learning_rate=1e-2, chat_template_path=str(tmp_path / "chat"),
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    assert lora.trainable_token_indices is None  # the caller's own stays as it was
+    loaded = load_folder(tmp_path / "run")
+    assert len(loaded.tokenizer) > len(tokenizer)
+    ids = loaded.tokenizer("<|user|>one?<|end|><|assistant|>", return_tensors="pt").input_ids
+    assert ids.max() >= len(tokenizer)
+    with torch.no_grad():
+        expected = last_states(trainer.model.eval(), ids)
+        torch.testing.assert_close(last_states(loaded.model, ids), expected)
+    argv = ["--adapter", str(tmp_path / "run")]
+    assert main(["generate", *argv, "--prompt", "<|user|>one?<|end|><|assistant|>", "--max_new_tokens", "2"]) == 0
+    data = write_rows(tmp_path / "rows.jsonl", puzzles(4))
+    evaluation = ["--dataset_name", str(data), "--task", "logiqa", "--max_new_tokens", "2"]
+    assert main(["evaluate", *argv, *evaluation]) == 0
+    assert merge_adapter(tmp_path / "run", tmp_path / "merged").relative_logit_error < 1e-5
+
+
+def last_states(model, ids):
+    return model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
 
 
 def test_full_fine_tuning_trains_too(model_folder, tokenizer, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -144,6 +145,34 @@ def test_full_fine_tuning_takes_warmups_of_the_base_with_an_anchor(model_folder,
     trainer.train()
     assert trainer.state.log_history[2]["loss"] < trainer.state.log_history[0]["loss"]
     assert "eval_warmups/kl" not in trainer.evaluate(examples)  # there is no adapter to switch off
+
+
+def test_a_whole_model_goes_on_with_the_pool_of_the_weights_it_started_with(model_folder, tokenizer, tmp_path):
+    """Trained again, and resumed: in a new process the trainer is made of the base."""
+    settings = {"max_steps": 2, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 1}
+    settings["model_init_kwargs"] = {"dtype": "float32"}
+    trainer = base_trainer(model_folder, tmp_path, tokenizer, **settings)
+    trainer.train()
+    rows = trainer._pool._rows.to_list()
+    trainer.train()
+    assert trainer._pool._rows.to_list() == rows
+    checkpoint = str(Path(trainer.args.output_dir, "checkpoint-1"))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    again = base_trainer(model_folder, tmp_path, tokenizer, **settings)
+    again.train(resume_from_checkpoint=checkpoint)
+    assert again._pool._rows.to_list() == rows
+    for name, weight in again.model.named_parameters():
+        assert torch.equal(weight, trainer.model.get_parameter(name)), name
+
+
+def test_a_whole_model_that_has_moved_draws_no_more_for_its_base(model_folder, tokenizer, tmp_path):
+    trainer = base_trainer(model_folder, tmp_path, tokenizer, learning_rate=1e-3)
+    trainer.train()
+    shutil.rmtree(tmp_path / "run" / "warmup_pool")
+    with pytest.raises(
+        ValueError, match=r"4 prompts have no warmups .* its base is gone\. Call draw_warmups\(\) before"
+    ):
+        trainer.train()
 
 
 def drift(trainer, examples):

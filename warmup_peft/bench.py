@@ -47,7 +47,7 @@ from trl import SFTConfig, SFTTrainer
 
 from warmup_peft.arguments import BenchArguments
 from warmup_peft.config import WarmupSFTConfig
-from warmup_peft.inference.loading import load_tokenizer
+from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
 from warmup_peft.method.objective import OBJECTIVES
 from warmup_peft.method.scoring import evaluation_mode
 from warmup_peft.monitor import log_console
@@ -326,6 +326,7 @@ def run_bench(options: BenchArguments) -> dict[str, Any]:
     Raises:
         ValueError: an unknown shape or arm.
     """
+    check_is_no_adapter(options.model_name_or_path or "")
     if options.model_name_or_path is None and options.shape not in SHAPES:
         raise ValueError(f"shape={options.shape} is unknown. Choose one of {', '.join(SHAPES)}.")
     if "sft" not in options.arms or not set(options.arms) <= set(ARMS):

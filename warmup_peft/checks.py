@@ -12,16 +12,19 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from warmup_peft.config import WarmupSFTConfig
-from warmup_peft.options import DEFAULT_ANCHOR
+from warmup_peft.inference.loading import check_is_no_adapter, is_of_adapter, why_no_base
 
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 LOGITS_HOOKS = ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func")
 
 
 def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) -> None:
-    """Raise ValueError for a call of the trainer that cannot work, and settle `warmup_anchor` where it is not set.
+    """Raise ValueError for a call of the trainer that cannot work. Changes nothing.
 
     Loads nothing but the model's configuration.
+
+    Args:
+        arguments: what `SFTTrainer` takes, by name.
+        args: the trainer's settings, `warmup_anchor` among them.
     """
     for name in LOGITS_HOOKS:
         if arguments.get(name) is not None:
@@ -43,11 +46,8 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
     for name, dataset in {"train": arguments.get("train_dataset"), **datasets}.items():
         if dataset is not None:
             check_columns(name, dataset, args)
-    adapters = adapter_configs(arguments["model"], arguments.get("peft_config"))
-    if args.warmup_anchor is None:
-        has_base = adapters and not any(map(changes_base, adapters))
-        args.warmup_anchor = DEFAULT_ANCHOR if has_base or args.warmup_source == "base" else 0.0
-    check_adapters(adapters, args)
+    check_adapters(adapter_configs(arguments["model"], arguments.get("peft_config")), args)
+    check_frozen_base(arguments["model"], args)
     check_model_config(model_config(arguments["model"], args), args)
     check_parallelism(args)
 
@@ -55,6 +55,7 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
 def model_config(model: str | PreTrainedModel, args: WarmupSFTConfig) -> PretrainedConfig:
     if not isinstance(model, str):
         return model.config
+    check_is_no_adapter(model)
     revision = (args.model_init_kwargs or {}).get("revision")
     return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
 
@@ -89,11 +90,6 @@ def adapter_configs(model: str | PreTrainedModel, peft_config: Any) -> list[Any]
     return [*own, *([] if peft_config is None else [peft_config])]
 
 
-def changes_base(config: Any) -> bool:
-    """Whether the adapter's initialisation changes the base's own weights."""
-    return str(getattr(config, "init_lora_weights", "")).lower().startswith(CHANGES_BASE)
-
-
 def check_adapters(configs: list[Any], args: WarmupSFTConfig) -> None:
     for config in configs:
         if getattr(config, "is_prompt_learning", False) or getattr(config, "alora_invocation_tokens", None):
@@ -106,13 +102,13 @@ def check_adapters(configs: list[Any], args: WarmupSFTConfig) -> None:
                 "An adapter on `lm_head` is not supported by TRL's SFTTrainer nor here. Remove 'lm_head' from "
                 "target_modules ('all-linear' leaves it out by itself)."
             )
-    needs_base = args.warmup_anchor > 0 or args.warmup_source == "base"
     for config in configs:
-        if needs_base and changes_base(config):
+        reason = why_no_base(config)
+        if needs_base(args) and reason is not None:
             raise ValueError(
-                f"init_lora_weights='{config.init_lora_weights}' changes the base's own weights, so the model with "
-                "its adapter off is no longer the base that the anchor and warmup_source base need. Leave "
-                "init_lora_weights at true, or set warmup_anchor to 0 and warmup_source to 'policy'."
+                f"{reason}, so the model with its adapter off is no longer the base that the anchor and "
+                "warmup_source base need. Leave that option at its default, or set warmup_anchor to 0 and "
+                "warmup_source to 'policy'."
             )
     if args.warmup_anchor > 0 and args.warmup_source == "policy" and not configs:
         raise ValueError(
@@ -120,6 +116,24 @@ def check_adapters(configs: list[Any], args: WarmupSFTConfig) -> None:
             "has no adapter. Pass a peft_config (such as peft.LoraConfig), set warmup_source to base, whose anchor "
             "needs none, or set warmup_anchor to 0."
         )
+
+
+def needs_base(args: WarmupSFTConfig) -> bool:
+    """Whether the training computes with the model whose adapter is off."""
+    return args.warmup_anchor > 0 or args.warmup_source == "base"
+
+
+def check_frozen_base(model: str | PreTrainedModel, args: WarmupSFTConfig) -> None:
+    """A PeftModel that the caller made may train weights of its base, which stay when the adapter is off."""
+    if not isinstance(model, PeftModel) or not needs_base(args):
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not is_of_adapter(name, model):
+            raise ValueError(
+                f"The model trains {name}, a weight of the base itself, so the model with its adapter off is no "
+                "longer the base that the anchor and warmup_source base need. Freeze it (requires_grad_(False)), name "
+                "its module in modules_to_save, or set warmup_anchor to 0 and warmup_source to 'policy'."
+            )
 
 
 def targets_lm_head(peft_config: Any) -> bool:

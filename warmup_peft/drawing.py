@@ -23,7 +23,7 @@ from warmup_peft.method.pool import POOL_NAME, DrawFunction, WarmupPool
 from warmup_peft.method.prefix import rope_limit
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler, random_numbers_from
 from warmup_peft.method.scoring import PlainRows, evaluation_mode
-from warmup_peft.preparation import base_fingerprint, tokenizer_fingerprint
+from warmup_peft.preparation import tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,10 @@ class BaseModel:
     sampling: SamplingSettings
     autocast: Callable[[], AbstractContextManager]
 
-    def law(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    def law(self, fingerprint: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """What warmups depend on beside their prompts."""
         return {
-            "base model": base_fingerprint(self.model),
+            "base model": fingerprint,
             "tokenizer": tokenizer_fingerprint(tokenizer),
             **{name: getattr(self.sampling, name) for name in LAW},
         }
@@ -122,21 +122,33 @@ class BaseModel:
 def fill_pool(
     base: BaseModel,
     prompts: list[np.ndarray],
-    tokenizer: PreTrainedTokenizerBase,
+    law: dict[str, Any],
     args: WarmupSFTConfig,
     accelerator: Accelerator,
     draw: DrawFunction | None = None,
+    *,
+    has_moved: bool = False,
 ) -> WarmupPool:
     """The pool of a training, after what it lacked was drawn: by `base`, or by `draw`.
 
+    Args:
+        law: what the warmups depend on, as `BaseModel.law` gives it for the weights that the training started with.
+        has_moved: whether `base` has been trained since and cannot draw for them any more.
+
     Raises:
-        ValueError: a pool of another model, tokenizer or law, a file that was cut short, or a base model all of whose
-            warmups are empty or equal.
+        ValueError: a pool of another model, tokenizer or law, a file that was cut short, a base model all of whose
+            warmups are empty or equal, or missing warmups of a base that has moved.
     """
     folder = Path(args.warmup_pool or Path(args.output_dir, POOL_NAME))
-    pool = WarmupPool(folder, base.law(tokenizer), args.warmup_pool_size)
+    pool = WarmupPool(folder, law, args.warmup_pool_size)
     accelerator.wait_for_everyone()  # all ranks have seen the same files before one writes another
     missing, is_main = pool.missing(prompts), accelerator.is_main_process
+    if missing and has_moved:
+        raise ValueError(
+            f"{len(missing)} prompts have no warmups in {folder}, and the whole model has been trained since this "
+            "trainer started, so its base is gone. Call draw_warmups() before the first training, or make a new "
+            "trainer with the model that is to be the base."
+        )
     if missing and len(pool) and is_main:
         logger.warning("%d prompts have no warmups in %s yet; they are drawn now.", len(missing), folder)
     is_quiet = not missing or args.disable_tqdm or not is_main

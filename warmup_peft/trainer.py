@@ -25,6 +25,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
 from warmup_peft.checks import (
+    adapter_configs,
     check_context,
     check_spans,
     check_targets,
@@ -67,12 +68,15 @@ from warmup_peft.options import WarmupOptions
 from warmup_peft.preparation import (
     apply_dict_formatting,
     as_warmup_config,
+    base_fingerprint,
     format_rows,
     load_tokenizer,
+    name_the_base,
+    own_settings,
     prompts_of,
     report_lengths,
 )
-from warmup_peft.quantization import keep_4bit_weights_in_place
+from warmup_peft.quantization import keep_4bit_weights_in_place, save_as_it_is
 
 logger = get_logger(__name__)
 
@@ -108,7 +112,10 @@ class WarmupSFTTrainer(SFTTrainer):
     def __init__(self, *positional, **keywords):
         call = inspect.signature(SFTTrainer.__init__).bind(self, *positional, **keywords)
         arguments = call.arguments
-        args = arguments["args"] = as_warmup_config(arguments.get("args"), arguments["model"])
+        arguments["peft_config"] = copy.deepcopy(arguments.get("peft_config"))  # TRL writes into it
+        adapters = adapter_configs(arguments["model"], arguments["peft_config"])
+        args = own_settings(as_warmup_config(arguments.get("args"), arguments["model"]), adapters)
+        arguments["args"] = args
         self._dict_formatting = apply_dict_formatting(arguments)
         check_trainer_arguments(arguments, args)
         if arguments.get("processing_class") is None:
@@ -119,6 +126,8 @@ class WarmupSFTTrainer(SFTTrainer):
         super().__init__(*call.args[1:], **call.kwargs)
 
         keep_4bit_weights_in_place(self.model)
+        save_as_it_is(without_peft_wrapper(self.model))
+        name_the_base(self.model)
         self.data_record: dict[str, Any] = {}  # where the rows came from; a caller who knows may say
         self._encoder = PromptEncoder(
             self.model,
@@ -143,6 +152,7 @@ class WarmupSFTTrainer(SFTTrainer):
         self._sampler = WarmupSampler()
         self._monitor = WarmupMonitor(args, self._tokenizer)
         self._pool: WarmupPool | None = None
+        self._base_fingerprint: str | None = None
 
     def _largest_of_all_ranks(self, value: int) -> int:
         if self.accelerator.num_processes == 1:
@@ -368,12 +378,18 @@ class WarmupSFTTrainer(SFTTrainer):
 
         Raises:
             ValueError: a pool of another model, tokenizer or law, a file that was cut short, draws of another model,
-                or a base model all of whose warmups are empty or equal.
+                a base model all of whose warmups are empty or equal, or missing warmups of a whole model that this
+                trainer has trained since it started.
         """
         base = self._base(num_warmups=self.args.warmup_pool_size)
+        fingerprint = base_fingerprint(base.model)
+        if self._base_fingerprint is None:
+            self._base_fingerprint = fingerprint
         draw = None if draw is None else base.checking(draw)
         prompts = list(prompts_of(self.train_dataset))
-        self._pool = fill_pool(base, prompts, self._tokenizer, self.args, self.accelerator, draw)
+        law = base.law(self._base_fingerprint, self._tokenizer)
+        has_moved = fingerprint != self._base_fingerprint
+        self._pool = fill_pool(base, prompts, law, self.args, self.accelerator, draw, has_moved=has_moved)
         return self._pool
 
     def _base(self, **changes: Any) -> BaseModel:
@@ -439,12 +455,13 @@ class WarmupSFTTrainer(SFTTrainer):
             base_model=get_config_model_id(base.config),
             base_revision=getattr(base.config, "_commit_hash", None),
             dtype=str(base.dtype).removeprefix("torch."),
+            num_embeddings=base.get_input_embeddings().weight.size(0),
             quantization_config=quantization.to_dict() if hasattr(quantization, "to_dict") else quantization,
             settings={
                 **options,
                 "learning_rate": self.args.learning_rate,
                 "steps": self.state.global_step,
-                "batch_size": self.args.train_batch_size
+                "batch_size": self._train_batch_size  # what auto_find_batch_size has come to
                 * self.args.gradient_accumulation_steps
                 * self.accelerator.num_processes,
                 "lora_r": getattr(lora, "r", None),

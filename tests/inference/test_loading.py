@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import tiny_config
 from folders import random_adapter, save_adapter, tree, warmup_config
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, T5Config
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, T5Config, set_seed
 
 from warmup_peft import merge_adapter
-from warmup_peft.inference.hub import METRICS_NAME
+from warmup_peft.inference.hub import METRICS_NAME, merge_layer_by_layer
 from warmup_peft.inference.loading import (
     TRAINING_RECORD_NAME,
     TrainingRecord,
@@ -78,7 +78,7 @@ def test_base_is_quantized_as_in_training_or_not_at_all(trained):
     folder, _ = trained
     quantized = TrainingRecord.load(folder).quantization_config is not None
     assert getattr(load_base(folder), "is_loaded_in_4bit", False) is quantized
-    assert not getattr(load_base(folder, quantized=False), "is_loaded_in_4bit", False)
+    assert not getattr(load_base(folder, "original"), "is_loaded_in_4bit", False)
 
 
 def test_dtype_is_that_of_the_training(adapter):
@@ -99,10 +99,39 @@ def test_folder_that_is_no_warmup_model(model_folder):
 
 
 def test_base_that_is_gone(adapter, tmp_path):
-    path = adapter / "adapter_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path / "gone")}))
+    set_base(adapter, str(tmp_path / "gone"))
     with pytest.raises(ValueError, match=r"base model .*gone cannot be loaded .*Put it back, or set base_model_name"):
+        load_folder(adapter)
+
+
+def set_base(adapter: Path, name: str) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": name}))
+
+
+def test_a_base_may_be_named_relative_to_the_adapter(adapter, model_folder, tmp_path, monkeypatch):
+    expected = logits(load_folder(adapter).model)
+    shutil.copytree(model_folder, tmp_path / "base")
+    set_base(adapter, "../base")
+    monkeypatch.chdir("/")
+    assert torch.equal(logits(load_folder(adapter).model), expected)
+    assert merge_adapter(adapter, tmp_path / "merged").relative_logit_error < 1e-5
+
+
+@pytest.mark.parametrize("name", ["runs/base", "../base", "/no/base"])
+def test_a_base_that_is_no_folder_is_named_with_where_it_was_looked_for(adapter, name, tmp_path, monkeypatch):
+    set_base(adapter, name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"base model .*base cannot be loaded \(there is no folder") as error:
+        load_folder(adapter)
+    assert f" {Path(name).absolute()} or {Path(adapter, name).absolute()}" in str(error.value)
+    assert "Put it back, or set base_model_name_or_path" in str(error.value)
+
+
+def test_a_base_that_is_an_adapter_is_refused(adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "other")
+    set_base(adapter, str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"base model .*other is an adapter itself\. Merge it first"):
         load_folder(adapter)
 
 
@@ -213,7 +242,7 @@ def test_nf4_merge_starts_from_the_dequantized_base(tmp_path, model_folder, toke
     model = random_adapter(model_folder, lora, nf4)
     expected = logits(model)
     folder = save_adapter(tmp_path / "adapter", model, tokenizer, model_folder, nf4)
-    original = PeftModel.from_pretrained(load_base(folder, quantized=False), folder)
+    original = PeftModel.from_pretrained(load_base(folder, "original"), folder)
     merge_adapter(folder, tmp_path / "merged", dtype="float32")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert relative_difference(logits(original), expected) > 100 * relative_difference(logits(merged), expected)
@@ -342,6 +371,79 @@ def test_embeddings_that_were_trained_are_untied_by_the_merge(tmp_path, tokenize
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert merged.config.tie_word_embeddings is False
     assert relative_difference(logits(merged), expected) < 1e-5
+
+
+def merged_logits(tmp_path, base: LlamaForCausalLM, tokenizer, config) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of an adapter that is far from its base, and of what it is merged into; the error is checked too."""
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    expected = logits(model)
+    adapter = save_adapter(tmp_path / "adapter", model, tokenizer, str(tmp_path / "base"))
+    assert relative_difference(logits(load_folder(adapter).model), expected) < 1e-5
+    assert merge_adapter(adapter, tmp_path / "merged").relative_logit_error < 1e-5
+    return expected, logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval())
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "q_proj"], ["q_proj"]], ids=" ".join)
+@pytest.mark.parametrize("ensure_weight_tying", [False, True], ids=["", "adapter tied too"])
+def test_an_adapter_on_tied_embeddings_is_merged_exactly(tmp_path, tokenizer, targets, ensure_weight_tying):
+    set_seed(0)
+    base = LlamaForCausalLM(tiny_config(tie_word_embeddings=True))
+    config = LoraConfig(target_modules=targets, task_type="CAUSAL_LM", ensure_weight_tying=ensure_weight_tying)
+    expected, merged = merged_logits(tmp_path, base, tokenizer, config)
+    assert relative_difference(merged, expected) < 1e-5
+    merged_config = AutoConfig.from_pretrained(tmp_path / "merged")
+    assert merged_config.tie_word_embeddings is ("embed_tokens" not in targets)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"layer_replication": [[0, 2], [1, 2]]}],
+    ids=str,
+)
+def test_an_adapter_that_changes_its_base_is_merged_into_a_fresh_one(tmp_path, tokenizer, option):
+    set_seed(0)
+    config = LoraConfig(target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **option)
+    expected, merged = merged_logits(tmp_path, LlamaForCausalLM(tiny_config()), tokenizer, config)
+    assert relative_difference(merged, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "is_refused"), [("float32", True), ("bfloat16", False)])
+def test_a_merge_that_is_off_by_more_than_rounding_is_an_error(adapter, tmp_path, monkeypatch, dtype, is_refused):
+    """One weight of the merged model is wrong: by two percent of the logits, which bfloat16 rounds away."""
+
+    def spoilt(model, dtype):
+        model = merge_layer_by_layer(model, dtype)
+        model.lm_head.weight.data[:64] *= 1.05
+        return model
+
+    monkeypatch.setattr("warmup_peft.inference.hub.merge_layer_by_layer", spoilt)
+    before = tree(tmp_path)
+    if is_refused:
+        with pytest.raises(ValueError, match=r"differ from the adapter's by \d\.\d%, .* 0\.1% .*nothing was written"):
+            merge_adapter(adapter, tmp_path / "merged", dtype=dtype)
+        assert tree(tmp_path) == before
+    else:
+        assert 0.01 < merge_adapter(adapter, tmp_path / "merged", dtype=dtype).relative_logit_error < 0.1
+
+
+def test_a_merge_into_nothing_but_nan_is_an_error(tmp_path, model_folder, tokenizer, lora, nf4, monkeypatch):
+    """Also into the original base, whose error has no limit."""
+    folder = save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora, nf4), tokenizer, model_folder, nf4)
+
+    def spoilt(model, dtype):
+        model = merge_layer_by_layer(model, dtype)
+        model.lm_head.weight.data.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr("warmup_peft.inference.hub.merge_layer_by_layer", spoilt)
+    with pytest.raises(ValueError, match="nothing was written"):
+        merge_adapter(folder, tmp_path / "merged", merge_base="original")
 
 
 def test_context_length():

@@ -41,7 +41,7 @@ from warmup_peft.evaluation.results import (
 from warmup_peft.evaluation.statistics import least_rows, visible_before
 from warmup_peft.evaluation.tasks import find_task, fingerprint
 from warmup_peft.evaluation.wording import estimate_text, metric_name, p_text, points_text, score_text
-from warmup_peft.inference.loading import load_tokenizer
+from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
 from warmup_peft.parsing import parse_training, read_config, training_fields, with_config_apart
 from warmup_peft.report.comparison import write_report
 
@@ -172,12 +172,13 @@ def read_setup(argv: Sequence[str]) -> Setup:
     recipe_argv = without(argv, OWN_OPTIONS)
     for arm in arms:
         check_arm(arm, recipe_argv)
+    if model_args.model_name_or_path is None:
+        raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
+    check_is_no_adapter(model_args.model_name_or_path)
     curve, test = rows_to_compare_on(script, run_options, options.max_samples, options.curve_samples)
     check_rows(len(test), sum(arm.method not in (SFT, MORE_SFT) for arm in arms))
     task = find_task(run_options.task)
     check_metrics(task.metrics, is_multiple_choice=len(test[0].options) > 1)
-    if model_args.model_name_or_path is None:
-        raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
     load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
 
     is_named = any(word.split("=")[0] == "--output_dir" for word in argv)

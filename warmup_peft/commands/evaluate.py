@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -18,7 +17,7 @@ from warmup_peft.evaluation.harness import Prediction, Progress, answer_question
 from warmup_peft.evaluation.tasks import Question, Task, find_task
 from warmup_peft.evaluation.wording import metric_name, score_text
 from warmup_peft.inference.hub import METRICS_NAME, write_model_card
-from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder
+from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, why_no_base
 from warmup_peft.inference.warmup_config import WarmupConfig
 
 HARNESS_NAME = "harness.json"
@@ -89,7 +88,7 @@ def run_harness(options: EvaluateArguments) -> None:
     settings = {"num_warmups": options.num_warmups, "batch_size": options.batch_size, "limit": options.max_samples}
     tasks = options.harness.split(",")
     arms = {}
-    if options.compare_base and isinstance(loaded.model, PeftModel):
+    if options.compare_base and has_base(loaded):
         with loaded.model.disable_adapter():
             arms["base"] = run_tasks(loaded.model, loaded.tokenizer, None, tasks, **settings)
     arms["warmup"] = run_tasks(loaded.model, loaded.tokenizer, loaded.warmup_config, tasks, **settings)
@@ -126,12 +125,20 @@ def evaluate_arms(
         )
 
     arms = {}
-    if options.compare_base and isinstance(loaded.model, PeftModel):
+    if options.compare_base and has_base(loaded):
         with loaded.model.disable_adapter():
             arms["base"] = answer("base", None)
             arms["base_with_warmup"] = answer("base with its own warmup", loaded.warmup_config)
     arms["warmup"] = answer("warmup", loaded.warmup_config)
     return arms
+
+
+def has_base(loaded: LoadedModel) -> bool:
+    """Whether switching the adapter off gives its base; says so where there is an adapter and it does not."""
+    reasons = [why_no_base(config) for config in getattr(loaded.model, "peft_config", {}).values()]
+    for reason in filter(None, reasons):
+        print(f"The base is not scored: {reason}, also with the adapter off.")
+    return reasons == [None]
 
 
 def bars(name: str) -> Progress:

@@ -57,11 +57,12 @@ def answers_of(options: GenerateArguments) -> Callable[[Sequence[str]], list[tup
         missing = "--model" if options.model is None else "--base_url"
         raise ValueError(f"{missing} is not given. A server needs both --base_url and --model.")
     if options.base_url is not None:
+        config = WarmupConfig.load(options.adapter)
         return partial(
             answer_from_server,
             CompletionsClient(options.base_url, options.model, timeout=options.server_timeout),
             load_tokenizer(options.adapter),
-            config=WarmupConfig.load(options.adapter),
+            config=config,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature if options.do_sample else 0.0,
             top_p=options.top_p if options.do_sample else 1.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from warmup_peft.commands.rows import check_counts, data_record, training_rows
 from warmup_peft.inference.client import CompletionsClient, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME
 from warmup_peft.inference.hub import METRICS_NAME
-from warmup_peft.inference.loading import load_tokenizer
+from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
 from warmup_peft.method.pool import POOL_NAME
 from warmup_peft.quantization import keep_4bit_weights_in_place
 from warmup_peft.trainer import WarmupSFTTrainer
@@ -62,7 +63,7 @@ def build_trainer(
     Raises:
         ValueError: bad input, before a model is loaded.
     """
-    trainer = trainer_class(args=args, **trainer_arguments(script_args, options, args, model_args))
+    trainer = trainer_class(**trainer_arguments(script_args, options, args, model_args))
     trainer.data_record = data_record(script_args, options, len(trainer.train_dataset))
     return trainer
 
@@ -75,17 +76,19 @@ def build_sft_trainer(script_args, options: RunOptions, args, model_args) -> SFT
     """
     fields = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
     arguments = trainer_arguments(script_args, options, args, model_args)
-    trainer = SFTTrainer(args=SFTConfig(**{name: getattr(args, name) for name in fields}), **arguments)
+    arguments["args"] = SFTConfig(**{name: getattr(arguments["args"], name) for name in fields})
+    trainer = SFTTrainer(**arguments)
     keep_4bit_weights_in_place(trainer.model)
     return trainer
 
 
 def trainer_arguments(script_args, options: RunOptions, args, model_args) -> dict[str, Any]:
-    """What both trainers take beside `args`, in which `model_init_kwargs` are set."""
+    """What both trainers take; their `args` are a copy, in which `model_init_kwargs` are set."""
     if model_args.model_name_or_path is None:
         raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
     if script_args.dataset_name is None:
         raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
+    check_is_no_adapter(model_args.model_name_or_path)
     check_counts(options, max_train_samples=1)
     if Path(args.output_dir).resolve() == Path(model_args.model_name_or_path).resolve():
         raise ValueError(f"output_dir={args.output_dir} is the base model's own folder. Choose another --output_dir.")
@@ -94,6 +97,7 @@ def trainer_arguments(script_args, options: RunOptions, args, model_args) -> dic
     eval_dataset = None
     if args.eval_strategy != "no":
         eval_dataset = training_rows(script_args, options, script_args.dataset_test_split, None)
+    args = copy.copy(args)
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -101,6 +105,7 @@ def trainer_arguments(script_args, options: RunOptions, args, model_args) -> dic
         **(args.model_init_kwargs or {}),
     }
     return {
+        "args": args,
         "model": model_args.model_name_or_path,
         "train_dataset": train_dataset,
         "eval_dataset": eval_dataset,

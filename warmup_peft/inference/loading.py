@@ -8,26 +8,33 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from warmup_peft.inference.warmup_config import WarmupConfig
+from warmup_peft.inference.warmup_config import WarmupConfig, check_folder
 from warmup_peft.inference.writing import end_token_ids
 from warmup_peft.method.scoring import without_peft_wrapper
-from warmup_peft.quantization import keep_4bit_weights_in_place
+from warmup_peft.quantization import (
+    is_quantized,
+    keep_4bit_weights_in_place,
+    save_as_it_is,
+    stored_quantization,
+    to_load_with,
+)
 
 TRAINING_RECORD_NAME = "warmup_training.json"
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass
@@ -38,7 +45,8 @@ class TrainingRecord:
         base_model: name or path of the base.
         base_revision: its commit on the Hub, where known.
         dtype: the base's, such as "bfloat16".
-        quantization_config: as bitsandbytes took it; None without quantisation.
+        quantization_config: as transformers took it; None where the base was trained on unquantised or dequantised.
+        num_embeddings: rows of the base's embeddings, which a chat template with new tokens makes more than its own.
         settings: the method's options, and the training's.
         data: where the rows came from and how they were read.
         versions: of the packages used.
@@ -48,6 +56,7 @@ class TrainingRecord:
     base_revision: str | None = None
     dtype: str = "auto"
     quantization_config: dict[str, Any] | None = None
+    num_embeddings: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -91,17 +100,12 @@ def load_folder(folder: str | Path) -> LoadedModel:
     Raises:
         ValueError: the folder is neither, or the adapter's base cannot be loaded.
     """
-    if not Path(folder).is_dir():
-        raise ValueError(f"The folder {folder} does not exist. Name the output_dir of a training or of a merge.")
     warmup_config = WarmupConfig.load(folder)
     record = TrainingRecord.load(folder)
     tokenizer = load_tokenizer(folder)
     check_separator(folder, warmup_config, tokenizer)
     try:
-        if is_adapter(folder):
-            model = put_adapter_on(load_base(folder), folder)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
+        model = put_adapter_on(load_base(folder), folder) if is_adapter(folder) else load_whole(folder)
     except SafetensorError as error:
         name = "adapter_model" if is_adapter(folder) else "model"
         raise ValueError(
@@ -109,6 +113,11 @@ def load_folder(folder: str | Path) -> LoadedModel:
         ) from error
     end_with_the_tokenizer(model, tokenizer)
     return LoadedModel(model.eval(), tokenizer, warmup_config, record)
+
+
+def load_whole(folder: str | Path) -> PreTrainedModel:
+    """A model without an adapter, as its folder holds it."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
 
 
 def check_separator(folder: str | Path, config: WarmupConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -119,6 +128,24 @@ def check_separator(folder: str | Path, config: WarmupConfig, tokenizer: PreTrai
             f"The separator {config.warmup_separator!r} has the token ids {config.warmup_separator_ids} in the "
             f"training, but the tokenizer in {folder} gives {ids}. Put back the tokenizer of the training."
         )
+
+
+def why_no_base(config: PeftConfig) -> str | None:
+    """Why the model with this adapter switched off is not the adapter's base; None where it is."""
+    init = str(getattr(config, "init_lora_weights", ""))
+    if init.lower().startswith(CHANGES_BASE):
+        return f"init_lora_weights='{init}' changes the base's own weights"
+    bias = getattr(config, "bias", "none")
+    if bias != "none":
+        return f"bias='{bias}' trains the base's own biases"
+    if getattr(config, "layer_replication", None):
+        return "layer_replication repeats the base's own layers"
+    return None
+
+
+def is_of_adapter(name: str, model: PeftModel) -> bool:
+    """Whether a parameter or buffer of this name belongs to an adapter, not to the base."""
+    return any(part in name for part in (f".{model.base_model.prefix}", ".modules_to_save.", ".trainable_tokens_"))
 
 
 def context_length(config: PretrainedConfig) -> int | None:
@@ -147,32 +174,93 @@ def end_with_the_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTra
     model.generation_config = config
 
 
-def load_base(adapter: str | Path, *, quantized: bool = True) -> PreTrainedModel:
-    """The base of an adapter, as it was loaded for training; `quantized=False` takes the original weights.
+@dataclass(frozen=True)
+class Base:
+    """What is known of an adapter's base before its weights are loaded.
+
+    Attributes:
+        name: its folder or Hub id.
+        record: of the training; None where the adapter has none.
+        stored: how its weights are stored quantised.
+    """
+
+    name: str
+    record: TrainingRecord | None
+    stored: dict[str, Any] | None
+
+    @property
+    def recorded(self) -> dict[str, Any] | None:
+        """The quantisation it was trained on."""
+        return self.stored if self.record is None else self.record.quantization_config
+
+
+def find_base(adapter: str | Path) -> Base:
+    """Raises ValueError where `adapter` is no adapter's folder, or its base is gone."""
+    check_is_adapter(adapter)
+    name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    places = [Path(name), Path(adapter, name)]
+    name = str(next((place for place in places if place.is_dir()), name))
+    check_is_no_adapter(name)
+    record = TrainingRecord.load(adapter)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=record and record.base_revision)
+    except OSError as error:
+        looked = "" if Path(name).is_dir() else f"there is no folder {' or '.join(str(p.absolute()) for p in places)}"
+        reason = str(error).strip().splitlines()[0]
+        reason = looked if looks_like_a_path(name) else f"{looked}; {reason}" if looked else reason
+        raise ValueError(
+            f"The adapter's base model {name} cannot be loaded ({reason}). Put it back, or set "
+            f"base_model_name_or_path in {Path(adapter, 'adapter_config.json')} to where it lies."
+        ) from error
+    return Base(name, record, stored_quantization(config))
+
+
+def load_base(
+    adapter: str | Path, weights: Literal["trained", "dequantized", "original"] = "trained"
+) -> PreTrainedModel:
+    """The base of an adapter.
+
+    Args:
+        adapter: the adapter's folder.
+        weights: as they were in training, the same dequantised, or as they were before they were quantised for it.
 
     Raises:
         ValueError: `adapter` is no adapter's folder, or its base is gone.
     """
-    if not is_adapter(adapter):
-        raise ValueError(f"{adapter} holds no adapter_config.json, so it is no adapter. Name a training's output_dir.")
-    name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    record = TrainingRecord.load(adapter) or TrainingRecord(base_model=name)
-    quantization = record.quantization_config if quantized else None
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=record.base_revision,
-            dtype=record.dtype,
-            quantization_config=None if quantization is None else BitsAndBytesConfig.from_dict(quantization),
-            device_map=_device(),
-        )
-    except OSError as error:
-        raise ValueError(
-            f"The adapter's base model {name} cannot be loaded ({str(error).strip().splitlines()[0]}). Put it back, "
-            f"or set base_model_name_or_path in {Path(adapter, 'adapter_config.json')} to where it lies."
-        ) from error
+    base = find_base(adapter)
+    record = base.record or TrainingRecord(base.name)
+    dequantize = weights == "dequantized" or base.recorded is None
+    model = AutoModelForCausalLM.from_pretrained(
+        base.name,
+        revision=record.base_revision,
+        dtype=record.dtype,
+        quantization_config=to_load_with(
+            base.stored, None if weights == "original" else base.recorded, dequantize=dequantize
+        ),
+        device_map=_device(),
+    )
     keep_4bit_weights_in_place(model)
+    if dequantize and is_quantized(model):
+        model = model.dequantize()
+    save_as_it_is(model)
+    if record.num_embeddings and model.get_input_embeddings().num_embeddings != record.num_embeddings:
+        model.resize_token_embeddings(record.num_embeddings, mean_resizing=False)
     return model
+
+
+def check_is_adapter(folder: str | Path) -> None:
+    check_folder(folder)
+    if not is_adapter(folder):
+        raise ValueError(f"{folder} holds no adapter_config.json, so it is no adapter. Name a training's output_dir.")
+
+
+def check_is_no_adapter(base: str | Path) -> None:
+    """Raise ValueError where a base model's folder holds an adapter."""
+    if is_adapter(base):
+        raise ValueError(
+            f"The base model {base} is an adapter itself. Merge it first (warmup-peft merge --adapter {base} "
+            f"--output_dir {base}-merged) and name the merged folder."
+        )
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, Rep
 from warmup_peft.inference.export import EXPORT_NAME, decoding_source
 from warmup_peft.inference.hub import CARD_NAME, is_edited, looks_local, write_model_card
 from warmup_peft.inference.loading import TrainingRecord, is_adapter
-from warmup_peft.inference.warmup_config import WarmupConfig
+from warmup_peft.inference.warmup_config import WarmupConfig, check_folder
 
 PUSHED = (
     CARD_NAME, "LICENSE*", "NOTICE*",
@@ -60,6 +60,7 @@ def files_to_push(folder: str | Path) -> list[str]:
         ValueError: the folder is no adapter and no model.
     """
     folder = Path(folder)
+    check_folder(folder)
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
     names = sorted(path.name for path in folder.iterdir() if path.is_file())

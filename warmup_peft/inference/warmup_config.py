@@ -9,6 +9,12 @@ from pathlib import Path
 WARMUP_CONFIG_NAME = "warmup_config.json"
 
 
+def check_folder(folder: str | Path) -> None:
+    """Raise ValueError where there is no such folder."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"The folder {folder} does not exist. Name the output_dir of a training or of a merge.")
+
+
 @dataclass(frozen=True)
 class WarmupConfig:
     """What decoding needs to know of an adapter's training.
@@ -40,6 +46,7 @@ class WarmupConfig:
     @classmethod
     def load(cls, folder: str | Path) -> WarmupConfig:
         """Read `warmup_config.json` of a local folder; ValueError where there is none, or a broken one."""
+        check_folder(folder)
         path = Path(folder, WARMUP_CONFIG_NAME)
         if not cls.is_in(folder):
             raise ValueError(

@@ -35,7 +35,7 @@ from warmup_peft.checks import (
 from warmup_peft.drawing import BaseModel, fill_pool, random_numbers_from
 from warmup_peft.inference.export import export_decoding
 from warmup_peft.inference.hub import own_model_card
-from warmup_peft.inference.loading import TrainingRecord, context_length
+from warmup_peft.inference.loading import TrainingRecord, context_length, put_adapter_first
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import end_token_ids, separator_token_ids
 from warmup_peft.method.branches import (
@@ -71,6 +71,7 @@ from warmup_peft.preparation import (
     prompts_of,
     report_lengths,
 )
+from warmup_peft.pushing import PushesListedFiles
 from warmup_peft.quantization import keep_4bit_weights_in_place
 
 logger = get_logger(__name__)
@@ -80,7 +81,7 @@ VERIFREE_VANISHES = -60  # nats; no float32 gradient is left of exp(R) below
 SHARING_TOLERANCE = {"float32": 1e-3, "low": 0.1}  # nats a token; of bfloat16 logits rounding alone is some hundredths
 
 
-class WarmupSFTTrainer(SFTTrainer):
+class WarmupSFTTrainer(PushesListedFiles, SFTTrainer):
     """TRL's `SFTTrainer`, except that the target's likelihood is taken after prompt, warmup and separator.
 
     For each example the model, as it is now, writes `args.num_warmups` short sequences after the prompt; the loss is
@@ -449,6 +450,7 @@ class WarmupSFTTrainer(SFTTrainer):
         with own_model_card(folder):
             super()._save(output_dir, state_dict)
             if self.args.should_save:
+                put_adapter_first(folder, self.model)
                 self.warmup_config.save(folder)
                 export_decoding(folder)
                 self.training_record().save(folder)

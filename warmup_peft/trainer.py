@@ -34,7 +34,7 @@ from warmup_peft.checks import (
 )
 from warmup_peft.drawing import BaseModel, fill_pool, random_numbers_from
 from warmup_peft.inference.export import export_decoding
-from warmup_peft.inference.hub import own_model_card
+from warmup_peft.inference.hub import without_pefts_card, write_model_card
 from warmup_peft.inference.loading import TrainingRecord, context_length, put_adapter_first
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import end_token_ids, separator_token_ids
@@ -447,13 +447,14 @@ class WarmupSFTTrainer(PushesListedFiles, SFTTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Beside the adapter, what decoding and merging need, so that every saved folder is whole."""
         folder = output_dir or self.args.output_dir
-        with own_model_card(folder):
+        with without_pefts_card(self.model):
             super()._save(output_dir, state_dict)
-            if self.args.should_save:
-                put_adapter_first(folder, self.model)
-                self.warmup_config.save(folder)
-                export_decoding(folder)
-                self.training_record().save(folder)
+        if self.args.should_save:
+            put_adapter_first(folder, self.model)
+            self.warmup_config.save(folder)
+            export_decoding(folder)
+            self.training_record().save(folder)
+            write_model_card(folder)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         """TRL's card would not say how to decode; `_save` writes ours."""

@@ -13,7 +13,7 @@ from warmup_peft.inference.hub import (
     METRICS_NAME,
     PEFT_TEMPLATE_TITLE,
     is_edited,
-    own_model_card,
+    without_pefts_card,
     write_model_card,
 )
 from warmup_peft.inference.loading import TrainingRecord
@@ -33,6 +33,13 @@ def adapter(tmp_path, model_folder, tokenizer, lora) -> Path:
 
 def card_of(folder: Path) -> str:
     return (folder / CARD_NAME).read_text(encoding="utf-8")
+
+
+def save_again(model, folder: Path) -> None:
+    """As the trainer does."""
+    with without_pefts_card(model):
+        model.save_pretrained(folder)
+    write_model_card(folder)
 
 
 # ---- Model cards ----
@@ -86,13 +93,11 @@ def test_own_card_is_rewritten_with_the_scores(adapter):
 
 def test_the_card_shows_no_scores_of_other_weights(adapter, model_folder, lora):
     save_scores(adapter, METRICS_NAME, SCORES)
-    with own_model_card(adapter):
-        random_adapter(model_folder, lora).save_pretrained(adapter)  # the same weights once more
+    save_again(random_adapter(model_folder, lora), adapter)  # the same weights once more
     assert "| warmup | 0.500 | 0.432 | 8 |" in card_of(adapter)
     other = random_adapter(model_folder, lora)
     other.base_model.model.model.layers[0].mlp.up_proj.lora_B["default"].weight.data[0, 0] += 1e-6
-    with own_model_card(adapter):
-        other.save_pretrained(adapter)
+    save_again(other, adapter)
     assert "0.432" not in card_of(adapter)
     assert "held-out data" not in card_of(adapter)
 
@@ -136,10 +141,21 @@ def test_saving_over_a_folder_keeps_an_edited_card(adapter, model_folder, lora, 
         write_model_card(adapter)
     elif before is not None:
         (adapter / CARD_NAME).write_text(before)
-    with own_model_card(adapter):
-        random_adapter(model_folder, lora).save_pretrained(adapter)
+    save_again(random_adapter(model_folder, lora), adapter)
     if before == "# Mine\n":
         assert card_of(adapter) == before
     else:
         assert "# my-adapter" in card_of(adapter)
         assert not is_edited(card_of(adapter))
+
+
+def test_a_save_that_is_cut_off_leaves_the_card_as_it_was(adapter, model_folder, lora):
+    """peft adds lines to a card that is there, after which it would count as edited, and never be written again."""
+    write_model_card(adapter)
+    before = card_of(adapter)
+    model = random_adapter(model_folder, lora)
+    with without_pefts_card(model):
+        model.save_pretrained(adapter)
+    assert card_of(adapter) == before
+    model.save_pretrained(adapter)
+    assert is_edited(card_of(adapter))  # what peft does by itself

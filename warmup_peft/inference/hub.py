@@ -311,16 +311,16 @@ def write_model_card(folder: str | Path, title: str | None = None, license: str 
 
 
 @contextmanager
-def own_model_card(folder: str | Path) -> Iterator[None]:
-    """Write our card after whatever the block saves into `folder`, where peft puts a template of its own."""
-    path = Path(folder, CARD_NAME)
-    before = path.read_text(encoding="utf-8") if path.is_file() else None
-    yield
-    if before is not None and is_edited(before):
-        write_text(path, before)
-    elif WarmupConfig.is_in(folder):
-        path.unlink(missing_ok=True)
-        write_model_card(folder)
+def without_pefts_card(model: nn.Module) -> Iterator[None]:
+    """Let the block save `model` without the lines that peft would write into a card, a person's or ours."""
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    model.create_or_update_model_card = lambda *_, **__: None  # of this object, before that of its class
+    try:
+        yield
+    finally:
+        del model.create_or_update_model_card
 
 
 def license_of(base: str) -> str | None:

@@ -27,6 +27,11 @@ ADAPTER = {
     "warmup_training.json",
 }
 WEIGHTS = "adapter_model.safetensors"
+MODEL = {name for name in ADAPTER if not name.startswith("adapter_")} | {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+}
 
 
 class FakeHub:
@@ -78,7 +83,7 @@ def hub(monkeypatch) -> FakeHub:
 
 @pytest.fixture
 def build(model_folder, tmp_path, tokenizer, lora):
-    def make(**settings) -> WarmupSFTTrainer:
+    def make(peft_config=lora, **settings) -> WarmupSFTTrainer:
         settings = {
             "push_to_hub": True, "hub_always_push": True, "max_steps": 2, "save_strategy": "steps", "save_steps": 1,
             "per_device_train_batch_size": 2, "warmup_source": "base", "warmup_pool_size": 2, "num_warmups": 2,
@@ -90,7 +95,7 @@ def build(model_folder, tmp_path, tokenizer, lora):
             WarmupSFTConfig(str(tmp_path / "run"), **settings),
             train_dataset=Dataset.from_list(EXAMPLES),
             processing_class=tokenizer,
-            peft_config=lora,
+            peft_config=peft_config,
         )
         trainer.data_record = {"dataset_name": str(tmp_path / "rows.jsonl")}
         (tmp_path / "run").mkdir(exist_ok=True)
@@ -100,9 +105,9 @@ def build(model_folder, tmp_path, tokenizer, lora):
     return make
 
 
-def check_uploads(hub: FakeHub, folders: set[str], secrets: list[str]) -> None:
+def check_uploads(hub: FakeHub, folders: set[str], secrets: list[str], whole: set[str] = ADAPTER) -> None:
     """Whole adapters in these folders of the repo, nothing else, and no local path in them."""
-    assert set(hub.files) == {str(PurePosixPath(folder, name)) for folder in folders for name in ADAPTER}
+    assert set(hub.files) == {str(PurePosixPath(folder, name)) for folder in folders for name in whole}
     for upload in hub.uploads:
         for name, content in upload.items():
             for secret in secrets:
@@ -149,6 +154,13 @@ def test_push_to_hub_by_hand(hub, build, tmp_path, model_folder, blocking):
     check_uploads(hub, {""}, [str(tmp_path), str(Path(model_folder).parent)])
     (options,) = hub.options
     assert (options["repo_id"], options["revision"], options["commit_message"]) == ("me/other", "dev", "It is done")
+
+
+def test_a_whole_model_goes_up_in_the_same_way(hub, build, tmp_path, model_folder):
+    trainer = build(peft_config=None, hub_strategy="checkpoint", max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    check_uploads(hub, {"", "last-checkpoint"}, [str(tmp_path), str(Path(model_folder).parent)], MODEL)
 
 
 def test_a_card_that_was_edited_on_the_hub_stays(hub, build, tmp_path):

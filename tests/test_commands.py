@@ -227,7 +227,7 @@ def test_resuming_ends_where_an_unbroken_run_ends(finished, run, model_folder, d
 def test_evaluation_writes_scores_and_card(run, data, tokenizer, capsys):
     assert main(argv_of("evaluate", adapter=run, max_new_tokens=4, batch_size=3)) == 0
     metrics = json.loads((run / "metrics.json").read_text())
-    assert list(metrics) == ["base", "base_with_warmup", "warmup", "settings"]
+    assert list(metrics) == ["base", "base_with_warmup", "warmup", "settings", "weights"]
     questions = logiqa(puzzles(8, start=16))  # the test split
     loaded = load_folder(run)
     predictions = answer_questions(loaded.model, loaded.tokenizer, questions, loaded.warmup_config, max_new_tokens=0)
@@ -283,7 +283,7 @@ def test_options_of_the_evaluation(run, data):
     )
     assert main(argv) == 0
     metrics = json.loads((run / "metrics.json").read_text())
-    assert list(metrics) == ["warmup", "settings"]
+    assert list(metrics) == ["warmup", "settings", "weights"]
     assert metrics["warmup"]["n"] == 3
     assert metrics["settings"]["data"] == str(data / "validation.jsonl")
 
@@ -332,6 +332,16 @@ def test_a_quick_look_does_not_replace_the_scores(run, capsys):
     assert (run / "metrics.json").read_text() == whole
     assert main(argv_of("evaluate", adapter=run)) == 0
     assert (run / "metrics.json").read_text() == whole
+
+
+def test_a_second_trainings_scores_replace_the_firsts_however_few(run, finished, capsys):
+    assert main(argv_of("evaluate", adapter=run)) == 0
+    shutil.copy(finished / "checkpoint-1" / "adapter_model.safetensors", run)
+    assert main(argv_of("evaluate", adapter=run, max_samples=2)) == 0
+    assert "holds the scores of more questions" not in capsys.readouterr().out
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["warmup"]["n"] == 2
+    assert f"| warmup | {metrics['warmup']['accuracy']:.3f} |" in (run / "README.md").read_text()
 
 
 def test_a_prompt_beyond_the_context_is_bad_input(run, capsys):

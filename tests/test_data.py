@@ -293,3 +293,13 @@ def test_a_text_that_was_cut_off(tmp_path):
     (tmp_path / "train.de.gz").write_bytes(gzip.compress(b"some longer text\n" * 50)[:40])
     with pytest.raises(ValueError, match=r"train\.de\.gz cannot be read as text"):
         load_split(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("name", ["json", "pandas", "text"])
+def test_a_formats_name_does_not_read_the_current_folder(tmp_path, monkeypatch, name):
+    """An adapter's folder may name it, and pandas reads pickles."""
+    write_rows(tmp_path / "train.json", [{"a": 1}])
+    (tmp_path / "train.txt").write_text("a line")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^{name} is a format that `datasets` reads, and no data set"):
+        load_split(name, "train")

@@ -1,14 +1,20 @@
-"""Two ranks on a CPU (gloo): one step of gradient descent moves the weights as it does on one rank."""
+"""Two ranks on a CPU (gloo): they move the weights as one rank does, and read the same warmups."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import EXAMPLES
+from folders import TRAINING, write_rows
+
+from warmup_peft.cli import main
+
+TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 SCRIPT = """
 import dataclasses, json, sys, torch
@@ -47,9 +53,7 @@ def test_two_ranks_move_the_weights_like_one(model_folder, tmp_path, sharing):
     results = []
     for ranks in (1, 2):
         output = str(tmp_path / f"ranks{ranks}")
-        launch = [sys.executable]
-        if ranks > 1:
-            launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        launch = [sys.executable] if ranks == 1 else TWO_RANKS
         command = [*launch, str(script), model_folder, json.dumps(EXAMPLES), output, str(4 // ranks), sharing]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -58,3 +62,43 @@ def test_two_ranks_move_the_weights_like_one(model_folder, tmp_path, sharing):
     assert ((two["moved"] - one["moved"]).norm() / one["moved"].norm()).item() < 1e-4
     for key in ("loss", "num_tokens", "warmups/kl", "mean_token_accuracy"):
         assert two["log"][key] == pytest.approx(one["log"][key], rel=1e-3), key
+
+
+OVERWRITE = """
+import os, sys, time
+from pathlib import Path
+from warmup_peft.cli import main
+from warmup_peft.commands import train
+from warmup_peft.method.pool import WarmupPool
+
+found, *argv = sys.argv[1:]
+remove_run, load = train.remove_run, WarmupPool.load
+
+def slowly(*positional, **keywords):
+    time.sleep(4)  # the other rank has the time to read what is about to be removed
+    remove_run(*positional, **keywords)
+
+def counted(pool):
+    load(pool)
+    with Path(found + os.environ["RANK"]).open("a") as file:
+        file.write(f"{len(pool)} ")
+
+train.remove_run, WarmupPool.load = slowly, counted
+sys.exit(main(argv))
+"""
+
+
+def test_no_rank_reads_the_warmups_of_the_run_that_is_replaced(model_folder, tmp_path):
+    (tmp_path / "train.py").write_text(OVERWRITE)
+    options = {
+        **TRAINING, "model_name_or_path": model_folder, "dataset_name": write_rows(tmp_path / "rows.jsonl", EXAMPLES),
+        "output_dir": tmp_path / "run", "warmup_pool_size": 2, "max_steps": 1, "save_strategy": "no",
+        "use_cpu": "true",
+    }  # fmt: skip
+    argv = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    assert main(["draw", *argv]) == 0
+    command = [*TWO_RANKS, str(tmp_path / "train.py"), str(tmp_path / "found")]
+    command += ["train", *argv, "--warmup_source", "base", "--overwrite_output_dir"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [Path(f"{tmp_path}/found{rank}").read_text() for rank in (0, 1)] == ["0 4 ", "0 4 "]

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+TASK_HELP = (
+    "The task, or the path of its file. Without it the training's own, where that is a built-in one: a file runs only "
+    "where it is named here."
+)
+
 
 @dataclass
 class RunOptions:
@@ -64,7 +69,7 @@ class EvaluateArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "File, folder or Hub id; the training's."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub id."})
     dataset_test_split: str | None = field(default=None, metadata={"help": "Split to score on; the training's."})
-    task: str | None = field(default=None, metadata={"help": "The task, or the path of its file; the training's."})
+    task: str | None = field(default=None, metadata={"help": TASK_HELP})
     task_args: dict | str | None = field(default=None, metadata={"help": "Arguments of the task; the training's."})
     answer_format: Literal["text", "letter"] | None = field(
         default=None, metadata={"help": "Option's text or letter; the training's."}
@@ -100,7 +105,7 @@ class InspectArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "File, folder or Hub id; the training's."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub id."})
     dataset_test_split: str | None = field(default=None, metadata={"help": "Split to look at; the training's."})
-    task: str | None = field(default=None, metadata={"help": "The task, or the path of its file; the training's."})
+    task: str | None = field(default=None, metadata={"help": TASK_HELP})
     task_args: dict | str | None = field(default=None, metadata={"help": "Arguments of the task; the training's."})
     max_samples: int | None = field(default=None, metadata={"help": "Look at the first so many rows."})
     batch_size: int = field(default=32, metadata={"help": "Rows at a time."})
@@ -152,6 +157,7 @@ class MergeArguments:
     max_samples: int = field(
         default=128, metadata={"help": "Held-out questions to compare adapter and merged model on; 0 compares none."}
     )
+    task: str | None = field(default=None, metadata={"help": f"Of these questions. {TASK_HELP}"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what output_dir holds."})
 
 

@@ -91,6 +91,11 @@ def adapter_configs(model: str | PreTrainedModel, peft_config: Any) -> list[Any]
 
 
 def check_adapters(configs: list[Any], args: WarmupSFTConfig) -> None:
+    if len(configs) > 1:
+        raise ValueError(
+            f"The model has {len(configs)} adapters, and a saved folder holds one. Merge or delete the others "
+            "(PeftModel.merge_and_unload, delete_adapter), and pass a peft_config only with a model that has none."
+        )
     for config in configs:
         if getattr(config, "is_prompt_learning", False) or getattr(config, "alora_invocation_tokens", None):
             raise ValueError(

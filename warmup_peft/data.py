@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow
 from datasets import Dataset, load_dataset
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from huggingface_hub import snapshot_download
 
 JSON_ENDINGS = (".jsonl", ".json", ".txt")
@@ -153,6 +154,10 @@ def download_folder(name: str) -> Path:
 
 
 def load_from_hub(name: str, split: str, config: str | None) -> Dataset:
+    if name in _PACKAGED_DATASETS_MODULES:  # which would read whatever lies in the current folder, also pickles
+        raise ValueError(
+            f"{name} is a format that `datasets` reads, and no data set. Name a file, a folder or a Hub id."
+        )
     try:
         return load_dataset(name, config, split=split)
     except Exception as error:

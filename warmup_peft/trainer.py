@@ -36,8 +36,8 @@ from warmup_peft.checks import (
 from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.drawing import BaseModel, adapter_off, fill_pool
 from warmup_peft.inference.export import export_decoding
-from warmup_peft.inference.hub import own_model_card
-from warmup_peft.inference.loading import TrainingRecord, context_length
+from warmup_peft.inference.hub import without_pefts_card, write_model_card
+from warmup_peft.inference.loading import TrainingRecord, context_length, put_adapter_first
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import end_token_ids, separator_token_ids
 from warmup_peft.method.branches import (
@@ -76,6 +76,7 @@ from warmup_peft.preparation import (
     prompts_of,
     report_lengths,
 )
+from warmup_peft.pushing import PushesListedFiles
 from warmup_peft.quantization import keep_4bit_weights_in_place, save_as_it_is
 
 logger = get_logger(__name__)
@@ -84,7 +85,7 @@ ENTROPY_ROWS = 256  # at a time: a float32 copy of all target logits would cost 
 VERIFREE_VANISHES = -60  # nats; no float32 gradient is left of exp(R) below
 
 
-class WarmupSFTTrainer(SFTTrainer):
+class WarmupSFTTrainer(PushesListedFiles, SFTTrainer):
     """TRL's `SFTTrainer`, except that the target's likelihood is taken after prompt, warmup and separator.
 
     For each example the model, as it is now, writes `args.num_warmups` short sequences after the prompt; the loss is
@@ -427,12 +428,14 @@ class WarmupSFTTrainer(SFTTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Beside the adapter, what decoding and merging need, so that every saved folder is whole."""
         folder = output_dir or self.args.output_dir
-        with own_model_card(folder):
+        with without_pefts_card(self.model):
             super()._save(output_dir, state_dict)
-            if self.args.should_save:
-                self.warmup_config.save(folder)
-                export_decoding(folder)
-                self.training_record().save(folder)
+        if self.args.should_save:
+            put_adapter_first(folder, self.model)
+            self.warmup_config.save(folder)
+            export_decoding(folder)
+            self.training_record().save(folder)
+            write_model_card(folder)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         """TRL's card would not say how to decode; `_save` writes ours."""

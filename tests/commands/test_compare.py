@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from folders import TRAINING, puzzles, write_rows
+from folders import TRAINING, puzzles, tree, write_rows
 
 from warmup_peft.cli import BAD_INPUT, INTERRUPTED, main
 from warmup_peft.commands import compare, run_arm, scheduler
@@ -283,6 +283,56 @@ def test_two_at_once_in_one_folder(argv, tmp_path, in_this_process, capsys):
     with compare.only_one(tmp_path / "cmp"):
         assert main(argv(arms="sft,paper")) == BAD_INPUT
     assert "Another comparison is running" in capsys.readouterr().err
+
+
+def test_two_at_once_in_one_folder_where_the_second_would_replace_it(argv, tmp_path, in_this_process, capsys):
+    assert main(argv(arms="sft")) == 0
+    before = tree(tmp_path / "cmp")
+    with compare.only_one(tmp_path / "cmp"):
+        assert main([*argv(arms="sft"), "--overwrite_output_dir"]) == BAD_INPUT
+    assert "Another comparison is running" in capsys.readouterr().err
+    assert tree(tmp_path / "cmp") == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--overwrite_output_dir", "false"],
+        ["--overwrite_output_dir", "no"],
+        ["--overwrite_output_dir=False"],
+        ["--overwrite-output-dir", "0"],
+        ["--overwrite_output_dir", "true", "--overwrite_output_dir", "false"],
+    ],
+)
+def test_told_not_to_overwrite_it_keeps_what_is_done(argv, tmp_path, in_this_process, words):
+    assert main(argv(arms="sft")) == 0
+    assert main([*argv(arms="sft"), *words]) == 0
+    assert in_this_process.started == ["sft 0"]
+
+
+@pytest.mark.parametrize("words", [["--overwrite_output_dir"], ["--overwrite-output-dir", "Yes"]])
+def test_told_to_overwrite_it_begins_anew(argv, tmp_path, in_this_process, words):
+    assert main(argv(arms="sft")) == 0
+    assert main([*argv(arms="sft"), *words]) == 0
+    assert in_this_process.started == ["sft 0", "sft 0"]
+
+
+def test_overwriting_is_said_on_the_command_line_only(argv, tmp_path, in_this_process):
+    """In a recipe it is meant for `train`, and here would delete what is done at every call."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("overwrite_output_dir: true\n")
+    command = [*argv(arms="sft"), "--config", str(recipe)]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert in_this_process.started == ["sft 0"]
+
+
+def test_a_value_that_is_neither_true_nor_false_is_refused(argv, tmp_path, in_this_process, capsys):
+    assert main(argv(arms="sft")) == 0
+    assert main([*argv(arms="sft"), "--overwrite_output_dir", "maybe"]) == BAD_INPUT
+    assert "maybe" in capsys.readouterr().err
+    assert in_this_process.started == ["sft 0"]
+    assert (tmp_path / "cmp" / "runs" / "sft" / "seed-0" / "run.json").is_file()
 
 
 def test_one_test_row(argv, data, tmp_path, in_this_process, capsys):

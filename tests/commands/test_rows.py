@@ -83,15 +83,16 @@ def test_task_args_that_are_no_object(task_args):
         task_args_of(RunOptions(task_args=task_args))
 
 
-def test_a_tasks_file_and_its_arguments_are_remembered_from_the_training(tmp_path):
+def test_a_tasks_arguments_are_remembered_from_the_training(tmp_path):
     path = tmp_path / "task.py"
     path.write_text(TASK)
     data = folder_with(tmp_path / "data", train=2, test=3)
     record = {"dataset_name": str(data), "task": str(path), "task_args": {"column": "question"}}
-    name, questions, source = held_out_questions(EvaluateArguments("run"), record)
+    named = {"task": str(path)}  # what a folder names is not run, see test_named_tasks.py
+    name, questions, source = held_out_questions(EvaluateArguments("run", **named), record)
     assert (name, [q.prompt for q in questions]) == (str(path), [f"Colour {i}?" for i in range(100, 103)])
     assert source == f"{data}, split test"
-    given = EvaluateArguments("run", task_args='{"column": "answer"}')
+    given = EvaluateArguments("run", **named, task_args='{"column": "answer"}')
     assert [q.prompt for q in held_out_questions(given, record)[1]] == ["0", "1", "2"]
 
 

@@ -148,7 +148,7 @@ def test_evaluate_runs_a_task_of_the_harness(model_folder, tokenizer, lora, task
     out = capsys.readouterr().out
     assert "tiny_puzzles" in out
     results = json.loads((folder / "harness.json").read_text())
-    assert set(results) == {"base", "warmup"}
+    assert set(results) == {"base", "warmup", "weights"}
     assert 0 <= results["warmup"]["tiny_puzzles"]["acc,none"] <= 1
 
 

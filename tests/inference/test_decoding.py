@@ -223,8 +223,12 @@ def test_missing_config(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", '{"warmup_separator": " | ", "warm', "[]", "null", '{"warmup_separator": " | "}', '{"unknown": 1}'],
-)
+    [
+        "", '{"warmup_separator": " | ", "warm', "[]", "null", '{"warmup_separator": " | "}', '{"unknown": 1}',
+        '{"warmup_separator": " | ", "warmup_separator_ids": [1], "max_warmup_length": "8); import os; print("}',
+        '{"warmup_separator": " | ", "warmup_separator_ids": ["os"], "max_warmup_length": 8}',
+    ],
+)  # fmt: skip
 def test_broken_config(tmp_path, text):
     (tmp_path / WARMUP_CONFIG_NAME).write_text(text)
     with pytest.raises(ValueError, match=rf"{WARMUP_CONFIG_NAME} cannot be read \("):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import os
 import re
 import subprocess
@@ -98,6 +100,27 @@ def test_the_cards_snippets_answer_as_warmup_generate_does(folders, tokenizer, t
     answer = tokenizer.decode(ids[0, batch["input_ids"].size(1) :], skip_special_tokens=True)
     assert answer.strip()
     assert run_alone(snippets(folder)[way], folder, tmp_path) == answer
+
+
+def test_the_two_calls_cut_a_separator_that_the_model_writes_itself(tmp_path, model_folder, tokenizer, lora):
+    """And an end token that ends warmups but not the model's answers."""
+    model = random_adapter(model_folder, lora)
+    batch = tokenizer(PROMPT, return_tensors="pt")
+    start = batch["input_ids"].size(1)
+    written = model.generate(**batch, max_new_tokens=6, do_sample=False)[0, start:].tolist()
+    folder = save_adapter(tmp_path / "adapter", model, tokenizer, model_folder)
+    answers = {}
+    for what, separator, ends in (("separator", written[2:4], []), ("end", [9, 9, 9], [written[2]]), ("not", [9], [])):
+        config = WarmupConfig("?", separator, 6, ends)
+        config.save(folder)
+        write_model_card(folder)
+        ids = warmup_generate(model, **batch, warmup_config=config, max_new_tokens=64, do_sample=False)
+        answers[what] = tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+        snippet = snippets(folder)["two calls"].replace("<this folder or repo>", str(folder))
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(snippet.replace('"..."', repr(PROMPT)), {})
+        assert printed.getvalue() == f"{answers[what]}\n", what
+    assert answers["separator"] != answers["not"]  # where the warmup ends changes what is answered
 
 
 def test_the_merged_model_without_its_code_is_plain(folders):

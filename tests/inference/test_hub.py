@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,11 @@ from warmup_peft.inference.hub import (
     METRICS_NAME,
     PEFT_TEMPLATE_TITLE,
     is_edited,
-    own_model_card,
+    without_pefts_card,
     write_model_card,
 )
 from warmup_peft.inference.loading import TrainingRecord
+from warmup_peft.inference.scores import save_scores
 
 SCORES = {
     "base": {"accuracy": 0.25, "macro_f1": 0.125, "n": 8},
@@ -35,6 +35,13 @@ def card_of(folder: Path) -> str:
     return (folder / CARD_NAME).read_text(encoding="utf-8")
 
 
+def save_again(model, folder: Path) -> None:
+    """As the trainer does."""
+    with without_pefts_card(model):
+        model.save_pretrained(folder)
+    write_model_card(folder)
+
+
 # ---- Model cards ----
 
 
@@ -44,7 +51,7 @@ def test_card_says_how_to_decode(adapter, tokenizer):
     ids = ", ".join(map(str, warmup_config(tokenizer).warmup_separator_ids))
     assert "\n# my-adapter\n" in card
     assert f"at most 5 tokens, then the separator `{SEPARATOR}` (ids {ids})" in card
-    assert f"torch.tensor([[{ids}]])" in card
+    assert f"separator, end_tokens = [{ids}], []" in card
     assert "AutoPeftModelForCausalLM" in card
     assert "| warmup_anchor | 0.3 |" in card
     assert not is_edited(card)
@@ -74,7 +81,7 @@ def test_cards_metadata_names_public_base_and_data(adapter):
 def test_own_card_is_rewritten_with_the_scores(adapter):
     write_model_card(adapter)
     first = card_of(adapter)
-    (adapter / METRICS_NAME).write_text(json.dumps(SCORES))
+    save_scores(adapter, METRICS_NAME, SCORES)
     write_model_card(adapter)
     assert first != card_of(adapter)
     assert "| base | 0.250 | 0.125 | 8 |" in card_of(adapter)
@@ -82,6 +89,17 @@ def test_own_card_is_rewritten_with_the_scores(adapter):
     assert not is_edited(card_of(adapter))
     write_model_card(adapter)
     assert card_of(adapter).count("written by warmup_peft") == 1
+
+
+def test_the_card_shows_no_scores_of_other_weights(adapter, model_folder, lora):
+    save_scores(adapter, METRICS_NAME, SCORES)
+    save_again(random_adapter(model_folder, lora), adapter)  # the same weights once more
+    assert "| warmup | 0.500 | 0.432 | 8 |" in card_of(adapter)
+    other = random_adapter(model_folder, lora)
+    other.base_model.model.model.layers[0].mlp.up_proj.lora_B["default"].weight.data[0, 0] += 1e-6
+    save_again(other, adapter)
+    assert "0.432" not in card_of(adapter)
+    assert "held-out data" not in card_of(adapter)
 
 
 EDITS = {
@@ -123,10 +141,21 @@ def test_saving_over_a_folder_keeps_an_edited_card(adapter, model_folder, lora, 
         write_model_card(adapter)
     elif before is not None:
         (adapter / CARD_NAME).write_text(before)
-    with own_model_card(adapter):
-        random_adapter(model_folder, lora).save_pretrained(adapter)
+    save_again(random_adapter(model_folder, lora), adapter)
     if before == "# Mine\n":
         assert card_of(adapter) == before
     else:
         assert "# my-adapter" in card_of(adapter)
         assert not is_edited(card_of(adapter))
+
+
+def test_a_save_that_is_cut_off_leaves_the_card_as_it_was(adapter, model_folder, lora):
+    """peft adds lines to a card that is there, after which it would count as edited, and never be written again."""
+    write_model_card(adapter)
+    before = card_of(adapter)
+    model = random_adapter(model_folder, lora)
+    with without_pefts_card(model):
+        model.save_pretrained(adapter)
+    assert card_of(adapter) == before
+    model.save_pretrained(adapter)
+    assert is_edited(card_of(adapter))  # what peft does by itself

@@ -25,6 +25,7 @@ from warmup_peft.inference.loading import (
     load_folder,
     load_tokenizer,
 )
+from warmup_peft.inference.scores import save_scores
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import end_token_ids
 
@@ -262,7 +263,7 @@ def test_nf4_merge_into_the_original_base_says_how_far_it_is(tmp_path, model_fol
 
 def test_merged_folder_is_whole(adapter, tmp_path):
     scores = {"warmup": {"accuracy": 0.5, "macro_f1": 0.25, "n": 8}}
-    (adapter / METRICS_NAME).write_text(json.dumps(scores))
+    save_scores(adapter, METRICS_NAME, scores)
     merge_adapter(adapter, tmp_path / "merged")
     loaded = load_folder(tmp_path / "merged")
     assert not is_adapter(tmp_path / "merged")
@@ -270,7 +271,8 @@ def test_merged_folder_is_whole(adapter, tmp_path):
     assert (loaded.warmup_config, loaded.record) == (load_folder(adapter).warmup_config, TrainingRecord.load(adapter))
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "# merged\n" in card
-    assert "| warmup | 0.500 | 0.250 | 8 |" in card
+    assert "0.250" not in card  # the adapter's score, and nobody has scored the merged model
+    assert not (tmp_path / "merged" / METRICS_NAME).exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
 
 

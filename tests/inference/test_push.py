@@ -22,6 +22,7 @@ from test_hub import SCORES, card_of
 from warmup_peft.inference.hub import CARD_NAME, METRICS_NAME, PEFT_TEMPLATE_TITLE, merge_adapter, write_model_card
 from warmup_peft.inference.loading import TrainingRecord
 from warmup_peft.inference.push import files_to_push, push_folder, without_places
+from warmup_peft.inference.scores import HARNESS_NAME, save_scores
 
 
 class FakeHub:
@@ -68,7 +69,7 @@ NEW_REPO = RepositoryNotFoundError("no such repo", response=RESPONSE)
 def pushable(tmp_path, model_folder, tokenizer, lora) -> Path:
     adapter = save_adapter(tmp_path / "my-adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
     write_model_card(adapter)
-    (adapter / METRICS_NAME).write_text(json.dumps(SCORES))
+    save_scores(adapter, METRICS_NAME, SCORES)
     return adapter
 
 
@@ -188,7 +189,7 @@ def test_nothing_uploaded_tells_where_it_was_made(pushable, tmp_path, model_fold
     record.settings = {"warmup_pool": str(tmp_path / "pool"), "warmup_separator": " / "}
     record.base_revision = "abc123"
     record.save(pushable)
-    (pushable / METRICS_NAME).write_text(json.dumps({"settings": {"data": f"{tmp_path}/x, split test"}}))
+    save_scores(pushable, METRICS_NAME, {"settings": {"data": f"{tmp_path}/x, split test"}})
     write_model_card(pushable)
     merge_adapter(pushable, tmp_path / "merged")
     secrets = [str(tmp_path), str(Path(model_folder).parent), str(Path.home()), f"/{getpass.getuser()}/"]
@@ -225,6 +226,15 @@ def test_weights_go_up_as_they_are(pushable, tmp_path):
     name = "adapter_model.safetensors"
     assert hub.contents[name] == (pushable / name).read_bytes()
     assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in hub.contents)
+
+
+@pytest.mark.parametrize("name", [METRICS_NAME, HARNESS_NAME])
+def test_scores_of_other_weights_stay(pushable, name):
+    save_scores(pushable, name, SCORES)
+    assert name in files_to_push(pushable)
+    with (pushable / "adapter_model.safetensors").open("ab") as file:
+        file.write(b"x")  # as a second training would
+    assert name not in files_to_push(pushable)
 
 
 @pytest.mark.parametrize("create_pr", [True, False])

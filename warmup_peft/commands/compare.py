@@ -78,6 +78,7 @@ class Setup:
         settings: of the recipe, to show.
         num_curve_rows, num_test_rows: how many rows there are to score.
         options: those of `compare`.
+        overwrite: whether the command line says to replace the comparison that the folder holds.
     """
 
     folder: Path
@@ -92,6 +93,7 @@ class Setup:
     num_curve_rows: int
     num_test_rows: int
     options: CompareOptions
+    overwrite: bool
 
     def place(self, arm: Arm, seed: int) -> Path:
         return self.folder / RUNS / arm.name.replace(" ", "_").replace("/", "-") / f"seed-{seed}"
@@ -120,8 +122,9 @@ def run_compare(argv: Sequence[str]) -> None:
         OSError: the disk is full. What was done until then is kept.
     """
     setup = read_setup(argv)
-    prepare_folder(setup.folder, overwrite=any(word.startswith("--overwrite_output_dir") for word in normal(argv)))
+    check_folder(setup.folder, setup.overwrite)
     with only_one(setup.folder):
+        prepare_folder(setup.folder, setup.overwrite)
         run_setup(setup)
 
 
@@ -181,10 +184,10 @@ def read_setup(argv: Sequence[str]) -> Setup:
     check_metrics(task.metrics, is_multiple_choice=len(test[0].options) > 1)
     load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
 
-    is_named = any(word.split("=")[0] == "--output_dir" for word in argv)
+    named = {word.split("=")[0] for word in argv}
     values = {**vars(script), **vars(run_options), **vars(args), **vars(model_args)}
     return Setup(
-        folder=Path(args.output_dir if is_named else f"{args.output_dir}-compare"),
+        folder=Path(args.output_dir if "--output_dir" in named else f"{args.output_dir}-compare"),
         arms=arms,
         seeds=read_seeds(options.seeds),
         metric=task.metrics[0],
@@ -196,6 +199,7 @@ def read_setup(argv: Sequence[str]) -> Setup:
         num_curve_rows=len(curve) if options.curve_points else 0,
         num_test_rows=len(test),
         options=options,
+        overwrite="--overwrite_output_dir" in named and run_options.overwrite_output_dir,
     )
 
 
@@ -278,28 +282,27 @@ def check_rows(num_rows: int, num_arms: int) -> None:
         )
 
 
-def prepare_folder(folder: Path, overwrite: bool) -> None:
-    """Make the folder, or take over the comparison that it holds.
-
-    Raises:
-        ValueError: it holds something else, or was written by another version.
-    """
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Raise ValueError where the folder holds something else than a comparison, or one of another version to keep."""
     check_writable(folder)
-    if overwrite and (folder / COMPARISON_NAME).is_file():
+    is_replaced = overwrite and (folder / COMPARISON_NAME).is_file()
+    if not is_replaced and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        check_format(folder)
+
+
+def prepare_folder(folder: Path, overwrite: bool) -> None:
+    """Remove the comparison that the folder holds, or take it over. Only who holds its lock may call this."""
+    if overwrite:
         shutil.rmtree(folder / RUNS, ignore_errors=True)
         for name in REPORTS:
             (folder / name).unlink(missing_ok=True)
-        mark_format(folder)
-    elif folder.is_dir() and any(folder.iterdir()):
-        check_format(folder)
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark_format(folder)
+    mark_format(folder)
 
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Raise ValueError where another comparison works in this folder; end the runs when this one is ended."""
+    folder.mkdir(parents=True, exist_ok=True)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with FileLock(folder / LOCK_NAME, timeout=0):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from warmup_peft.commands.rows import check_counts, held_out_questions
 from warmup_peft.evaluation.harness import Prediction, Progress, answer_questions, answer_text, score_predictions
 from warmup_peft.evaluation.tasks import Question, Task, find_task
 from warmup_peft.evaluation.wording import metric_name, score_text
-from warmup_peft.inference.hub import METRICS_NAME, write_model_card
+from warmup_peft.inference.hub import write_model_card
 from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, why_no_base
+from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, load_scores, save_scores
 from warmup_peft.inference.warmup_config import WarmupConfig
 
-HARNESS_NAME = "harness.json"
 RECORDED_SETTINGS = ("objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "seed", "steps")
 ARM_NAMES = {
     "base": "base, answering directly",
@@ -55,10 +54,10 @@ def run_evaluation(options: EvaluateArguments) -> None:
         "data": source,
     }
     path = Path(options.adapter, METRICS_NAME)
-    if holds_scores_of_more(path, len(questions)):
+    if holds_scores_of_more(options.adapter, len(questions)):
         print(f"{path} holds the scores of more questions and stays as it is.")
     else:
-        path.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        save_scores(options.adapter, METRICS_NAME, metrics)
         write_model_card(options.adapter)
 
     console = Console()
@@ -68,7 +67,8 @@ def run_evaluation(options: EvaluateArguments) -> None:
         print(f"{metric_name(name)} is left out: {reason}.")
     print(f"Scores: {path}\nAdapter and model card: {options.adapter}")
     if is_adapter(options.adapter):
-        print(f"Next: warmup-peft merge --adapter {options.adapter} --output_dir {options.adapter}-merged")
+        named = "" if options.task is None else f" --task {options.task}"
+        print(f"Next: warmup-peft merge --adapter {options.adapter} --output_dir {options.adapter}-merged{named}")
 
 
 def run_harness(options: EvaluateArguments) -> None:
@@ -94,17 +94,15 @@ def run_harness(options: EvaluateArguments) -> None:
     arms["warmup"] = run_tasks(loaded.model, loaded.tokenizer, loaded.warmup_config, tasks, **settings)
     for name, results in arms.items():
         print(f"{ARM_NAMES[name]}:\n{make_table(results)}")
-    path = Path(options.adapter, HARNESS_NAME)
     numbers = {name: results["results"] for name, results in arms.items()}
-    path.write_text(json.dumps(numbers, indent=2, default=str) + "\n", encoding="utf-8")
-    print(f"Scores: {path}")
+    print(f"Scores: {save_scores(options.adapter, HARNESS_NAME, numbers)}")
 
 
-def holds_scores_of_more(path: Path, count: int) -> bool:
+def holds_scores_of_more(folder: str, count: int) -> bool:
     """A quick look at a few questions must not replace the scores that the card shows."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["warmup"]["n"] > count
-    except (OSError, ValueError, KeyError, TypeError):
+        return load_scores(folder, METRICS_NAME)["warmup"]["n"] > count
+    except (KeyError, TypeError):
         return False
 
 

@@ -15,9 +15,11 @@ def run_merge(options: MergeArguments) -> None:
     """Merge, and say how far the merged model is from the adapter: its logits, and its score on held-out questions.
 
     Raises:
-        ValueError: as `merge_adapter`.
+        ValueError: as `merge_adapter`, or no such task.
     """
     check_counts(options, max_samples=0)
+    if options.task is not None:
+        find_task(options.task)
     report = merge_adapter(
         options.adapter,
         options.output_dir,
@@ -36,7 +38,7 @@ def score_change(options: MergeArguments) -> str:
     """The first metric of adapter and merged model on held-out rows of the training's task, in a sentence."""
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
     try:
-        held_out = EvaluateArguments(options.adapter, max_samples=options.max_samples)
+        held_out = EvaluateArguments(options.adapter, max_samples=options.max_samples, task=options.task)
         name, questions, source = held_out_questions(held_out, record.data)
         task = find_task(name)
     except (ValueError, OSError) as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from warmup_peft.arguments import EvaluateArguments, RunOptions
 from warmup_peft.data import SPLIT_NAMES, has_split, is_one_split, is_same_source, load_split
-from warmup_peft.evaluation.tasks import Question, find_task, read_questions
+from warmup_peft.evaluation.tasks import TASKS, Question, find_task, read_questions
 
 
 def data_record(script_args, options: RunOptions, train_rows: int) -> dict[str, Any]:
@@ -65,10 +66,18 @@ def first_rows(rows: Dataset, limit: int | None) -> Dataset:
 
 
 def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tuple[str, list[Question], str]:
-    """The task's name, the questions, and in words where they come from."""
+    """The task's name, the questions, and in words where they come from.
+
+    Args:
+        data: what the adapter's folder says of the training. It may come from anybody: no file that it names as the
+            task is run.
+
+    Raises:
+        ValueError: data or task is not given or not there, or only the folder names the task's file.
+    """
     name = options.dataset_name or data.get("dataset_name")
     own = name is not None and is_same_source(name, data.get("dataset_name"))
-    task = options.task or data.get("task")
+    task = options.task or recorded_task(data)
     if name is None or task is None:
         missing = "--dataset_name" if name is None else "--task"
         raise ValueError(f"{missing} is not given, and the adapter's folder does not say what it was trained with.")
@@ -81,12 +90,36 @@ def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tupl
         print(f"{name} has no split {wanted}; scoring on its validation split.")
     rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share)
     where = name if is_one_split(name) else f"{name}, split {split}"
-    task_args = (
-        {**(data.get("task_args") or {}), **task_args_of(options)}
-        if task == data.get("task")
-        else task_args_of(options)
-    )
+    task_args = {**recorded_task_args(task, data), **task_args_of(options)}
     return task, questions_of(task, first_rows(rows, options.max_samples), task_args), where
+
+
+def recorded_task(data: dict[str, Any]) -> str | None:
+    """The built-in task that a training's record names.
+
+    Raises:
+        ValueError: it names a file.
+    """
+    task = data.get("task")
+    if task is not None and str(task) not in TASKS:
+        raise ValueError(
+            f"The adapter was trained with the task {task}, and a Python file that only the adapter's folder names is "
+            "not run. If you trust that file, name it with --task path/to/task.py."
+        )
+    return task
+
+
+def recorded_task_args(task: str, data: dict[str, Any]) -> dict[str, Any]:
+    """The training's `task_args`, where the task that is named is the training's; its file may lie elsewhere now."""
+    recorded, task_args = str(data.get("task")), data.get("task_args") or {}
+    if not isinstance(task_args, dict):
+        raise ValueError(f"The training's record has task_args={task_args}, and they should be names with values.")
+    parts = Path(recorded).parts
+    if task == recorded or (task not in TASKS and Path(task).resolve().parts[-len(parts) :] == parts):
+        return task_args
+    if task_args:
+        print(f"{task} is not the training's task ({recorded}), so its task_args ({task_args}) are not used.")
+    return {}
 
 
 def rows_to_compare_on(

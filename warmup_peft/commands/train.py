@@ -19,14 +19,14 @@ from warmup_peft.callbacks import ShortProgress, StopOnInterrupt
 from warmup_peft.commands.rows import check_counts, data_record, training_rows
 from warmup_peft.inference.client import CompletionsClient, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME
-from warmup_peft.inference.hub import METRICS_NAME
 from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
+from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME
 from warmup_peft.method.pool import POOL_NAME
 from warmup_peft.quantization import keep_4bit_weights_in_place
 from warmup_peft.trainer import WarmupSFTTrainer
 
 RUN_FILES = ("adapter_config.json", "adapter_model.safetensors", "warmup_config.json", "warmup_training.json",
-             EXPORT_NAME, "trainer_state.json", "training_args.bin", METRICS_NAME)  # fmt: skip
+             EXPORT_NAME, "trainer_state.json", "training_args.bin", METRICS_NAME, HARNESS_NAME)  # fmt: skip
 
 
 def run_training(script_args, options: RunOptions, args, model_args) -> None:
@@ -38,8 +38,10 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
     checkpoint = checkpoint_to_resume(args)
     check_output_dir(Path(args.output_dir), options.overwrite_output_dir, resuming=checkpoint is not None)
     trainer = build_trainer(script_args, options, args, model_args)
-    if options.overwrite_output_dir and checkpoint is None and trainer.is_world_process_zero():
-        remove_run(Path(args.output_dir), keep_pool=args.warmup_pool is not None)
+    if options.overwrite_output_dir and checkpoint is None:
+        if trainer.is_world_process_zero():
+            remove_run(Path(args.output_dir), keep_pool=args.warmup_pool is not None)
+        trainer.accelerator.wait_for_everyone()  # no other rank may read the old pool
     interrupt = StopOnInterrupt()
     trainer.add_callback(interrupt)
     trainer.remove_callback(ProgressCallback)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from warmup_peft.files import write_text
 from warmup_peft.inference import decoding
 from warmup_peft.inference.warmup_config import WarmupConfig
 
@@ -32,6 +33,5 @@ def decoding_source(config: WarmupConfig) -> str:
 def export_decoding(folder: str | Path) -> Path:
     """Write the file into a folder that holds `warmup_config.json`."""
     path = Path(folder, EXPORT_NAME)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(decoding_source(WarmupConfig.load(folder)), encoding="utf-8")
+    write_text(path, decoding_source(WarmupConfig.load(folder)))
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -22,6 +21,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from warmup_peft.files import write_text
 from warmup_peft.inference.export import export_decoding
 from warmup_peft.inference.loading import (
     TRAINING_RECORD_NAME,
@@ -36,13 +36,14 @@ from warmup_peft.inference.loading import (
     looks_like_a_path,
     why_no_base,
 )
+from warmup_peft.inference.scores import METRICS_NAME, load_scores
 from warmup_peft.inference.warmup_config import WARMUP_CONFIG_NAME, WarmupConfig
 from warmup_peft.method.scoring import evaluation_mode, without_peft_wrapper
 from warmup_peft.quantization import dequantized_while_loading, has_dequantize, is_quantized
 
-METRICS_NAME = "metrics.json"
 CARD_NAME = "README.md"
-MERGED_FROM_ADAPTER = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME, METRICS_NAME)
+MERGED_FROM_ADAPTER = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME)  # not its scores: they are of other weights
+LOST_AND_FOUND = "lost+found"  # in the root of a file system
 PROBE_TOKENS = 128
 # Relative errors of the logits that rounding explains, with room above what was measured on 2 to 24 layers: 3e-7 to
 # 5e-6 in float32; 6e-3 to 0.1 in 16 bit, up to 0.17 where 8-bit layers round activations too.
@@ -79,7 +80,8 @@ def merge_adapter(
 
     Args:
         adapter: the adapter's folder.
-        output_dir: made anew; it appears only when everything in it is written.
+        output_dir: made anew; it appears only when everything in it is written. One that cannot be replaced (a mount
+            point) is filled in place, at the end too.
         dtype: of the merged weights; that of the base where it is not given. The sums are taken in float32, one layer
             after another, so that a model of 8B parameters in 16 bit needs about 20 GB.
         merge_base: `original` takes the base's weights as they were before quantisation. The report says how far the
@@ -88,7 +90,8 @@ def merge_adapter(
 
     Raises:
         ValueError: no adapter, a `merge_base` that is unknown or cannot be had, a base that is gone, an `output_dir`
-            that is taken, or merged logits that differ by more than rounding. Nothing is written then.
+            that is taken or cannot be written, or merged logits that differ by more than rounding. Nothing is written
+            then.
     """
     if merge_base not in ("dequantized", "original"):
         raise ValueError(f"merge_base={merge_base} is unknown. Choose dequantized or original.")
@@ -98,6 +101,14 @@ def merge_adapter(
     saved_dtype = None if dtype is None else as_dtype(dtype)
     base = find_base(adapter)
     check_mergeable(base, merge_base)
+    with whole_or_nothing(output_dir) as staging:
+        error = _merge_into(staging, Path(adapter), base, saved_dtype, merge_base)
+        write_model_card(staging, title=output_dir.name)
+    return MergeReport(str(output_dir), error)
+
+
+def _merge_into(folder: Path, adapter: Path, base: Base, saved_dtype: torch.dtype | None, merge_base: str) -> float:
+    """All of a merged model's folder but its card; returns the relative error of its logits."""
     tokenizer = load_tokenizer(adapter)
     model = load_base(adapter)
     saved_dtype = saved_dtype or model.dtype
@@ -116,23 +127,20 @@ def merge_adapter(
     model = merge_layer_by_layer(PeftModel.from_pretrained(model, adapter), saved_dtype)
     end_with_the_tokenizer(model, tokenizer)
     model.config.dtype = saved_dtype
-
-    with whole_or_nothing(output_dir) as staging:
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        del model
-        error = ((logits_of(load_whole(staging), probe) - expected).norm() / expected.norm()).item()
-        if not error <= limit:  # NaN too
-            raise ValueError(
-                f"The merged model's logits differ from the adapter's by {error:.1%}, and rounding explains "
-                f"{limit:.1%} at most, so nothing was written. Use the adapter unmerged, and please report it."
-            )
-        for name in MERGED_FROM_ADAPTER:
-            if Path(adapter, name).is_file():
-                shutil.copy(Path(adapter, name), staging)
-        export_decoding(staging)
-        write_model_card(staging, title=output_dir.name)
-    return MergeReport(str(output_dir), error)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    del model
+    error = ((logits_of(load_whole(folder), probe) - expected).norm() / expected.norm()).item()
+    if not error <= limit:  # NaN too
+        raise ValueError(
+            f"The merged model's logits differ from the adapter's by {error:.1%}, and rounding explains "
+            f"{limit:.1%} at most, so nothing was written. Use the adapter unmerged, and please report it."
+        )
+    for name in MERGED_FROM_ADAPTER:
+        if (adapter / name).is_file():
+            shutil.copy(adapter / name, folder)
+    export_decoding(folder)
+    return error
 
 
 def merge_layer_by_layer(model: PeftModel, dtype: torch.dtype) -> nn.Module:
@@ -212,7 +220,7 @@ def check_merge_target(output_dir: Path, adapter: Path, overwrite: bool) -> None
     for folder in (output_dir, *output_dir.absolute().parents):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file, so {output_dir} cannot be a folder. Choose another --output_dir.")
-    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+    if not output_dir.is_dir() or not contents(output_dir):
         return
     if not (output_dir / "config.json").is_file():
         raise ValueError(f"{output_dir} is not empty and holds no model. Choose another --output_dir.")
@@ -229,15 +237,52 @@ def as_dtype(name: torch.dtype | str) -> torch.dtype:
 
 @contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` at the end, and is gone if there is an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as room:
-        staging, previous = Path(room, "new"), Path(room, "previous")
+    """A folder to write into, which takes the place of `folder` at the end, and is gone if there is an error.
+
+    A mount point cannot be replaced, nor a folder whose parent may not be written: these are filled in place.
+
+    Raises:
+        ValueError: nothing can be written there; before the block begins.
+    """
+    folder = folder.resolve()
+    in_place = folder.is_dir() and (os.path.ismount(folder) or not os.access(folder.parent, os.W_OK))
+    try:
+        place = folder if in_place else folder.parent
+        place.mkdir(parents=True, exist_ok=True)
+        room = tempfile.TemporaryDirectory(dir=place, prefix=staging_prefix(folder))
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({error.strerror}). Choose another --output_dir.") from error
+    with room:
+        staging, previous = Path(room.name, "new"), Path(room.name, "previous")
         staging.mkdir()
         yield staging
-        if folder.exists():
-            os.replace(folder, previous)
-        os.replace(staging, folder)
+        try:
+            if folder.exists():
+                os.replace(folder, previous)
+        except OSError:  # such as a folder of the same disk that is mounted there
+            refill(folder, staging)
+        else:
+            os.replace(staging, folder)
+
+
+def refill(folder: Path, staging: Path) -> None:
+    """Put what lies in `staging` in the place of what lies in `folder`."""
+    others = [path for path in folder.iterdir() if path.name != LOST_AND_FOUND and not staging.is_relative_to(path)]
+    # in this order it holds a model, which may be replaced, whenever it holds anything
+    for path in sorted(others, key=lambda path: path.name == "config.json"):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path in sorted(staging.iterdir(), key=lambda path: path.name != "config.json"):
+        shutil.move(path, folder)
+
+
+def contents(folder: Path) -> list[Path]:
+    """What lies in the folder, but for what a file system or an unfinished merge keeps there."""
+    ours = staging_prefix(folder.resolve())
+    return [path for path in folder.iterdir() if path.name != LOST_AND_FOUND and not path.name.startswith(ours)]
+
+
+def staging_prefix(folder: Path) -> str:
+    return f".{folder.name}-"
 
 
 def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
@@ -303,12 +348,14 @@ TWO_CALLS = """import torch
 {load}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 
-separator = torch.tensor([{separator_ids}])
+separator, end_tokens = {separator_ids}, {end_token_ids}
 ids = tokenizer("...", return_tensors="pt").input_ids
-warmup = model.generate(input_ids=ids, max_new_tokens={max_warmup_length}, do_sample=False)
-if warmup[0, -1] in torch.tensor({end_token_ids}):
-    warmup = warmup[:, :-1]
-context = torch.cat([warmup, separator], dim=1)
+warmup = model.generate(input_ids=ids, max_new_tokens={max_warmup_length}, do_sample=False)[0, ids.shape[1]:].tolist()
+for i in range(len(warmup)):
+    if warmup[i] in end_tokens or warmup[i : i + len(separator)] == separator:
+        warmup = warmup[:i]
+        break
+context = torch.cat([ids, torch.tensor([warmup + separator])], dim=1)
 answer = model.generate(input_ids=context, max_new_tokens=64, do_sample=False)
 print(tokenizer.decode(answer[0, context.shape[1]:], skip_special_tokens=True))"""
 
@@ -336,21 +383,21 @@ def write_model_card(folder: str | Path, title: str | None = None, license: str 
     license = license or license_of(record.base_model)
     metadata = card_metadata(folder, record, license).to_yaml()
     card = ModelCard(f"---\n{metadata}\n---\n{card_text(folder, record, title, license)}")
-    path.write_text(seal(str(card)), encoding="utf-8")
+    write_text(path, seal(str(card)))
     return path
 
 
 @contextmanager
-def own_model_card(folder: str | Path) -> Iterator[None]:
-    """Write our card after whatever the block saves into `folder`, where peft puts a template of its own."""
-    path = Path(folder, CARD_NAME)
-    before = path.read_text(encoding="utf-8") if path.is_file() else None
-    yield
-    if before is not None and is_edited(before):
-        path.write_text(before, encoding="utf-8")
-    elif WarmupConfig.is_in(folder):
-        path.unlink(missing_ok=True)
-        write_model_card(folder)
+def without_pefts_card(model: nn.Module) -> Iterator[None]:
+    """Let the block save `model` without the lines that peft would write into a card, a person's or ours."""
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    model.create_or_update_model_card = lambda *_, **__: None  # of this object, before that of its class
+    try:
+        yield
+    finally:
+        del model.create_or_update_model_card
 
 
 def license_of(base: str) -> str | None:
@@ -419,12 +466,11 @@ def card_text(folder: Path, record: TrainingRecord, title: str | None, license: 
 
 
 def scores_table(folder: Path) -> str:
-    path = folder / METRICS_NAME
-    if not path.is_file():
-        return ""
-    metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics = load_scores(folder, METRICS_NAME)
     arms = {name: scores for name, scores in metrics.items() if isinstance(scores, dict) and "n" in scores}
-    columns = [key for key in next(iter(arms.values()), {}) if key != "n"]
+    if not arms:
+        return ""
+    columns = [key for key in next(iter(arms.values())) if key != "n"]
     rows = [
         f"| {name} | " + " | ".join(f"{scores[key]:.3f}" for key in columns) + f" | {scores['n']} |"
         for name, scores in arms.items()

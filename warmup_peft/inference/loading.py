@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from warmup_peft.files import write_text
 from warmup_peft.inference.warmup_config import WarmupConfig, check_folder
 from warmup_peft.inference.writing import end_token_ids
 from warmup_peft.method.scoring import without_peft_wrapper
@@ -63,7 +67,7 @@ class TrainingRecord:
 
     def save(self, folder: str | Path) -> None:
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
-        Path(folder, TRAINING_RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+        write_text(Path(folder, TRAINING_RECORD_NAME), text + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainingRecord | None:
@@ -88,6 +92,21 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     warmup_config: WarmupConfig
     record: TrainingRecord | None
+
+
+def put_adapter_first(folder: str | Path, model: nn.Module) -> None:
+    """Move the files of a PeftModel's only adapter up into the saved folder, where every loader looks.
+
+    peft puts an adapter that is not called "default" into a folder of its name.
+    """
+    names = list(model.peft_config) if isinstance(model, PeftModel) else []
+    if len(names) != 1 or names == ["default"]:
+        return
+    place = Path(folder, names[0])
+    for name in (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME):
+        os.replace(place / name, Path(folder, name))
+    if not any(place.iterdir()):
+        place.rmdir()
 
 
 def is_adapter(folder: str | Path) -> bool:

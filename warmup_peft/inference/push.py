@@ -1,4 +1,7 @@
-"""Upload an adapter or a merged model: what belongs to it, and nothing that tells where it was made. No trl."""
+"""Upload an adapter or a merged model: what belongs to it, and nothing that tells where it was made. No trl.
+
+`warmup-peft push` and `WarmupSFTTrainer`'s `push_to_hub` both go through here.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from warmup_peft.inference.export import EXPORT_NAME, decoding_source
 from warmup_peft.inference.hub import CARD_NAME, is_edited, looks_local, write_model_card
 from warmup_peft.inference.loading import TrainingRecord, is_adapter
+from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, scores_are_stale
 from warmup_peft.inference.warmup_config import WarmupConfig, check_folder
 
 PUSHED = (
@@ -27,11 +31,11 @@ PUSHED = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "*.model", "*.jinja",
-    "warmup_config.json", "warmup_training.json", "metrics.json", "harness.json",
+    "warmup_config.json", "warmup_training.json", METRICS_NAME, HARNESS_NAME,
 )  # fmt: skip
 ADAPTER_CONFIG = "adapter_config.json"
-NAME_PLACES = (ADAPTER_CONFIG, "config.json", "tokenizer_config.json", "warmup_training.json", "metrics.json",
-               "harness.json")  # fmt: skip
+NAME_PLACES = (ADAPTER_CONFIG, "config.json", "tokenizer_config.json", "warmup_training.json", METRICS_NAME,
+               HARNESS_NAME)  # fmt: skip
 NAMES_A_PLACE = (
     "base_model",
     "base_model_name_or_path",
@@ -44,17 +48,18 @@ NAMES_A_PLACE = (
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push uploads. `card_kept` says that the Hub's card was edited and stays."""
+    """What a push uploads. `card_kept` says that the Hub's card was edited and stays; `commit` is the Hub's answer."""
 
     repo_id: str
     private: bool
     files: list[str]
     card_kept: bool = False
     url: str | None = None
+    commit: CommitInfo | None = None
 
 
 def files_to_push(folder: str | Path) -> list[str]:
-    """Paths below `folder` that are uploaded: weights in safetensors, tokenizer, configurations, card, scores.
+    """Paths below `folder` that are uploaded: weights in safetensors, tokenizer, configurations, card, scores of them.
 
     Raises:
         ValueError: the folder is no adapter and no model.
@@ -65,6 +70,8 @@ def files_to_push(folder: str | Path) -> list[str]:
         raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
+    stale = [name for name in (METRICS_NAME, HARNESS_NAME) if scores_are_stale(folder, name)]
+    names = [name for name in names if name not in stale]
     return sorted(names + [EXPORT_NAME] * WarmupConfig.is_in(folder))
 
 
@@ -72,10 +79,13 @@ def push_folder(
     folder: str | Path,
     repo_id: str,
     *,
-    private: bool = True,
+    private: bool | None = True,
     create_pr: bool = False,
     dry_run: bool = False,
     api: HfApi | None = None,
+    commit_message: str = "Upload with warmup_peft",
+    revision: str | None = None,
+    path_in_repo: str | None = None,
 ) -> PushPlan:
     """Upload an adapter's or a merged model's folder to the Hub.
 
@@ -83,10 +93,12 @@ def push_folder(
     known.
 
     Args:
-        private: of a repo that is made; one that exists keeps its setting.
+        private: of a repo that is made, None for its owner's default; one that exists keeps its setting.
         create_pr: open a pull request instead of changing the repo.
         dry_run: only say what would go up; asks the Hub nothing.
         api: client to use, `HfApi()` where it is not given.
+        commit_message, revision: of the upload; the revision is the main branch where it is not given.
+        path_in_repo: folder of the repo to upload into; its root where it is not given.
 
     Raises:
         ValueError: the folder is no adapter and no model.
@@ -96,7 +108,8 @@ def push_folder(
         with staged(Path(folder), files):
             return PushPlan(repo_id, private, files)
     api = api or HfApi()
-    card_kept = hub_card_is_edited(api, repo_id)
+    card = CARD_NAME if path_in_repo is None else f"{path_in_repo}/{CARD_NAME}"
+    card_kept = hub_card_is_edited(api, repo_id, card, revision)
     if card_kept:
         files = [name for name in files if name != CARD_NAME]
     else:
@@ -106,11 +119,13 @@ def push_folder(
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=str(staging),
+            path_in_repo=path_in_repo,
             allow_patterns=files,
-            commit_message="Upload with warmup_peft",
+            commit_message=commit_message,
+            revision=revision,
             create_pr=create_pr,
         )
-    return PushPlan(repo_id, private, files, card_kept, str(getattr(commit, "pr_url", None) or url))
+    return PushPlan(repo_id, private, files, card_kept, str(getattr(commit, "pr_url", None) or url), commit)
 
 
 @contextmanager
@@ -171,9 +186,9 @@ def license_on_the_hub(api: HfApi, folder: Path) -> str | None:
     return getattr(card_data, "license", None)
 
 
-def hub_card_is_edited(api: HfApi, repo_id: str) -> bool:
+def hub_card_is_edited(api: HfApi, repo_id: str, card: str, revision: str | None) -> bool:
     try:
-        path = api.hf_hub_download(repo_id, CARD_NAME)
+        path = api.hf_hub_download(repo_id, card, revision=revision)
     except (RemoteEntryNotFoundError, RepositoryNotFoundError):
         return False
     return is_edited(Path(path).read_text(encoding="utf-8"))

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from warmup_peft.files import write_text
+
 WARMUP_CONFIG_NAME = "warmup_config.json"
 
 
@@ -37,7 +39,7 @@ class WarmupConfig:
         return self.max_warmup_length and self.max_warmup_length + len(self.warmup_separator_ids)
 
     def save(self, folder: str | Path) -> None:
-        Path(folder, WARMUP_CONFIG_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_text(Path(folder, WARMUP_CONFIG_NAME), json.dumps(asdict(self), indent=2) + "\n")
 
     @staticmethod
     def is_in(folder: str | Path) -> bool:
@@ -54,6 +56,10 @@ class WarmupConfig:
                 "Name the folder that the training wrote; plain `generate` decodes other models."
             )
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            config = cls(**json.loads(path.read_text(encoding="utf-8")))
+            numbers = [*config.warmup_separator_ids, *config.end_token_ids, config.max_warmup_length]
+            if not all(isinstance(number, int) for number in numbers):  # they become code in the folder and its card
+                raise TypeError("max_warmup_length and token ids must be whole numbers")
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error}). Take it anew from the training's folder.") from error
+        return config

@@ -1,0 +1,97 @@
+"""Writing a file that other commands read: where it cannot be finished, the old one is there, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import resource
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from folders import random_adapter, save_adapter, tree
+
+from warmup_peft.files import write_text, write_together, write_whole
+from warmup_peft.inference.export import export_decoding
+from warmup_peft.inference.hub import METRICS_NAME, write_model_card
+from warmup_peft.inference.loading import TrainingRecord
+from warmup_peft.inference.scores import HARNESS_NAME, save_scores
+from warmup_peft.inference.warmup_config import WarmupConfig
+
+
+@contextmanager
+def files_end_after(num_bytes: int):
+    """As on a full disk: a file takes so many bytes, then writing fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def adapter(tmp_path, model_folder, tokenizer, lora) -> Path:
+    folder = save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
+    for write in WRITERS.values():
+        write(folder, "old")
+    return folder
+
+
+def change_config(folder: Path, text: str) -> None:
+    config = WarmupConfig.load(folder)
+    WarmupConfig(text, config.warmup_separator_ids, config.max_warmup_length).save(folder)
+
+
+def export(folder: Path, text: str) -> None:
+    config = json.loads((folder / "warmup_config.json").read_text())
+    config["end_token_ids"] = [len(text)] * len(text)
+    (folder / "warmup_config.json").write_text(json.dumps(config))
+    export_decoding(folder)
+
+
+WRITERS = {
+    "warmup_config.json": change_config,
+    "warmup_training.json": lambda folder, text: TrainingRecord(base_model=text).save(folder),
+    "custom_generate/generate.py": export,
+    "README.md": lambda folder, text: write_model_card(folder, title=text),
+    METRICS_NAME: lambda folder, text: save_scores(folder, METRICS_NAME, {"x": text}),
+    HARNESS_NAME: lambda folder, text: save_scores(folder, HARNESS_NAME, {"x": text}),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_that_cannot_be_finished_stays_as_it_was(adapter, name):
+    before = tree(adapter)
+    if name == "custom_generate/generate.py":
+        (adapter / "warmup_config.json").unlink()
+        WarmupConfig("new", [1], 3).save(adapter)
+        before["warmup_config.json"] = (adapter / "warmup_config.json").read_bytes()
+        write = export_decoding
+    else:
+        write = lambda folder: WRITERS[name](folder, "new, and longer than it was")  # noqa: E731
+    with files_end_after(20), pytest.raises(OSError, match="File too large"):
+        write(adapter)
+    assert tree(adapter) == before
+    write(adapter)
+    after = tree(adapter)
+    assert after.pop(name) != before.pop(name)
+    assert after == before
+
+
+def test_several_files_are_replaced_together(tmp_path):
+    write_together({"a": "old", "b": "old"}, tmp_path)
+    with files_end_after(20), pytest.raises(OSError, match="File too large"):
+        write_together({"a": "new", "b": "new" * 100}, tmp_path)
+    assert tree(tmp_path) == {"a": b"old", "b": b"old"}
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path):
+    def write(path: Path) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "new" / "file", write)
+    assert tree(tmp_path) == {}
+    write_text(tmp_path / "new" / "file", "whole, \N{SNOWMAN} and \ud800")
+    assert tree(tmp_path) == {"new/file": "whole, \N{SNOWMAN} and ?".encode()}

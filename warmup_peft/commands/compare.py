@@ -28,7 +28,6 @@ from warmup_peft.commands.rows import check_counts, rows_to_compare_on
 from warmup_peft.commands.scheduler import Scheduler
 from warmup_peft.commands.train import check_writable
 from warmup_peft.evaluation.analysis import summarize
-from warmup_peft.evaluation.metrics import check_metrics
 from warmup_peft.evaluation.results import (
     COMPARISON_NAME,
     Comparison,
@@ -174,8 +173,6 @@ def read_setup(argv: Sequence[str]) -> Setup:
         check_arm(arm, recipe_argv)
     curve, test = rows_to_compare_on(script, run_options, options.max_samples, options.curve_samples)
     check_rows(len(test), sum(arm.method not in (SFT, MORE_SFT) for arm in arms))
-    task = find_task(run_options.task)
-    check_metrics(task.metrics, is_multiple_choice=len(test[0].options) > 1)
     if model_args.model_name_or_path is None:
         raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
     load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
@@ -186,7 +183,7 @@ def read_setup(argv: Sequence[str]) -> Setup:
         folder=Path(args.output_dir if is_named else f"{args.output_dir}-compare"),
         arms=arms,
         seeds=read_seeds(options.seeds),
-        metric=task.metrics[0],
+        metric=find_task(run_options.task).metrics[0],
         argv=recipe_argv,
         recipe=recipe,
         command=shlex.join(["warmup-peft", "compare", *argv]),

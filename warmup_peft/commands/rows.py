@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from warmup_peft.arguments import EvaluateArguments, RunOptions
 from warmup_peft.data import SPLIT_NAMES, has_split, is_one_split, is_same_source, load_split
+from warmup_peft.evaluation.metrics import check_metrics
 from warmup_peft.evaluation.tasks import Question, find_task, read_questions
 
 
@@ -46,8 +47,18 @@ def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
     return {**own_format, **task_args}
 
 
-def questions_of(task: str, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
-    return read_questions(find_task(task), rows, task_args)
+def questions_of(name: str, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
+    """The questions that a task reads from rows, at least one.
+
+    Raises:
+        ValueError: no such task, rows not of its form or none at all, or metrics that do not exist or do not fit.
+    """
+    task = find_task(name)
+    questions = read_questions(task, rows, task_args)
+    if not questions:
+        raise ValueError(f"The task {name} reads no question from the rows. Give it at least one.")
+    check_metrics(task.metrics, is_multiple_choice=len(questions[0].options) > 1)
+    return questions
 
 
 def training_rows(script_args, options: RunOptions, split: str, limit: int | None) -> Dataset:

@@ -74,8 +74,6 @@ def run_arm(job: Job, folder: Path) -> Run:
 
     memory = peak_memory()
     predictions, seconds_per_answer = scorer.answers(test_rows)
-    if np.isnan([logp for prediction in predictions for logp in prediction.option_logps]).any():
-        raise FloatingPointError("The trained model's logits are NaN. Lower learning_rate.")
     scored, left_out = score_rows(scorer.task.metrics, answers_of(test_rows, predictions))
     row_scores = scored[scorer.task.metrics[0]].row_scores
     examples = trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,6 +236,7 @@ print(tokenizer.decode(answer[0, context.shape[1]:], skip_special_tokens=True))"
 
 SEAL = "<!-- written by warmup_peft {digest}; edit freely, an edited card is never overwritten -->"
 SEAL_PATTERN = re.compile(SEAL.format(digest="([0-9a-f]{16})"))
+NOTHING = "–"  # where an arm lacks a score
 PEFT_TEMPLATE_TITLE = "# Model Card for Model ID"
 SHOWN_SETTINGS = (
     "objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "temperature", "learning_rate",
@@ -346,13 +347,20 @@ def scores_table(folder: Path) -> str:
         return ""
     metrics = json.loads(path.read_text(encoding="utf-8"))
     arms = {name: scores for name, scores in metrics.items() if isinstance(scores, dict) and "n" in scores}
-    columns = [key for key in next(iter(arms.values()), {}) if key != "n"]
+    columns = score_columns(arms.values())
     rows = [
-        f"| {name} | " + " | ".join(f"{scores[key]:.3f}" for key in columns) + f" | {scores['n']} |"
+        f"| {name} | "
+        + " | ".join(f"{scores[key]:.3f}" if key in scores else NOTHING for key in columns)
+        + f" | {scores['n']} |"
         for name, scores in arms.items()
     ]
     titles = " | ".join(key.replace("_", " ") for key in columns)
     return "\n".join([f"\n| held-out data | {titles} | rows |", "|---" * (len(columns) + 2) + "|", *rows, ""])
+
+
+def score_columns(arms: Iterable[dict[str, float]]) -> list[str]:
+    """Names of all scores but n that any of the arms has, in their order."""
+    return list(dict.fromkeys(key for scores in arms for key in scores if key != "n"))
 
 
 def seal(card: str) -> str:

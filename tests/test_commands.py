@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import EXAMPLES
+from datasets import Dataset
 from folders import TRAINING, puzzles, tree, write_rows
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
@@ -164,6 +165,18 @@ def test_4bit_from_training_to_merge(tmp_path, model_folder, data, capsys):
     assert TrainingRecord.load(tmp_path / "run").quantization_config["bnb_4bit_quant_type"] == "nf4"
     assert main(argv_of("merge", adapter=tmp_path / "run", output_dir=tmp_path / "merged", dtype="float32")) == 0
     assert generate(tmp_path / "run", capsys) == generate(tmp_path / "merged", capsys)
+
+
+def test_rows_are_streamed_from_the_hub(tmp_path, model_folder, monkeypatch):
+    def load_dataset(name, config, split, streaming=False):
+        return Dataset.from_list(EXAMPLES).to_iterable_dataset() if streaming else None
+
+    monkeypatch.setattr("warmup_peft.data.load_dataset", load_dataset)
+    argv = train_argv(model_folder, "some/data", tmp_path / "run", dataset_streaming="true", eval_strategy="steps")
+    assert main(argv) == 0
+    record = TrainingRecord.load(tmp_path / "run")
+    assert (record.data["dataset_name"], record.data["train_rows"]) == ("some/data", None)
+    assert set(tree(tmp_path / "run")) == TRAINED
 
 
 # ---- Folders that hold a run ----
@@ -437,6 +450,32 @@ def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, model_fold
 
 
 # ---- Bad inputs ----
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"eval_strategy": "steps"},
+            "eval_strategy=steps would evaluate on the training rows: .*--test_split_size 0.1",
+        ),
+        ({"dataset_streaming": "true"}, "dataset_streaming needs the id of a data set on the Hub"),
+        ({"dataset_streaming": "true", "max_steps": -1}, "A stream does not say how many rows it has. Set max_steps"),
+    ],
+)
+def test_data_that_cannot_be_had_as_asked(tmp_path, model_folder, capsys, options, words):
+    rows = write_rows(tmp_path / "rows.jsonl", EXAMPLES)
+    assert main(train_argv(model_folder, rows, tmp_path / "run", **options)) == BAD_INPUT
+    assert re.search(words, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_share_of_a_single_file_may_be_evaluated_on(tmp_path, model_folder):
+    rows = write_rows(tmp_path / "rows.jsonl", EXAMPLES)
+    argv = train_argv(model_folder, rows, tmp_path / "run", eval_strategy="steps", eval_steps=2, test_split_size=0.5)
+    assert main(argv) == 0
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_loss" in entry for entry in history)
 
 
 WRITTEN_TASK = """

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from huggingface_hub import snapshot_download
 
 JSON_ENDINGS = (".jsonl", ".json", ".txt")
@@ -28,6 +28,10 @@ NO_NETWORK = (
 )
 
 
+class MissingSplitError(ValueError):
+    """The data set is there, and has no such split."""
+
+
 def load_split(name: str, split: str, config: str | None = None, test_split_size: float = 0.0) -> Dataset:
     """Rows of one split.
 
@@ -42,7 +46,8 @@ def load_split(name: str, split: str, config: str | None = None, test_split_size
             gets these. 0 gives all rows to every split.
 
     Raises:
-        ValueError: it is not there, cannot be read, or is empty; with the mend.
+        MissingSplitError: the data set has no such split.
+        ValueError: it is not there, cannot be read, or is empty; with the fix.
     """
     if name.startswith(HUB_FOLDER):
         dataset = read_file(find_split(download_folder(name), split))
@@ -136,7 +141,7 @@ def find_split(folder: Path, split: str) -> Path:
     if len(files) != 1:
         there = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in ENDINGS)) or "no data file"
         problem = "has no file" if not files else "has more than one file"
-        raise ValueError(
+        raise (ValueError if files else MissingSplitError)(
             f"{folder} {problem} for the split {split} (it holds: {there}). Name the file {split}.jsonl (or .json, "
             ".csv, .parquet), or choose another split."
         )
@@ -152,10 +157,27 @@ def download_folder(name: str) -> Path:
     return Path(root, *folder)
 
 
-def load_from_hub(name: str, split: str, config: str | None) -> Dataset:
+def stream_split(name: str, split: str, config: str | None = None) -> IterableDataset:
+    """Rows of one split of a Hub data set, as they come.
+
+    Raises:
+        MissingSplitError: the data set has no such split.
+        ValueError: it is local, or not there; with the fix.
+    """
+    is_local = Path(name).exists() or Path(name).suffix in ENDINGS or name.startswith((".", "/", "~"))
+    if is_local or name.startswith(HUB_FOLDER) or "," in name:
+        raise ValueError(
+            f"dataset_streaming needs the id of a data set on the Hub, which {name} is not. Leave it out."
+        )
+    return load_from_hub(name, split, config, streaming=True)
+
+
+def load_from_hub(name: str, split: str, config: str | None, streaming: bool = False) -> Dataset | IterableDataset:
     try:
-        return load_dataset(name, config, split=split)
+        return load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(("Unknown split", "Bad split")):
+            raise MissingSplitError(f"The data set {name} has no split {split} ({first_line(error)}).") from error
         if "scripts are no longer supported" in str(error):
             mend = "It is a loading script, which `datasets` no longer runs; find a copy in JSON, CSV or Parquet."
         else:

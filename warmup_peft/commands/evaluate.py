@@ -46,8 +46,8 @@ def run_evaluation(options: EvaluateArguments) -> None:
     task = find_task(task_name)
     if options.max_new_tokens == 0 and len(questions[0].options) == 1:
         raise ValueError(
-            "max_new_tokens=0 writes no answer, and answers are what this task scores. Set it to 1 or more, or leave it "
-            "out."
+            "max_new_tokens=0 writes no answer, and answers are what this task scores. Set it to 1 or more, or leave "
+            "it out."
         )
     loaded = load_folder(options.adapter)
     arms = evaluate_arms(loaded, questions, task, options)

@@ -6,15 +6,25 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from warmup_peft.arguments import EvaluateArguments, RunOptions
-from warmup_peft.data import SPLIT_NAMES, has_split, is_one_split, is_same_source, load_split
+from warmup_peft.data import (
+    SPLIT_NAMES,
+    MissingSplitError,
+    has_split,
+    is_one_split,
+    is_same_source,
+    load_split,
+    stream_split,
+)
 from warmup_peft.evaluation.metrics import check_metrics
 from warmup_peft.evaluation.tasks import Question, find_task, read_questions
 
+TASK_NEEDS_ALL_ROWS = "dataset_streaming does not work with a task, which reads all rows at once. Leave it out."
 
-def data_record(script_args, options: RunOptions, train_rows: int) -> dict[str, Any]:
+
+def data_record(script_args, options: RunOptions, train_dataset: Dataset | IterableDataset) -> dict[str, Any]:
     """Where the rows came from and how they were read, for `evaluate` and the model card."""
     return {
         "dataset_name": script_args.dataset_name,
@@ -23,7 +33,7 @@ def data_record(script_args, options: RunOptions, train_rows: int) -> dict[str, 
         "test_split_size": options.test_split_size,
         "task": options.task,
         "task_args": task_args_of(options),
-        "train_rows": train_rows,
+        "train_rows": len(train_dataset) if isinstance(train_dataset, Dataset) else None,
     }
 
 
@@ -61,8 +71,17 @@ def questions_of(name: str, rows: Iterable[dict], task_args: dict[str, Any]) -> 
     return questions
 
 
-def training_rows(script_args, options: RunOptions, split: str, limit: int | None) -> Dataset:
-    """Rows with `prompt` and `completion`, or of another form that `SFTTrainer` takes."""
+def training_rows(script_args, options: RunOptions, split: str, limit: int | None) -> Dataset | IterableDataset:
+    """Rows with `prompt` and `completion`, or of another form that `SFTTrainer` takes.
+
+    Raises:
+        ValueError: they cannot be loaded, or with `dataset_streaming` not be streamed.
+    """
+    if script_args.dataset_streaming:
+        if options.task is not None:
+            raise ValueError(TASK_NEEDS_ALL_ROWS)
+        stream = stream_split(script_args.dataset_name, split, script_args.dataset_config)
+        return stream if limit is None else stream.take(limit)
     rows = load_split(script_args.dataset_name, split, script_args.dataset_config, options.test_split_size)
     rows = first_rows(rows, limit)
     if options.task is None:
@@ -114,6 +133,8 @@ def rows_to_compare_on(
         raise ValueError(
             "No task is named, so answers cannot be scored. Set --task to logiqa, or to a file with TASK."
         )
+    if script_args.dataset_streaming:
+        raise ValueError(TASK_NEEDS_ALL_ROWS)
     name, split = script_args.dataset_name, script_args.dataset_test_split
     if name is None:
         raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
@@ -139,7 +160,7 @@ def validation_rows(name: str, test_split: str, config: str | None) -> Dataset |
         return None
     try:
         return load_split(name, "validation", config)
-    except ValueError:  # a data set on the Hub that has none
+    except MissingSplitError:
         return None
 
 

@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 from warmup_peft.arguments import DrawOptions, RunOptions
 from warmup_peft.callbacks import ShortProgress, StopOnInterrupt
 from warmup_peft.commands.rows import check_counts, data_record, training_rows
+from warmup_peft.data import is_one_split
 from warmup_peft.inference.client import CompletionsClient, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME
 from warmup_peft.inference.hub import METRICS_NAME
@@ -63,7 +64,7 @@ def build_trainer(
         ValueError: bad input, before a model is loaded.
     """
     trainer = trainer_class(args=args, **trainer_arguments(script_args, options, args, model_args))
-    trainer.data_record = data_record(script_args, options, len(trainer.train_dataset))
+    trainer.data_record = data_record(script_args, options, trainer.train_dataset)
     return trainer
 
 
@@ -89,10 +90,18 @@ def trainer_arguments(script_args, options: RunOptions, args, model_args) -> dic
     check_counts(options, max_train_samples=1)
     if Path(args.output_dir).resolve() == Path(model_args.model_name_or_path).resolve():
         raise ValueError(f"output_dir={args.output_dir} is the base model's own folder. Choose another --output_dir.")
+    if script_args.dataset_streaming and args.max_steps <= 0:
+        raise ValueError("A stream does not say how many rows it has. Set max_steps, or leave dataset_streaming out.")
+    evaluates = args.eval_strategy != "no"
+    if evaluates and is_one_split(script_args.dataset_name) and options.test_split_size == 0:
+        raise ValueError(
+            f"eval_strategy={args.eval_strategy.value} would evaluate on the training rows: "
+            f"{script_args.dataset_name} has no other ones. Keep some out of training with --test_split_size 0.1."
+        )
     disable_progress_bars()
     train_dataset = training_rows(script_args, options, script_args.dataset_train_split, options.max_train_samples)
     eval_dataset = None
-    if args.eval_strategy != "no":
+    if evaluates:
         eval_dataset = training_rows(script_args, options, script_args.dataset_test_split, None)
     args.model_init_kwargs = {
         "revision": model_args.model_revision,

@@ -116,11 +116,11 @@ def score_options(
 
 
 def check_logps(logps: Tensor) -> None:
-    """Raise FloatingPointError where a log-likelihood is NaN: every comparison with it would fall on the first option."""
+    """Raise FloatingPointError where one is NaN: every comparison with it would choose the first option."""
     if logps.isnan().any():
         raise FloatingPointError(
-            "The model's logits are NaN, so its answers cannot be scored. Train it again with a lower learning_rate, or "
-            "load it in bfloat16 or float32 where it is in float16."
+            "The model's logits are NaN, so its answers cannot be scored. Train it again with a lower learning_rate, "
+            "or load it in bfloat16 or float32 where it is in float16."
         )
 
 
@@ -134,7 +134,7 @@ def write_answers(
     batch_size: int = 32,
     progress: Progress = no_progress,
 ) -> list[str | None]:
-    """What the model answers each question when it writes greedily after these warmups; None with no tokens to write."""
+    """What the model writes greedily for each question after these warmups; None where max_new_tokens is 0."""
     if max_new_tokens == 0:
         return [None] * len(questions)
     written: dict[int, str] = {}

@@ -84,7 +84,10 @@ class EvaluateArguments:
     )
     num_warmups: int = field(
         default=1,
-        metadata={"help": "With --harness: average likelihoods over so many sampled warmups; 1 is the greedy one."},
+        metadata={
+            "help": "With --harness: average likelihoods over so many sampled warmups, and take the written answer "
+            "that most of them lead to; 1 is the greedy one."
+        },
     )
     compare_base: bool = field(
         default=True, metadata={"help": "Score the base too: answering directly, and after warmups of its own."}

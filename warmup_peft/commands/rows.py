@@ -58,16 +58,15 @@ def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
 
 
 def questions_of(name: str, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
-    """The questions that a task reads from rows, at least one.
+    """The questions that a task reads from rows.
 
     Raises:
-        ValueError: no such task, rows not of its form or none at all, or metrics that do not exist or do not fit.
+        ValueError: no such task, rows not of its form, or metrics that do not exist or do not fit.
     """
     task = find_task(name)
     questions = read_questions(task, rows, task_args)
-    if not questions:
-        raise ValueError(f"The task {name} reads no question from the rows. Give it at least one.")
-    check_metrics(task.metrics, is_multiple_choice=len(questions[0].options) > 1)
+    if questions:
+        check_metrics(task.metrics, is_multiple_choice=len(questions[0].options) > 1)
     return questions
 
 
@@ -116,7 +115,10 @@ def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tupl
         if task == data.get("task")
         else task_args_of(options)
     )
-    return task, questions_of(task, first_rows(rows, options.max_samples), task_args), where
+    questions = questions_of(task, first_rows(rows, options.max_samples), task_args)
+    if not questions:
+        raise ValueError(f"The task {task} reads no question from the rows of {where}. Give it at least one.")
+    return task, questions, where
 
 
 def rows_to_compare_on(

@@ -14,6 +14,8 @@ import pyarrow
 from datasets import Dataset, IterableDataset, load_dataset
 from huggingface_hub import snapshot_download
 
+from warmup_peft.files import read_text
+
 JSON_ENDINGS = (".jsonl", ".json", ".txt")
 ENDINGS = (*JSON_ENDINGS, ".csv", ".parquet")
 SPLIT_NAMES = {
@@ -211,12 +213,13 @@ def read_file(path: Path) -> Dataset:
     except Exception as error:
         if "corresponds to no data" in str(error):
             return Dataset.from_dict({})
-        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {first_line(error)}") from error
+        reason = first_line(error.__cause__ or error)  # `datasets` hides what its reader said
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from error
 
 
 def read_json(path: Path) -> Iterator[dict]:
     """Rows of a JSON-lines file, or of a JSON file that is one list."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if text.lstrip().startswith("["):
         lines = [(1, text)]
     else:

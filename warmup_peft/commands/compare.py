@@ -24,9 +24,10 @@ from rich.table import Table
 
 from warmup_peft.arguments import CompareOptions
 from warmup_peft.arms import MORE_SFT, SFT, Arm, choose_arms, swept_arms
+from warmup_peft.checks import model_config
 from warmup_peft.commands.rows import check_counts, rows_to_compare_on
 from warmup_peft.commands.scheduler import Scheduler
-from warmup_peft.commands.train import check_writable
+from warmup_peft.commands.train import check_training_counts, check_writable
 from warmup_peft.evaluation.analysis import summarize
 from warmup_peft.evaluation.results import (
     COMPARISON_NAME,
@@ -176,6 +177,7 @@ def read_setup(argv: Sequence[str]) -> Setup:
     if model_args.model_name_or_path is None:
         raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
     load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+    model_config(model_args.model_name_or_path, args)
 
     is_named = any(word.split("=")[0] == "--output_dir" for word in argv)
     values = {**vars(script), **vars(run_options), **vars(args), **vars(model_args)}
@@ -252,7 +254,8 @@ def as_argv(values: dict[str, Any]) -> list[str]:
 def check_arm(arm: Arm, argv: Sequence[str]) -> None:
     """Raise ValueError, naming the arm, where its settings cannot work."""
     try:
-        parse_training([*argv, *as_argv(dict(arm.changes))])
+        _, _, args, _ = parse_training([*argv, *as_argv(dict(arm.changes))])
+        check_training_counts(args)
     except ValueError as error:
         raise ValueError(f"The arm {arm.name} cannot run: {error}") from error
 

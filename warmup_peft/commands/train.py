@@ -20,7 +20,7 @@ from warmup_peft.data import is_one_split
 from warmup_peft.inference.client import CompletionsClient, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME
 from warmup_peft.inference.hub import METRICS_NAME
-from warmup_peft.inference.loading import load_tokenizer
+from warmup_peft.inference.loading import load_tokenizer, readable_weights
 from warmup_peft.method.pool import POOL_NAME
 from warmup_peft.quantization import keep_4bit_weights_in_place
 from warmup_peft.trainer import WarmupSFTTrainer
@@ -63,7 +63,9 @@ def build_trainer(
     Raises:
         ValueError: bad input, before a model is loaded.
     """
-    trainer = trainer_class(args=args, **trainer_arguments(script_args, options, args, model_args))
+    arguments = trainer_arguments(script_args, options, args, model_args)
+    with readable_weights(model_args.model_name_or_path):
+        trainer = trainer_class(args=args, **arguments)
     trainer.data_record = data_record(script_args, options, trainer.train_dataset)
     return trainer
 
@@ -76,7 +78,8 @@ def build_sft_trainer(script_args, options: RunOptions, args, model_args) -> SFT
     """
     fields = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
     arguments = trainer_arguments(script_args, options, args, model_args)
-    trainer = SFTTrainer(args=SFTConfig(**{name: getattr(args, name) for name in fields}), **arguments)
+    with readable_weights(model_args.model_name_or_path):
+        trainer = SFTTrainer(args=SFTConfig(**{name: getattr(args, name) for name in fields}), **arguments)
     keep_4bit_weights_in_place(trainer.model)
     return trainer
 
@@ -88,6 +91,7 @@ def trainer_arguments(script_args, options: RunOptions, args, model_args) -> dic
     if script_args.dataset_name is None:
         raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
     check_counts(options, max_train_samples=1)
+    check_training_counts(args)
     if Path(args.output_dir).resolve() == Path(model_args.model_name_or_path).resolve():
         raise ValueError(f"output_dir={args.output_dir} is the base model's own folder. Choose another --output_dir.")
     if script_args.dataset_streaming and args.max_steps <= 0:
@@ -117,6 +121,21 @@ def trainer_arguments(script_args, options: RunOptions, args, model_args) -> dic
         "quantization_config": get_quantization_config(model_args),
         "peft_config": get_peft_config(model_args),
     }
+
+
+def check_training_counts(args) -> None:
+    """Raise ValueError for what transformers would notice late, or not at all."""
+    check_counts(
+        args,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=1,
+        max_length=1,
+        dataloader_num_workers=0,
+        seed=0,
+    )
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise ValueError(f"num_train_epochs={args.num_train_epochs} trains nothing. Set it above 0, or set max_steps.")
 
 
 def run_draw(script_args, options: RunOptions, args, model_args, draw_options: DrawOptions) -> None:

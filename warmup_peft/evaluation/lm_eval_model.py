@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
 from torch import Tensor
@@ -178,7 +179,10 @@ def run_tasks(
             raise ValueError(f"--harness names the file {task}, which does not exist.")
         if not is_file and not manager.match_tasks([task]):
             raise ValueError(f"lm-evaluation-harness has no task '{task}'. `lm-eval ls tasks` lists them.")
-        chosen.append(load_yaml(task, resolve_func=True) if is_file else task)
+        try:
+            chosen.append(load_yaml(task, resolve_func=True) if is_file else task)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{task} is no valid YAML: {error}") from error
     set_seed(seed)
     off = WarmupConfig("", [], 0)
     lm = WarmupLM(model, tokenizer, warmup_config or off, num_warmups, batch_size)

@@ -54,6 +54,12 @@ class CompletionsClient:
     retries: int = 4
     pause: float = 1.0
 
+    def __post_init__(self):
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ValueError(f"base_url={self.base_url} is no address. It is like http://localhost:8000/v1.")
+        if self.timeout <= 0:
+            raise ValueError(f"A server_timeout of {self.timeout:g} seconds cannot work. Set it above 0.")
+
     def complete(self, prompts: Sequence[Sequence[int]] | str, **options: Any) -> list[dict[str, Any]]:
         """The choices for all prompts (token ids of each, or one text), in their order.
 

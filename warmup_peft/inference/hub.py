@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -25,11 +25,13 @@ from warmup_peft.inference.export import export_decoding
 from warmup_peft.inference.loading import (
     TRAINING_RECORD_NAME,
     TrainingRecord,
+    base_name,
     end_with_the_tokenizer,
     is_adapter,
     load_base,
     load_tokenizer,
     looks_like_a_path,
+    put_adapter_on,
 )
 from warmup_peft.inference.warmup_config import WARMUP_CONFIG_NAME, WarmupConfig
 from warmup_peft.method.scoring import evaluation_mode
@@ -87,7 +89,7 @@ def merge_adapter(
     saved_dtype = saved_dtype or model.dtype
 
     probe = torch.arange(PROBE_TOKENS, device=model.device).remainder(len(tokenizer)).unsqueeze(0)
-    with_adapter = PeftModel.from_pretrained(model, adapter)
+    with_adapter = put_adapter_on(model, adapter)
     expected = logits_of(with_adapter, probe)
     model = with_adapter.unload()
     del with_adapter
@@ -127,7 +129,7 @@ def check_merge_target(output_dir: Path, adapter: Path, overwrite: bool) -> None
     """Refuse an output folder whose replacement would take something that is needed."""
     if not is_adapter(adapter):
         raise ValueError(f"{adapter} holds no adapter_config.json, so it is no adapter. Name a training's output_dir.")
-    base = Path(PeftConfig.from_pretrained(adapter).base_model_name_or_path)
+    base = Path(base_name(adapter))
     for needed in (adapter, *([base] if base.is_dir() else [])):
         if needed.resolve().is_relative_to(output_dir.resolve()):
             raise ValueError(f"{output_dir} holds {needed}, which the merge reads. Choose another --output_dir.")

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,18 +99,32 @@ def load_folder(folder: str | Path) -> LoadedModel:
     record = TrainingRecord.load(folder)
     tokenizer = load_tokenizer(folder)
     check_separator(folder, warmup_config, tokenizer)
-    try:
-        if is_adapter(folder):
-            model = put_adapter_on(load_base(folder), folder)
-        else:
+    if is_adapter(folder):
+        model = put_adapter_on(load_base(folder), folder)
+    else:
+        with readable_weights(folder):
             model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
-    except SafetensorError as error:
-        name = "adapter_model" if is_adapter(folder) else "model"
-        raise ValueError(
-            f"{Path(folder, name)}.safetensors cannot be read ({error}). Was it cut off? Copy it anew."
-        ) from error
     end_with_the_tokenizer(model, tokenizer)
     return LoadedModel(model.eval(), tokenizer, warmup_config, record)
+
+
+@contextmanager
+def readable_weights(name: str | Path) -> Iterator[None]:
+    """Around the making of a model: what its libraries raise over broken files becomes a ValueError.
+
+    Raises:
+        ValueError: weights that were cut off, or that do not fit the model's configuration.
+        torch.OutOfMemoryError: as it comes.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"The model {name} cannot be loaded ({str(error).strip().splitlines()[0]}). Were its weights cut off, or "
+            "do they belong to another config.json? Copy it anew."
+        ) from error
 
 
 def check_separator(folder: str | Path, config: WarmupConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -127,9 +143,15 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 
 def put_adapter_on(base: PreTrainedModel, adapter: str | Path) -> PeftModel:
-    """Raises ValueError where the adapter was made for another architecture."""
+    """Raises ValueError where the adapter was cut off, or made for another architecture."""
     try:
         return PeftModel.from_pretrained(base, adapter)
+    except torch.OutOfMemoryError:
+        raise
+    except SafetensorError as error:
+        raise ValueError(
+            f"{Path(adapter, 'adapter_model')}.safetensors cannot be read ({error}). Was it cut off? Copy it anew."
+        ) from error
     except (RuntimeError, ValueError) as error:
         name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
         raise ValueError(
@@ -155,24 +177,41 @@ def load_base(adapter: str | Path, *, quantized: bool = True) -> PreTrainedModel
     """
     if not is_adapter(adapter):
         raise ValueError(f"{adapter} holds no adapter_config.json, so it is no adapter. Name a training's output_dir.")
-    name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    name = base_name(adapter)
     record = TrainingRecord.load(adapter) or TrainingRecord(base_model=name)
     quantization = record.quantization_config if quantized else None
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=record.base_revision,
-            dtype=record.dtype,
-            quantization_config=None if quantization is None else BitsAndBytesConfig.from_dict(quantization),
-            device_map=_device(),
-        )
-    except OSError as error:
+        with readable_weights(name):
+            model = AutoModelForCausalLM.from_pretrained(
+                name,
+                revision=record.base_revision,
+                dtype=record.dtype,
+                quantization_config=None if quantization is None else BitsAndBytesConfig.from_dict(quantization),
+                device_map=_device(),
+            )
+    except (OSError, KeyError) as error:
         raise ValueError(
             f"The adapter's base model {name} cannot be loaded ({str(error).strip().splitlines()[0]}). Put it back, "
             f"or set base_model_name_or_path in {Path(adapter, 'adapter_config.json')} to where it lies."
         ) from error
     keep_4bit_weights_in_place(model)
     return model
+
+
+def base_name(adapter: str | Path) -> str:
+    """Path or Hub id of the base that an adapter's folder names.
+
+    Raises:
+        ValueError: its adapter_config.json is broken, or names none.
+    """
+    path = Path(adapter, "adapter_config.json")
+    try:
+        name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). Take it anew from the training's folder.") from error
+    if not name:
+        raise ValueError(f"{path} names no base_model_name_or_path. Take it anew from the training's folder.")
+    return name
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

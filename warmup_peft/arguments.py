@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass
@@ -218,3 +218,11 @@ class CompareOptions:
     jobs: int = field(
         default=1, metadata={"help": "Runs at a time; more than 1 makes seconds comparable only roughly."}
     )
+
+
+def check_counts(options: Any, **least: int) -> None:
+    """Raise ValueError for a count, where one is given, below its least sensible value."""
+    for name, minimum in least.items():
+        value = getattr(options, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"{name}={value} cannot work. Set it to {minimum} or more.")

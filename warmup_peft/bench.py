@@ -45,8 +45,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from warmup_peft.arguments import BenchArguments
-from warmup_peft.commands.rows import check_counts
+from warmup_peft.arguments import BenchArguments, check_counts
 from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.inference.loading import load_tokenizer
 from warmup_peft.method.objective import OBJECTIVES

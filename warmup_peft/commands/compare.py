@@ -22,10 +22,10 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
-from warmup_peft.arguments import CompareOptions
+from warmup_peft.arguments import CompareOptions, check_counts
 from warmup_peft.arms import MORE_SFT, SFT, Arm, choose_arms, swept_arms
 from warmup_peft.checks import model_config
-from warmup_peft.commands.rows import check_counts, rows_to_compare_on
+from warmup_peft.commands.rows import rows_to_compare_on
 from warmup_peft.commands.scheduler import Scheduler
 from warmup_peft.commands.train import check_training_counts, check_writable
 from warmup_peft.evaluation.analysis import summarize

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from warmup_peft.arguments import EvaluateArguments
-from warmup_peft.commands.rows import check_counts, held_out_questions
+from warmup_peft.arguments import EvaluateArguments, check_counts
+from warmup_peft.commands.rows import held_out_questions
 from warmup_peft.evaluation.harness import Prediction, Progress, answer_questions, answer_text, score_predictions
 from warmup_peft.evaluation.tasks import Question, Task, find_task
 from warmup_peft.evaluation.wording import NOTHING, metric_name, score_text

@@ -11,8 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
-from warmup_peft.arguments import GenerateArguments
-from warmup_peft.commands.rows import check_counts
+from warmup_peft.arguments import GenerateArguments, check_counts
 from warmup_peft.data import read_json
 from warmup_peft.evaluation.harness import generate_texts
 from warmup_peft.files import read_text

@@ -164,11 +164,3 @@ def validation_rows(name: str, test_split: str, config: str | None) -> Dataset |
         return load_split(name, "validation", config)
     except MissingSplitError:
         return None
-
-
-def check_counts(options: Any, **least: int) -> None:
-    """Raise ValueError for a count, where one is given, below its least sensible value."""
-    for name, minimum in least.items():
-        value = getattr(options, name)
-        if value is not None and value < minimum:
-            raise ValueError(f"{name}={value} cannot work. Set it to {minimum} or more.")

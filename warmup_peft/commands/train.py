@@ -13,9 +13,9 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
-from warmup_peft.arguments import DrawOptions, RunOptions
+from warmup_peft.arguments import DrawOptions, RunOptions, check_counts
 from warmup_peft.callbacks import ShortProgress, StopOnInterrupt
-from warmup_peft.commands.rows import check_counts, data_record, training_rows
+from warmup_peft.commands.rows import data_record, training_rows
 from warmup_peft.data import is_one_split
 from warmup_peft.inference.client import CompletionsClient, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME

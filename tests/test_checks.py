@@ -28,6 +28,7 @@ from peft import (
     get_peft_model,
 )
 from transformers import LlamaForCausalLM, MixtralConfig, ProcessorMixin, T5Config, set_seed
+from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
 from warmup_peft.checks import (
@@ -164,6 +165,43 @@ def test_data_that_shows_the_boundary_passes(row, assistant_only_loss):
     args = settings(assistant_only_loss=assistant_only_loss)
     check_columns("train", Dataset.from_list([row]), args)
     check_columns("train", IterableDataset.from_generator(lambda: iter([row])), args)
+
+
+def test_a_transform_gets_trls_own_words(model_folder, tokenizer, lora, tmp_path):
+    """As TRL's own test has it: the columns that the rows show are those of the transform."""
+    rows = Dataset.from_list(EXAMPLES).with_transform(
+        lambda batch: {"input_ids": [[1, 2, 3] for _ in batch["prompt"]]}
+    )
+    said = {}
+    for trainer_class, settings_class in ((SFTTrainer, SFTConfig), (WarmupSFTTrainer, WarmupSFTConfig)):
+        args = settings_class(str(tmp_path), bf16=False, report_to="none")
+        with pytest.raises(ValueError, match="with_transform") as refusal:
+            trainer_class(model_folder, args=args, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
+        said[trainer_class] = str(refusal.value)
+    assert said[WarmupSFTTrainer] == said[SFTTrainer]
+    with pytest.raises(ValueError, match="with_transform"):
+        WarmupSFTTrainer(
+            model_folder, args=args, train_dataset=rows, processing_class=tokenizer, peft_config=lora,
+            formatting_func=lambda row: {"prompt": row["prompt"], "completion": row["completion"]},
+        )  # fmt: skip
+
+
+def test_a_transform_that_returns_prepared_rows_trains(model_folder, tokenizer, lora, tmp_path):
+    def prepared(batch):
+        return {
+            "input_ids": [[40, 41, 42] for _ in batch["prompt"]],
+            "labels": [[-100, -100, 42] for _ in batch["prompt"]],
+        }
+
+    args = WarmupSFTConfig(
+        str(tmp_path), bf16=False, report_to="none", max_steps=1, gradient_checkpointing=False, max_warmup_length=2,
+        dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
+    )  # fmt: skip
+    rows = Dataset.from_list(EXAMPLES).with_transform(prepared)
+    trainer = WarmupSFTTrainer(
+        model_folder, args=args, train_dataset=rows, processing_class=tokenizer, peft_config=lora
+    )
+    assert trainer.train().global_step == 1
 
 
 def test_empty_data_is_refused(build):

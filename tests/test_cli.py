@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import EXAMPLES
-from folders import random_adapter, save_adapter, tree, write_rows
+from folders import puzzles, random_adapter, save_adapter, tree, write_rows
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from warmup_peft import __version__, cli
 from warmup_peft.cli import BAD_INPUT, COMMANDS, INTERRUPTED, main
 from warmup_peft.inference.push import PushPlan
-
-
-@pytest.fixture(autouse=True)
-def no_traceback_asked_for(monkeypatch):
-    monkeypatch.delenv("WARMUP_PEFT_TRACEBACK", raising=False)
 
 
 @pytest.fixture
@@ -373,17 +373,178 @@ def test_bad_input_is_one_line_and_exit_code_2(refusal, monkeypatch, error, said
     assert refusal("train") == said
 
 
-def test_traceback_on_request(monkeypatch):
-    monkeypatch.setitem(COMMANDS, "train", failing(ValueError("it")))
-    monkeypatch.setenv("WARMUP_PEFT_TRACEBACK", "1")
+@pytest.mark.parametrize("argv", [["--debug"], ["--num_warmups", "2", "--debug"], ["--debug", "--num_warmups", "2"]])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_traceback_on_request(monkeypatch, command, argv):
+    given = []
+
+    def failing(words):
+        given.append(words)
+        raise ValueError("it")
+
+    monkeypatch.setitem(COMMANDS, command, failing)
     with pytest.raises(ValueError, match="it"):
+        main([command, *argv])
+    assert given == [[word for word in argv if word != "--debug"]]
+
+
+def test_a_debug_option_with_a_value_is_the_trainings(parsed, good):
+    args = parsed(*argv_of({**good, "debug": "underflow_overflow"})[1:])[2]
+    assert [option.value for option in args.debug] == ["underflow_overflow"]
+
+
+@pytest.mark.parametrize("error", [HfHubHTTPError, RepositoryNotFoundError, GatedRepoError, RevisionNotFoundError])
+def test_errors_of_the_hub_are_one_line(refusal, monkeypatch, error):
+    response = SimpleNamespace(headers={}, request=None)
+    monkeypatch.setitem(COMMANDS, "push", failing(error("404 Client Error", response=response)))
+    assert refusal("push").startswith("404 Client Error")
+
+
+def test_too_little_memory_is_said_with_its_advice(refusal, monkeypatch):
+    monkeypatch.setitem(COMMANDS, "train", failing(torch.OutOfMemoryError("Out of memory. Halve the batch.")))
+    assert refusal("train") == "Out of memory. Halve the batch."
+
+
+@pytest.mark.parametrize("error", [KeyError, TypeError, AttributeError, AssertionError, RuntimeError, IndexError])
+def test_programming_errors_are_not_hidden(monkeypatch, error):
+    monkeypatch.setitem(COMMANDS, "train", failing(error("bug")))
+    with pytest.raises(error, match="bug"):
         main(["train"])
 
 
-def test_programming_errors_are_not_hidden(monkeypatch):
-    monkeypatch.setitem(COMMANDS, "train", failing(KeyError("bug")))
-    with pytest.raises(KeyError):
-        main(["train"])
+# ---- Broken files and impossible numbers ----
+
+LATIN = '{"prompt": "caf\u00e9", "completion": "x"}\n'.encode("latin-1")
+NO_UTF8 = r"{path} is no text in UTF-8 \(byte \d+ is 0x[0-9a-f]{{2}}\)\. Save it as UTF-8\."
+
+
+@pytest.mark.parametrize("content", [LATIN, LATIN.decode("latin-1").encode("utf-16"), bytes(range(256))])
+@pytest.mark.parametrize("kind", ["dataset_name", "config", "prompts_file"])
+def test_text_in_another_encoding(refusal, good, tmp_path, kind, content):
+    path = tmp_path / "given.jsonl"
+    path.write_bytes(content)
+    if kind == "prompts_file":
+        said = refusal("generate", "--adapter", "none", "--prompts_file", str(path))
+    else:
+        said = refusal(*argv_of({**good, kind: str(path)}))
+    assert re.fullmatch(NO_UTF8.format(path=re.escape(str(path))), said)
+
+
+def test_prompts_in_another_encoding(refusal, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"caf\xe9\n")
+    assert refusal("generate", "--adapter", "none", "--prompts_file", str(path)).startswith(
+        f"{path} is no text in UTF-8"
+    )
+
+
+def test_a_table_in_another_encoding_says_what_its_reader_said(refusal, good, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes("prompt,completion\ncaf\u00e9,x\n".encode("latin-1"))
+    assert re.search(r"cannot be read as csv: .*utf-8.*0xe9", refusal(*argv_of({**good, "dataset_name": str(path)})))
+
+
+def test_a_folder_is_no_recipe(refusal, tmp_path):
+    assert "--config names no file" in refusal("train", "--config", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("per_device_train_batch_size", 0), ("gradient_accumulation_steps", 0), ("gradient_accumulation_steps", -1),
+     ("max_length", -3), ("dataloader_num_workers", -1), ("seed", -1), ("num_train_epochs", -1)],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_impossible_numbers_of_a_training(refusal, good, tmp_path, command, name, value):
+    if command == "compare":
+        good["dataset_name"] = str(write_rows(tmp_path / "data" / "test.jsonl", puzzles(40)).parent)
+        good["task"] = "logiqa"
+        if name == "seed":
+            pytest.skip("a comparison has --seeds")
+    words = argv_of({**good, name: str(value)})[1:]
+    said = refusal(command, *words)
+    assert re.search(rf"{name}={value}(\.0)? (cannot work|trains nothing)", said)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["batch_size", "steps", "prompt_length", "target_length", "num_warmups", "max_warmup_length"]
+)
+def test_impossible_numbers_of_a_bench(refusal, name):
+    assert refusal("bench", f"--{name}", "0") == f"{name}=0 cannot work. Set it to 1 or more."
+
+
+def test_a_bench_does_not_measure_for_nothing(refusal, tmp_path):
+    said = refusal("bench", "--output_file", str(tmp_path / "no" / "figures.json"))
+    assert said.startswith("The folder of output_file=")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [(("--temperature", "0"), "temperature=0.0"), (("--top_p", "0"), "top_p=0.0"), (("--top_p", "3"), "top_p=3.0"),
+     (("--seed", "-1"), "seed=-1")],
+)  # fmt: skip
+def test_impossible_numbers_of_an_answer(refusal, option, words):
+    said = refusal("generate", "--adapter", "none", "--prompt", "one?", *option)
+    assert words in said
+    assert "cannot work" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--base_url", "nowhere"), "base_url=nowhere is no address"),
+     (("--base_url", "http://x/v1", "--server_timeout", "0"), "A server_timeout of 0 seconds cannot work")],
+)  # fmt: skip
+def test_a_server_that_cannot_be_asked(refusal, tmp_path, options, words):
+    assert words in refusal("generate", "--adapter", str(tmp_path), "--prompt", "one?", "--model", "x", *options)
+
+
+BREAK = {
+    "cut off": lambda folder: (folder / "model.safetensors").write_bytes(b"cut"),
+    "other sizes": lambda folder: (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('"hidden_size": 64', '"hidden_size": 128')
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BREAK)
+def test_a_model_with_broken_weights(refusal, good, tmp_path, model_folder, tokenizer, lora, capsys, broken):
+    base = Path(shutil.copytree(model_folder, tmp_path / "base"))
+    adapter = save_adapter(tmp_path / "adapter", random_adapter(str(base), lora), tokenizer, str(base))
+    BREAK[broken](base)
+    capsys.readouterr()
+    for argv in (
+        argv_of({**good, "model_name_or_path": str(base)}),
+        ["generate", "--adapter", str(adapter), "--prompt", "one?"],
+        ["merge", "--adapter", str(adapter), "--output_dir", str(tmp_path / "merged")],
+    ):
+        assert main(argv) == BAD_INPUT
+        assert f"error: The model {base} cannot be loaded (" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [("adapter_model.safetensors", "cut", "adapter_model.safetensors cannot be read"),
+     ("adapter_config.json", "{}", "names no base_model_name_or_path"),
+     ("adapter_config.json", "{", "adapter_config.json cannot be read")],
+)  # fmt: skip
+def test_a_broken_adapter_is_not_merged(tmp_path, model_folder, tokenizer, lora, capsys, file, content, words):
+    adapter = save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
+    (adapter / file).write_text(content)
+    capsys.readouterr()
+    assert main(["merge", "--adapter", str(adapter), "--output_dir", str(tmp_path / "merged")]) == BAD_INPUT
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_comparison_of_an_unknown_architecture_starts_no_run(good, tmp_path, model_folder, capsys):
+    base = Path(shutil.copytree(model_folder, tmp_path / "base"))
+    (base / "config.json").write_text('{"model_type": "nosuch"}')
+    rows = write_rows(tmp_path / "data" / "test.jsonl", puzzles(40)).parent
+    argv = argv_of({**good, "model_name_or_path": str(base), "dataset_name": str(rows), "task": "logiqa"})
+    assert main(["compare", *argv[1:]]) == BAD_INPUT
+    assert "nosuch" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_interrupt(monkeypatch, capsys):

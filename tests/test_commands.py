@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -15,8 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import EXAMPLES, tiny_config
+from datasets import Dataset
 from folders import TRAINING, puzzles, random_adapter, save_adapter, tree, write_rows
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -24,7 +26,7 @@ from warmup_peft.arguments import EvaluateArguments
 from warmup_peft.cli import BAD_INPUT, INTERRUPTED, main
 from warmup_peft.commands.evaluate import evaluate_arms
 from warmup_peft.commands.train import build_trainer
-from warmup_peft.evaluation.harness import answer_questions
+from warmup_peft.evaluation.harness import answer_questions, generate_texts
 from warmup_peft.evaluation.tasks import TASKS, logiqa
 from warmup_peft.inference.hub import is_edited
 from warmup_peft.inference.loading import TrainingRecord, load_folder
@@ -176,6 +178,18 @@ def test_4bit_from_training_to_merge(tmp_path, model_folder, data, capsys):
     assert generate(tmp_path / "run", capsys) == generate(tmp_path / "merged", capsys)
 
 
+def test_rows_are_streamed_from_the_hub(tmp_path, model_folder, monkeypatch):
+    def load_dataset(name, config, split, streaming=False):
+        return Dataset.from_list(EXAMPLES).to_iterable_dataset() if streaming else None
+
+    monkeypatch.setattr("warmup_peft.data.load_dataset", load_dataset)
+    argv = train_argv(model_folder, "some/data", tmp_path / "run", dataset_streaming="true", eval_strategy="steps")
+    assert main(argv) == 0
+    record = TrainingRecord.load(tmp_path / "run")
+    assert (record.data["dataset_name"], record.data["train_rows"]) == ("some/data", None)
+    assert set(tree(tmp_path / "run")) == TRAINED
+
+
 # ---- Folders that hold a run ----
 
 
@@ -245,6 +259,28 @@ def test_evaluation_writes_scores_and_card(run, data, tokenizer, capsys):
     out = capsys.readouterr().out
     assert "adapter, after" in out
     assert f"Scores: {run / 'metrics.json'}" in out
+
+
+def test_an_arm_that_writes_nothing_has_the_same_columns(run, capsys, monkeypatch):
+    def silent_base(*arguments, **law):
+        texts = generate_texts(*arguments, **law)
+        return ["" for _ in texts] if arguments[4] is None else texts
+
+    monkeypatch.setattr("warmup_peft.evaluation.harness.generate_texts", silent_base)
+    assert main(argv_of("evaluate", adapter=run, max_new_tokens=4)) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["base"]["generations_that_are_options"] == 0.0
+    assert list(metrics["base"]) == list(metrics["base_with_warmup"]) == list(metrics["warmup"])
+    assert "writes an option" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_adapter_with_nan_logits_gets_no_scores(run, capsys):
+    path = run / "adapter_model.safetensors"
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in weights(run).items()}, path)
+    before = tree(run)
+    assert main(argv_of("evaluate", adapter=run, compare_base="false")) == BAD_INPUT
+    assert "logits are NaN" in capsys.readouterr().err
+    assert tree(run) == before
 
 
 def test_base_arms_are_the_plain_base(run, model_folder, tokenizer):
@@ -446,6 +482,81 @@ def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, model_fold
 
 
 # ---- Bad inputs ----
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"eval_strategy": "steps"},
+            "eval_strategy=steps would evaluate on the training rows: .*--test_split_size 0.1",
+        ),
+        ({"dataset_streaming": "true"}, "dataset_streaming needs the id of a data set on the Hub"),
+        ({"dataset_streaming": "true", "max_steps": -1}, "A stream does not say how many rows it has. Set max_steps"),
+    ],
+)
+def test_data_that_cannot_be_had_as_asked(tmp_path, model_folder, capsys, options, words):
+    rows = write_rows(tmp_path / "rows.jsonl", EXAMPLES)
+    assert main(train_argv(model_folder, rows, tmp_path / "run", **options)) == BAD_INPUT
+    assert re.search(words, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_share_of_a_single_file_may_be_evaluated_on(tmp_path, model_folder):
+    rows = write_rows(tmp_path / "rows.jsonl", EXAMPLES)
+    argv = train_argv(model_folder, rows, tmp_path / "run", eval_strategy="steps", eval_steps=2, test_split_size=0.5)
+    assert main(argv) == 0
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_loss" in entry for entry in history)
+
+
+WRITTEN_TASK = """
+from warmup_peft.evaluation.tasks import Question, Task
+
+def read(rows):
+    return [Question(row["question"], (" yes",)) for row in rows]
+
+TASK = Task(read=read, metrics=("{metric}",))
+"""
+
+
+@pytest.fixture
+def load_no_model(monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("a model is loaded")
+
+    for name in ("evaluate", "inspect", "merge"):
+        monkeypatch.setattr(f"warmup_peft.commands.{name}.load_folder", load)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inspect"])
+@pytest.mark.parametrize(("metric", "said"), [("blue", "no metric 'blue'"), ("accuracy", "needs options to choose")])
+def test_metrics_are_checked_before_a_model_is_loaded(run, tmp_path, capsys, load_no_model, command, metric, said):
+    task = tmp_path / "task.py"
+    task.write_text(WRITTEN_TASK.format(metric=metric))
+    named = {"run" if command == "inspect" else "adapter": run}
+    assert main(argv_of(command, **named, task=task)) == BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_a_merge_says_that_a_metric_is_unknown(run, tmp_path, capsys, load_no_model, monkeypatch):
+    monkeypatch.setitem(TASKS, "logiqa", dataclasses.replace(TASKS["logiqa"], metrics=("blue",)))
+    assert main(argv_of("merge", adapter=run, output_dir=tmp_path / "merged")) == 0
+    assert "Scores were not compared: There is no metric 'blue'." in capsys.readouterr().out
+
+
+def test_a_task_that_reads_no_question_is_bad_input(run, tmp_path, capsys, load_no_model):
+    task = tmp_path / "task.py"
+    task.write_text(WRITTEN_TASK.format(metric="rougeL").replace("for row in rows", "for row in rows if False"))
+    assert main(argv_of("evaluate", adapter=run, task=task)) == BAD_INPUT
+    assert "reads no question from the rows" in capsys.readouterr().err
+
+
+def test_written_answers_cannot_be_scored_unwritten(run, tmp_path, capsys, load_no_model):
+    task = tmp_path / "task.py"
+    task.write_text(WRITTEN_TASK.format(metric="rougeL"))
+    assert main(argv_of("evaluate", adapter=run, task=task, max_new_tokens=0)) == BAD_INPUT
+    assert "max_new_tokens=0 writes no answer" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 from folders import write_rows
 
-from warmup_peft.data import has_split, load_split, read_json
+from warmup_peft.data import MissingSplitError, has_split, load_from_hub, load_split, read_json
 
 ROWS = [{"prompt": "one?", "completion": "A"}, {"prompt": "two, or é?", "completion": "B"}]
 NUMBERED = [{"number": i} for i in range(10)]
@@ -222,8 +222,17 @@ def test_hub_id_is_asked_for_its_configuration_and_split(monkeypatch):
 
     monkeypatch.setattr("warmup_peft.data.load_dataset", load_dataset)
     assert load_split("some/data", "dev", config="small").to_list() == ROWS
-    assert asked == [(("some/data", "small"), {"split": "dev"})]
+    assert asked == [(("some/data", "small"), {"split": "dev", "streaming": False})]
     assert has_split("some/data", "dev")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_that_a_data_set_lacks_is_known_by_its_error(tmp_path, streaming):
+    """The words are those of `datasets` itself, of a data set that it builds here."""
+    write_rows(tmp_path / "train.jsonl", ROWS)
+    arguments = (str(tmp_path), "dev", None, streaming)
+    with pytest.raises(MissingSplitError, match=r"has no split dev \((Unknown|Bad) split.*train"):
+        load_from_hub(*arguments)
 
 
 def test_folder_on_the_hub(monkeypatch, tmp_path):

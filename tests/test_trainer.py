@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import EXAMPLES, TINY_SIZES
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from folders import puzzles, write_rows
 from peft import LoraConfig
 from transformers import (
@@ -463,6 +463,24 @@ def test_a_formatting_function_may_return_prompt_and_completion(model_folder, to
     assert trainer.train_dataset[0]["labels"].count(-100) == len(EXAMPLES[0]["prompt"])
 
 
+def test_a_formatting_function_takes_a_stream_without_features(model_folder, tokenizer, lora, tmp_path):
+    rows = [{"question": row["prompt"], "answer": row["completion"]} for row in EXAMPLES]
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    assert stream.column_names is None
+    trainer = WarmupSFTTrainer(
+        model_folder,
+        WarmupSFTConfig(str(tmp_path), bf16=False, report_to="none", max_steps=1, gradient_checkpointing=False),
+        train_dataset=stream,
+        processing_class=tokenizer,
+        peft_config=lora,
+        formatting_func=lambda row: {"prompt": row["question"], "completion": row["answer"]},
+    )
+    first = next(iter(trainer.train_dataset))
+    assert first["labels"].count(-100) == len(EXAMPLES[0]["prompt"])
+    assert "question" not in first
+    assert trainer.train().global_step == 1
+
+
 def test_conversations_work_as_in_trl(model_folder, tokenizer, lora, tmp_path):
     tokenizer = tokenizer.__class__.from_pretrained(model_folder)
     tokenizer.chat_template = (
@@ -491,6 +509,34 @@ def test_rows_that_max_length_cuts_are_counted(model_folder, tokenizer, lora, tm
     assert "of 4 rows of the train dataset 2 are dropped (no target left) and 1 lose the end" in caplog.text
     with pytest.raises(ValueError, match=r"No row of the train dataset is left.*shortest row has 6"):
         make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, max_length=1)
+
+
+def test_keep_end_is_reported_as_cutting_the_prompt(model_folder, tokenizer, lora, tmp_path, caplog):
+    """Rows of 10, 33, 6 and 28 bytes at 12 tokens; the second target has 9, so 3 tokens of its prompt are left."""
+    settings = {"peft_config": lora, "truncation_mode": "keep_end"}
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, max_length=12, **settings)
+    kept = trainer.train_dataset[1]
+    assert tokenizer.decode(kept["input_ids"]) == "wo? no, two<|eos|>"
+    assert kept["labels"].count(-100) == 3
+    said = "of 4 rows of the train dataset 0 are dropped (no target left) and 2 lose the beginning of their prompt"
+    assert said in caplog.text
+    with pytest.raises(ValueError, match=r"^max_length=9 leaves nothing of the prompt in 1 of 4 rows.*Set max_length"):
+        make_trainer(model_folder, tmp_path, tokenizer, max_length=9, **settings)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_tokenized_rows_with_a_completion_mask_train_on_the_completion(
+    model_folder, tokenizer, lora, tmp_path, is_stream
+):
+    rows = Dataset.from_list([{"input_ids": [40, 41, 42, 43], "completion_mask": [0, 0, 1, 1]}] * 4)
+    trainer = WarmupSFTTrainer(
+        model_folder,
+        WarmupSFTConfig(str(tmp_path), bf16=False, report_to="none", max_steps=1),
+        train_dataset=rows.to_iterable_dataset() if is_stream else rows,
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
+    assert next(iter(trainer.train_dataset))["labels"] == [-100, -100, 42, 43]
 
 
 def test_rows_beyond_the_context_are_refused(model_folder, tokenizer, lora, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 TASK_HELP = (
     "The task, or the path of its file. Without it the training's own, where that is a built-in one: a file runs only "
@@ -89,7 +89,10 @@ class EvaluateArguments:
     )
     num_warmups: int = field(
         default=1,
-        metadata={"help": "With --harness: average likelihoods over so many sampled warmups; 1 is the greedy one."},
+        metadata={
+            "help": "With --harness: average likelihoods over so many sampled warmups, and take the written answer "
+            "that most of them lead to; 1 is the greedy one."
+        },
     )
     compare_base: bool = field(
         default=True, metadata={"help": "Score the base too: answering directly, and after warmups of its own."}
@@ -221,3 +224,11 @@ class CompareOptions:
     jobs: int = field(
         default=1, metadata={"help": "Runs at a time; more than 1 makes seconds comparable only roughly."}
     )
+
+
+def check_counts(options: Any, **least: int) -> None:
+    """Raise ValueError for a count, where one is given, below its least sensible value."""
+    for name, minimum in least.items():
+        value = getattr(options, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"{name}={value} cannot work. Set it to {minimum} or more.")

@@ -45,7 +45,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from warmup_peft.arguments import BenchArguments
+from warmup_peft.arguments import BenchArguments, check_counts
 from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
 from warmup_peft.method.objective import OBJECTIVES
@@ -324,13 +324,16 @@ def run_bench(options: BenchArguments) -> dict[str, Any]:
     """Measure, print the table and, where `output_file` is given, write it as JSON.
 
     Raises:
-        ValueError: an unknown shape or arm.
+        ValueError: an unknown shape or arm, an impossible count, or no folder for `output_file`.
     """
     check_is_no_adapter(options.model_name_or_path or "")
     if options.model_name_or_path is None and options.shape not in SHAPES:
         raise ValueError(f"shape={options.shape} is unknown. Choose one of {', '.join(SHAPES)}.")
     if "sft" not in options.arms or not set(options.arms) <= set(ARMS):
         raise ValueError(f"arms={options.arms} cannot be compared. Choose sft and others of {', '.join(ARMS)}.")
+    check_counts(options, prompt_length=1, target_length=1, max_warmup_length=1, num_warmups=1, batch_size=1, steps=1)
+    if options.output_file is not None and not Path(options.output_file).parent.is_dir():
+        raise ValueError(f"The folder of output_file={options.output_file} does not exist. Make it first.")
     with tempfile.TemporaryDirectory() as folder:
         arms = build_arms(options, folder)
         measure(arms, options.steps)

@@ -60,8 +60,15 @@ def model_config(model: str | PreTrainedModel, args: WarmupSFTConfig) -> Pretrai
     return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
 
 
+def has_transform(dataset: Any) -> bool:
+    """Whether rows are made at the moment they are read (`Dataset.with_transform`)."""
+    return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+
+
 def check_columns(name: str, dataset: Any, args: WarmupSFTConfig) -> None:
     """The first row must show where the prompt ends."""
+    if has_transform(dataset) and not (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        return  # TRL refuses it, in words of its own
     sample = next(iter(dataset), None)
     if sample is None:
         raise ValueError(f"The {name} dataset is empty. Give it at least one row.")

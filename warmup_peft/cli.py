@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -128,7 +127,12 @@ OPTIONS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0; 2 after bad input, said in one sentence; 130 when interrupted."""
+    """Run one command. Returns 0; 2 after bad input, said in one sentence; 130 when interrupted.
+
+    Bad input is what `refusals` lists, whoever raised it; whatever else a library raises over a file or model is made
+    a ValueError where that is read. Any other error (KeyError, TypeError, AssertionError, ...) is a bug of ours and
+    keeps its traceback, as do all with `--debug`.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print_commands()
@@ -137,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"warmup_peft {__version__}")
         return 0
     name, *rest = argv
+    is_debugging, rest = take_debug(rest)
     try:
         if name not in COMMANDS:
             raise ValueError(f"There is no command '{name}'. {nearest(name, COMMANDS)}")
@@ -145,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         quieten()
         COMMANDS[name](rest)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        if os.environ.get("WARMUP_PEFT_TRACEBACK"):
+    except refusals() as error:
+        if is_debugging:
             raise
         print(f"warmup-peft: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
@@ -154,6 +159,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("warmup-peft: interrupted.", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def take_debug(argv: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether a `--debug` is there without a value, and the other words; with one it is a field of TRL's config."""
+    is_flag = [
+        word == "--debug" and (not following or following[0].startswith("--"))
+        for word, following in ((word, argv[i + 1 : i + 2]) for i, word in enumerate(argv))
+    ]
+    return any(is_flag), [word for word, flag in zip(argv, is_flag) if not flag]
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """Bad values, files and servers (errors of the Hub are OSErrors), missing packages, NaN, and too little memory."""
+    torch = sys.modules.get("torch")  # which is slow to import, and raises nothing before that
+    return (ValueError, OSError, ImportError, FloatingPointError, *([torch.OutOfMemoryError] if torch else []))
 
 
 def with_extra(command: str) -> None:
@@ -170,7 +190,8 @@ def print_commands() -> None:
     print("Warmup generations for TRL.\n\nusage: warmup-peft <command> [options]\n")
     for name, command in COMMANDS.items():
         print(f"  {name:<10}{(command.__doc__ or '').strip()}")
-    print("\nwarmup-peft <command> --help lists a command's options. Documentation: README.md")
+    print("\nwarmup-peft <command> --help lists a command's options; --debug shows the traceback of an error.")
+    print("Documentation: README.md")
 
 
 def print_options(name: str) -> None:

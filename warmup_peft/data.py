@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from huggingface_hub import snapshot_download
+
+from warmup_peft.files import read_text
 
 JSON_ENDINGS = (".jsonl", ".json", ".txt")
 ENDINGS = (*JSON_ENDINGS, ".csv", ".parquet")
@@ -27,6 +29,10 @@ NO_NETWORK = (
     "Without a network, download it elsewhere and name the local file or folder instead "
     "(--dataset_name, or DATA= with make)."
 )
+
+
+class MissingSplitError(ValueError):
+    """The data set is there, and has no such split."""
 
 
 def load_split(name: str, split: str, config: str | None = None, test_split_size: float = 0.0) -> Dataset:
@@ -43,7 +49,8 @@ def load_split(name: str, split: str, config: str | None = None, test_split_size
             gets these. 0 gives all rows to every split.
 
     Raises:
-        ValueError: it is not there, cannot be read, or is empty; with the mend.
+        MissingSplitError: the data set has no such split.
+        ValueError: it is not there, cannot be read, or is empty; with the fix.
     """
     if name.startswith(HUB_FOLDER):
         dataset = read_file(find_split(download_folder(name), split))
@@ -137,7 +144,7 @@ def find_split(folder: Path, split: str) -> Path:
     if len(files) != 1:
         there = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in ENDINGS)) or "no data file"
         problem = "has no file" if not files else "has more than one file"
-        raise ValueError(
+        raise (ValueError if files else MissingSplitError)(
             f"{folder} {problem} for the split {split} (it holds: {there}). Name the file {split}.jsonl (or .json, "
             ".csv, .parquet), or choose another split."
         )
@@ -153,14 +160,31 @@ def download_folder(name: str) -> Path:
     return Path(root, *folder)
 
 
-def load_from_hub(name: str, split: str, config: str | None) -> Dataset:
+def stream_split(name: str, split: str, config: str | None = None) -> IterableDataset:
+    """Rows of one split of a Hub data set, as they come.
+
+    Raises:
+        MissingSplitError: the data set has no such split.
+        ValueError: it is local, or not there; with the fix.
+    """
+    is_local = Path(name).exists() or Path(name).suffix in ENDINGS or name.startswith((".", "/", "~"))
+    if is_local or name.startswith(HUB_FOLDER) or "," in name:
+        raise ValueError(
+            f"dataset_streaming needs the id of a data set on the Hub, which {name} is not. Leave it out."
+        )
+    return load_from_hub(name, split, config, streaming=True)
+
+
+def load_from_hub(name: str, split: str, config: str | None, streaming: bool = False) -> Dataset | IterableDataset:
     if name in _PACKAGED_DATASETS_MODULES:  # which would read whatever lies in the current folder, also pickles
         raise ValueError(
             f"{name} is a format that `datasets` reads, and no data set. Name a file, a folder or a Hub id."
         )
     try:
-        return load_dataset(name, config, split=split)
+        return load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(("Unknown split", "Bad split")):
+            raise MissingSplitError(f"The data set {name} has no split {split} ({first_line(error)}).") from error
         if "scripts are no longer supported" in str(error):
             mend = "It is a loading script, which `datasets` no longer runs; find a copy in JSON, CSV or Parquet."
         else:
@@ -194,12 +218,13 @@ def read_file(path: Path) -> Dataset:
     except Exception as error:
         if "corresponds to no data" in str(error):
             return Dataset.from_dict({})
-        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {first_line(error)}") from error
+        reason = first_line(error.__cause__ or error)  # `datasets` hides what its reader said
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from error
 
 
 def read_json(path: Path) -> Iterator[dict]:
     """Rows of a JSON-lines file, or of a JSON file that is one list."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if text.lstrip().startswith("["):
         lines = [(1, text)]
     else:

@@ -8,6 +8,21 @@ from functools import partial
 from pathlib import Path
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8.
+
+    Raises:
+        ValueError: it is in another encoding, or no text at all.
+        OSError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no text in UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}). Save it as UTF-8."
+        ) from error
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, and move it there; folders are made where need be.
 

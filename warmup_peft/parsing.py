@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from warmup_peft import arguments
+from warmup_peft.files import read_text
 
 
 def parse(dataclass_types: tuple[type, ...], argv: Sequence[str]) -> tuple[Any, ...]:
@@ -82,7 +83,7 @@ def read_config(argv: Sequence[str]) -> dict[str, Any] | None:
     if path is None or not path.is_file():
         raise ValueError(f"--config names no file ({path}). Give it the path of a recipe's YAML file.")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(config, dict):

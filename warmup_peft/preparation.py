@@ -16,8 +16,10 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
+from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
+from warmup_peft.checks import has_transform
 from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.inference.loading import is_of_adapter, why_no_base
 from warmup_peft.method.branches import IGNORE_INDEX
@@ -63,8 +65,10 @@ def apply_dict_formatting(arguments: dict[str, Any]) -> Callable | None:
     """
     formatting_func: Callable | None = arguments.get("formatting_func")
     dataset = arguments.get("train_dataset")
-    sample = next(iter(dataset), None) if dataset is not None else None
-    if formatting_func is None or sample is None or "input_ids" in sample:
+    if formatting_func is None or dataset is None or has_transform(dataset):
+        return None
+    sample = next(iter(dataset), None)
+    if sample is None or "input_ids" in sample:
         return None
     if not isinstance(formatting_func(sample), dict):
         raise ValueError(
@@ -82,9 +86,10 @@ def format_rows(data: Any, formatting_func: Callable) -> Any:
     """A data set, or a dictionary of them, whose rows are what `formatting_func` makes of them."""
     if isinstance(data, dict):
         return {name: format_rows(each, formatting_func) for name, each in data.items()}
-    if data is None or isinstance(data, str) or "input_ids" in data.column_names:
+    if data is None or isinstance(data, str) or has_transform(data):
         return data
-    return data.map(formatting_func, remove_columns=data.column_names)
+    columns = get_dataset_column_names(data)
+    return data if "input_ids" in columns else data.map(formatting_func, remove_columns=columns)
 
 
 def load_tokenizer(model: str | PreTrainedModel, args: WarmupSFTConfig):
@@ -107,12 +112,13 @@ def absolute_folder(name: str) -> str:
     return str(Path(name).absolute()) if name and Path(name).is_dir() else name
 
 
-def report_lengths(name: str, whole: Dataset, kept: Dataset, max_length: int | None) -> None:
+def report_lengths(name: str, whole: Dataset, kept: Dataset, args: WarmupSFTConfig) -> None:
     """Warn, with numbers, of rows that `max_length` cut or dropped.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: nothing is left, or of a row (`truncation_mode` keep_end) nothing of its prompt.
     """
+    max_length, keeps_end = args.max_length, args.truncation_mode == "keep_end"
     if max_length is None:
         return
     lengths = [len(ids) for ids in whole["input_ids"]]
@@ -122,12 +128,20 @@ def report_lengths(name: str, whole: Dataset, kept: Dataset, max_length: int | N
             f"No row of the {name} dataset is left: all {len(whole)} prompts fill max_length={max_length} tokens by "
             f"themselves (the shortest row has {min(lengths)}). Set max_length higher, or to null."
         )
+    without_prompt = sum(labels[0] != IGNORE_INDEX for labels in kept["labels"]) if keeps_end else 0
+    if without_prompt:
+        raise ValueError(
+            f"max_length={max_length} leaves nothing of the prompt in {without_prompt} of {len(whole)} rows of the "
+            f"{name} dataset: truncation_mode keep_end cuts it first, and their targets fill that many tokens by "
+            "themselves. Set max_length higher, or shorten these targets."
+        )
     cut = max(sum(length > max_length for length in lengths) - dropped, 0)
     if dropped or cut:
         logger.warning(
-            "max_length=%d: of %d rows of the %s dataset %d are dropped (no target left) and %d lose the end of their "
-            "target. The longest has %d tokens.",
-            max_length, len(whole), name, dropped, cut, max(lengths),
+            "max_length=%d: of %d rows of the %s dataset %d are dropped (no target left) and %d lose the %s. The "
+            "longest has %d tokens.",
+            max_length, len(whole), name, dropped, cut,
+            "beginning of their prompt" if keeps_end else "end of their target", max(lengths),
         )  # fmt: skip
 
 

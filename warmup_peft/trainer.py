@@ -412,6 +412,7 @@ class WarmupSFTTrainer(PushesListedFiles, SFTTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         """TRL's preparation, and a count of what its `max_length` costs."""
+        self.completion_only_loss = True  # also of tokenized rows, where TRL would leave a `completion_mask` unread
         if not isinstance(dataset, Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         whole_args = copy.copy(args)
@@ -419,7 +420,7 @@ class WarmupSFTTrainer(PushesListedFiles, SFTTrainer):
         whole = super()._prepare_dataset(dataset, processing_class, whole_args, packing, formatting_func, dataset_name)
         check_spans(dataset_name, whole)
         kept = super()._prepare_dataset(whole, processing_class, args, packing, None, dataset_name)
-        report_lengths(dataset_name, whole, kept, args.max_length)
+        report_lengths(dataset_name, whole, kept, args)
         check_spans(dataset_name, kept)
         check_targets(dataset_name, kept)
         check_context(dataset_name, kept, self._context, self._branch_overhead)

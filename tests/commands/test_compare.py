@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from folders import TRAINING, puzzles, tree, write_rows
+from trl import SFTTrainer
 
 from warmup_peft.cli import BAD_INPUT, INTERRUPTED, main
 from warmup_peft.commands import compare, run_arm, scheduler
@@ -125,6 +126,34 @@ def test_every_kind_of_arm(argv, tmp_path, in_this_process):
     assert not list((tmp_path / "cmp").rglob("warmup_pool"))
     # before the first step all arms without warmups are the same model
     assert runs["sft"].curve[0].score == runs["more_sft"].curve[0].score
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "drop_last", "expected"),
+    [(5, 1, False, [0, 5, 10, 12, 17, 22, 24]), (5, 2, False, [0, 10, 12, 22, 24]), (5, 1, True, [0, 5, 10, 15, 20]),
+     (4, 1, False, [0, 4, 8, 12, 16])],
+)  # fmt: skip
+def test_examples_are_those_really_seen(argv, tmp_path, in_this_process, batch, accumulation, drop_last, expected):
+    """12 rows in batches of 5 are 5, 5 and 2; with two batches a step 10 and 2."""
+    steps = len(expected) - 1
+    options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation,
+               "dataloader_drop_last": drop_last, "max_steps": steps, "curve_points": steps}  # fmt: skip
+    seen = [0]
+    with pytest.MonkeyPatch.context() as patch:
+        training_step = SFTTrainer.training_step
+
+        def counting(self, model, inputs, *more, **options):
+            seen.append(seen[-1] + len(inputs["input_ids"]))
+            return training_step(self, model, inputs, *more, **options)
+
+        patch.setattr(SFTTrainer, "training_step", counting)
+        assert main(argv(arms="sft", **{name: str(value) for name, value in options.items()})) == 0
+    run = runs_of(tmp_path / "cmp")["sft"]
+    assert run.error is None
+    assert [point.examples for point in run.curve] == expected
+    assert set(expected) <= set(seen)
+    assert seen[-1] == expected[-1]
+    assert run.examples_per_second == pytest.approx(expected[-1] / run.train_seconds)
 
 
 def test_arms_that_are_added_run_and_the_others_do_not(argv, in_this_process):

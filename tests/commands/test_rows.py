@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset, IterableDataset
 from folders import puzzles, write_rows
 
 from warmup_peft.arguments import EvaluateArguments, RunOptions
@@ -20,8 +21,10 @@ TASK = Task(read=read, metrics=("rougeL",))
 """
 
 
-def script(name, test_split: str = "test") -> SimpleNamespace:
-    return SimpleNamespace(dataset_name=str(name), dataset_config=None, dataset_test_split=test_split)
+def script(name, test_split: str = "test", streaming: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(
+        dataset_name=str(name), dataset_config=None, dataset_test_split=test_split, dataset_streaming=streaming
+    )
 
 
 def folder_with(folder, **sizes: int):
@@ -48,6 +51,69 @@ def test_without_two_splits_the_rows_are_halved(tmp_path, sizes, split):
     data = folder_with(tmp_path, **sizes)
     curve, test = rows_to_compare_on(script(data, split), RunOptions(task="logiqa"), None, 128)
     assert (numbers(curve), numbers(test)) == ([100, 102, 104, 106], [101, 103, 105])
+
+
+HUB_SPLITS = {"train": puzzles(4), "test": puzzles(7, start=100)}
+
+
+def hub(monkeypatch, asked: list | None = None, broken: str = ""):
+    """The Hub has the two splits; `broken` names one whose download fails."""
+
+    def load_dataset(name, config, split, streaming=False):
+        if asked is not None:
+            asked.append((name, config, split, streaming))
+        if split == broken:
+            raise ConnectionError("no route to host")
+        if split not in HUB_SPLITS:
+            raise ValueError(f'Unknown split "{split}". Should be one of {list(HUB_SPLITS)}.')
+        rows = Dataset.from_list(HUB_SPLITS[split])
+        return rows.to_iterable_dataset() if streaming else rows
+
+    monkeypatch.setattr("warmup_peft.data.load_dataset", load_dataset)
+
+
+def test_a_data_set_on_the_hub_without_a_validation_split_is_halved(monkeypatch):
+    hub(monkeypatch)
+    curve, test = rows_to_compare_on(script("some/data"), RunOptions(task="logiqa"), None, 128)
+    assert (numbers(curve), numbers(test)) == ([100, 102, 104, 106], [101, 103, 105])
+
+
+def test_a_failure_of_the_hub_is_not_taken_for_a_missing_split(monkeypatch):
+    hub(monkeypatch, broken="validation")
+    with pytest.raises(ValueError, match=r"did not give its split validation \(no route to host\)"):
+        rows_to_compare_on(script("some/data"), RunOptions(task="logiqa"), None, 128)
+
+
+def test_rows_are_streamed_from_the_hub(monkeypatch):
+    asked = []
+    hub(monkeypatch, asked)
+    rows = training_rows(script("some/data", streaming=True), RunOptions(), "train", 3)
+    assert isinstance(rows, IterableDataset)
+    assert [row["question"] for row in rows] == ["Colour 0?", "Colour 1?", "Colour 2?"]
+    assert asked == [("some/data", None, "train", True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "words"),
+    [
+        ("rows.jsonl", None, "needs the id of a data set on the Hub, which .*rows.jsonl is not"),
+        ("data", None, "needs the id of a data set on the Hub, which .*data is not"),
+        ("hf://datasets/user/repo/x", None, "needs the id of a data set on the Hub"),
+        ("some/data", "logiqa", "does not work with a task"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused(tmp_path, monkeypatch, name, task, words):
+    hub(monkeypatch)
+    folder_with(tmp_path / "data", train=4)
+    name = name if name.count("/") else tmp_path / name
+    with pytest.raises(ValueError, match=rf"^dataset_streaming {words}.*[Ll]eave it out"):
+        training_rows(script(name, streaming=True), RunOptions(task=task), "train", None)
+
+
+def test_rows_to_compare_on_are_not_streamed(monkeypatch):
+    hub(monkeypatch)
+    with pytest.raises(ValueError, match=r"^dataset_streaming does not work with a task"):
+        rows_to_compare_on(script("some/data", streaming=True), RunOptions(task="logiqa"), None, 128)
 
 
 def test_a_single_file_needs_a_share_that_is_kept_out_of_training(tmp_path):

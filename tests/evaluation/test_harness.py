@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from warmup_peft.evaluation.harness import (
+    Prediction,
     answer_questions,
     answers_of,
     continuation_ids,
@@ -109,7 +111,7 @@ def test_order_is_kept(model, tokenizer):
 
 def test_no_tokens_no_generation(model, tokenizer):
     predictions = answer_questions(model, tokenizer, QUESTIONS[:2], None, max_new_tokens=0)
-    assert [prediction.generation for prediction in predictions] == ["", ""]
+    assert [prediction.generation for prediction in predictions] == [None, None]
     assert [prediction.warmup for prediction in predictions] == ["", ""]
 
 
@@ -162,6 +164,20 @@ def test_scores_of_predictions(model, tokenizer):
     nll = -sum(p.option_logps[q.answer] for q, p in zip(QUESTIONS, predictions))
     count = sum(len(tokenizer(q.completion)["input_ids"]) for q in QUESTIONS)
     assert scores["perplexity"] == pytest.approx(math.exp(nll / count))
+
+
+@pytest.mark.parametrize(("written", "share"), [(["", ""], 0.0), (["", "A"], 0.5), ([None, None], None)])
+def test_whether_options_are_written_is_scored_where_anything_was_to_be_written(written, share):
+    predictions = [Prediction(0, (-1.0, -2.0), 1, "", (), text) for text in written]
+    questions = [Question("x", (" A", " B"))] * 2
+    assert score_predictions(("accuracy",), questions, predictions)[0].get("generations_that_are_options") == share
+
+
+def test_nan_logits_are_not_scored(model, tokenizer):
+    broken = copy.deepcopy(model)
+    broken.lm_head.weight.data[5] = math.nan
+    with pytest.raises(FloatingPointError, match=r"logits are NaN, so its answers cannot be scored\. .*learning_rate"):
+        answer_questions(broken, tokenizer, QUESTIONS, warmup_config(tokenizer), max_new_tokens=0)
 
 
 def test_a_question_without_options_is_answered_freely(model, tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 pytest.importorskip("lm_eval")
 
 from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 
 from warmup_peft.cli import BAD_INPUT, main
 from warmup_peft.evaluation.harness import answer_questions
@@ -115,6 +117,55 @@ def test_log_mean_exp_by_hand():
     assert log_mean_exp([-5000.0, -5000.0]) == pytest.approx(-5000.0)
 
 
+def log_likelihood(base, config, context_ids, target_ids):
+    """By hand: the greedy warmup of these ids, the separator, and the log-probabilities of the target after them."""
+    ids = torch.tensor([context_ids])
+    whole = warmup_generate(base, ids, warmup_config=config, return_warmup=True, max_new_tokens=1, do_sample=False)
+    prefix = whole[0, :-1].tolist()
+    assert len(prefix + target_ids) - 1 <= base.config.max_position_embeddings
+    law = base(torch.tensor([prefix + target_ids])).logits[0].log_softmax(-1)
+    return sum(law[len(prefix) + i - 1, token].item() for i, token in enumerate(target_ids))
+
+
+@pytest.mark.parametrize("length", [500, 501, 502, 530])
+def test_contexts_near_the_limit_lose_no_more_than_they_must(base, tokenizer, length):
+    """512 positions; 5 for the warmup, 3 for the separator, 3 for all but the last token of " yes": 501 are left."""
+    config = warmup_config(tokenizer)
+    context = "".join(chr(97 + i * i % 26) for i in range(length))
+    ((logp, _),) = WarmupLM(base, tokenizer, config).loglikelihood(instances("loglikelihood", [(context, " yes")]))
+    ids, target = tokenizer(context)["input_ids"], tokenizer(" yes")["input_ids"]
+    assert logp == pytest.approx(log_likelihood(base, config, ids[-501:], target), rel=1e-4)
+    if length > 501:
+        assert logp != pytest.approx(log_likelihood(base, config, ids[-500:], target), rel=1e-4)
+
+
+def test_options_of_a_context_near_the_limit_share_its_warmup(base, tokenizer):
+    config = warmup_config(tokenizer)
+    context, options = "".join(chr(97 + i * i % 26) for i in range(520)), (" A", " no, two")
+    pairs = [(context, option) for option in options]
+    scores = WarmupLM(base, tokenizer, config).loglikelihood(instances("loglikelihood", pairs))
+    kept = tokenizer(context)["input_ids"][-(512 - 8 - 7) :]
+    for option, (logp, _) in zip(options, scores):
+        expected = log_likelihood(base, config, kept, tokenizer(option)["input_ids"])
+        assert logp == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("request_kind", ["loglikelihood", "generate_until"])
+def test_no_room_for_a_prompt_is_said(base, tokenizer, request_kind):
+    lm = WarmupLM(base, tokenizer, warmup_config(tokenizer, max_warmup_length=500))
+    arguments = {"loglikelihood": ("x", " yes" * 5), "generate_until": ("x", {"until": ["."], "max_gen_toks": 20})}
+    with pytest.raises(ValueError, match=r"leave no room for a prompt in the model's context of 512"):
+        getattr(lm, request_kind)(instances(request_kind, [arguments[request_kind]]))
+
+
+@pytest.mark.parametrize("length", [5, 0], ids=["warmup", "no warmup"])
+def test_nan_logits_are_not_scored(base, tokenizer, length):
+    broken = copy.deepcopy(base)
+    broken.lm_head.weight.data[5] = math.nan
+    with pytest.raises(FloatingPointError, match="logits are NaN"):
+        WarmupLM(broken, tokenizer, warmup_config(tokenizer, length)).loglikelihood(instances("loglikelihood", PAIRS))
+
+
 def test_each_context_is_warmed_up_once(base, tokenizer, monkeypatch):
     lm, written = WarmupLM(base, tokenizer, warmup_config(tokenizer)), []
     write = lm._write
@@ -134,8 +185,54 @@ def test_free_generations_are_warmup_generates(base, tokenizer):
         assert text == tokenizer.decode(answer[0, ids["input_ids"].size(1) :], skip_special_tokens=True)
 
 
-def test_rolling_log_likelihoods_are_the_models_own(base, tokenizer):
-    requests = instances("loglikelihood_rolling", [("a document of some length",)])
+@pytest.mark.parametrize("length", [20, 498, 499, 530])
+def test_free_generations_near_the_limit(base, tokenizer, length):
+    """512 positions; 5 for the warmup, 3 for the separator, 6 for the answer: 498 are left."""
+    config = warmup_config(tokenizer)
+    context = "".join(chr(97 + i * i % 26) for i in range(length))
+    requests = instances("generate_until", [(context, {"until": ["\n\n"], "max_gen_toks": 6})])
+    (text,) = WarmupLM(base, tokenizer, config).generate_until(requests, disable_tqdm=True)
+    ids = torch.tensor([tokenizer(context)["input_ids"][-498:]])
+    answer = warmup_generate(base, ids, warmup_config=config, max_new_tokens=6, do_sample=False)
+    assert text == tokenizer.decode(answer[0, ids.size(1) :], skip_special_tokens=True)
+
+
+def test_free_generations_vote_over_several_warmups(base, tokenizer):
+    """As `warmup_generate` does. The law is even, so that warmups differ, and answers are ASCII, so that texts do."""
+    even = copy.deepcopy(base)
+    ascii_rows = even.lm_head.weight.data[2:92] * 0.1
+    even.lm_head.weight.data = torch.cat([torch.zeros(2, 64), ascii_rows.repeat(4, 1)[:318]])
+    config, contexts = warmup_config(tokenizer), ["Q: one?", "A longer question: two?"]
+    single, voted = [], []
+    for seed in range(4):
+        for context in contexts:
+            requests = instances("generate_until", [(context, {"until": ["\n\n"], "max_gen_toks": 1})])
+            torch.manual_seed(seed)
+            voted += WarmupLM(even, tokenizer, config, num_warmups=7).generate_until(requests, disable_tqdm=True)
+            single += WarmupLM(even, tokenizer, config).generate_until(requests, disable_tqdm=True)
+            ids = tokenizer(context, return_tensors="pt")
+            torch.manual_seed(seed)
+            answer = warmup_generate(
+                even, **ids, warmup_config=config, num_warmups=7, max_new_tokens=1, do_sample=False
+            )
+            assert voted[-1] == tokenizer.decode(answer[0, ids["input_ids"].size(1) :], skip_special_tokens=True)
+    assert voted != single
+
+
+def test_votes_count_texts_up_to_their_stop(base, tokenizer, monkeypatch):
+    """Rows go on until the slowest one stops, so what stands behind the stop is no part of the answer."""
+    written = ["no.", "yes\n\nab", "yes\n\ncd", "x.", "y.", "y\n\n"]
+    rows = tokenizer([f"Q{text:_<8}" for text in written], return_tensors="pt")["input_ids"]
+    monkeypatch.setattr(HFLM, "_model_generate", lambda self, context, *_, **__: rows)
+    lm = WarmupLM(base, tokenizer, warmup_config(tokenizer), num_warmups=3)
+    ones = torch.ones(2, 1, dtype=torch.long)
+    chosen = lm._model_generate(ones, 9, ["\n\n", "."], attention_mask=ones)
+    assert tokenizer.batch_decode(chosen) == ["Qyes\n\nab_", "Qy.______"]
+
+
+@pytest.mark.parametrize("repeats", [1, 30])
+def test_rolling_log_likelihoods_are_the_models_own(base, tokenizer, repeats):
+    requests = instances("loglikelihood_rolling", [("a document of some length " * repeats,)])
     config = warmup_config(tokenizer)
     off = WarmupConfig("", [], 0)
     scores = [WarmupLM(base, tokenizer, c).loglikelihood_rolling(requests, disable_tqdm=True) for c in (config, off)]

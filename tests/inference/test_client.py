@@ -36,7 +36,7 @@ PROMPTS = [np.array([30, 31, 32]), np.array([40, 41])]
 
 
 class Server:
-    """Runs `answer(body, headers) -> (status, payload)` on a free port; keeps what it was asked."""
+    """Runs `answer(body) -> (status, payload, *headers)` on a free port; keeps what it was asked."""
 
     def __init__(self):
         self.asked: list[dict] = []
@@ -49,9 +49,11 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.asked.append(body)
                 outer.headers.append(dict(self.headers))
-                status, payload = outer.answer(body)
+                status, payload, *more = outer.answer(body)
                 data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
                 self.send_response(status)
+                for name, value in more:
+                    self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -134,6 +136,15 @@ def test_a_busy_server_is_asked_again(server):
     server.answer = lambda body: (503, b"busy") if len(server.asked) < 3 else scripted(body)
     draw_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
     assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("pause", ["30", "Fri, 31 Dec 2100 23:59:59 GMT"])
+def test_a_server_that_asks_for_a_long_pause_gets_the_timeout(server, pause):
+    server.answer = lambda body: (503, b"busy", ("Retry-After", pause)) if len(server.asked) < 3 else scripted(body)
+    start = time.monotonic()
+    draw_from_server(client(server, timeout=0.4), SETTINGS)(PROMPTS, seed=0)
+    assert len(server.asked) == 3
+    assert 0.8 <= time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(

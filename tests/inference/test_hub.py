@@ -102,6 +102,15 @@ def test_the_card_shows_no_scores_of_other_weights(adapter, model_folder, lora):
     assert "held-out data" not in card_of(adapter)
 
 
+def test_an_arm_may_lack_a_score(adapter):
+    scores = {"base": {"accuracy": 0.25, "n": 8}, "warmup": {"accuracy": 0.5, "bleu": 0.125, "n": 8}}
+    save_scores(adapter, METRICS_NAME, scores)
+    write_model_card(adapter)
+    assert "| held-out data | accuracy | bleu | rows |" in card_of(adapter)
+    assert "| base | 0.250 | – | 8 |" in card_of(adapter)
+    assert "| warmup | 0.500 | 0.125 | 8 |" in card_of(adapter)
+
+
 EDITS = {
     "inside": lambda card: card.replace("# my-adapter", "# My better title"),
     "before": lambda card: card.replace("library_name: peft", "library_name: peft\nlicense: mit"),

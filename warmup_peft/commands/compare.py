@@ -22,13 +22,13 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
-from warmup_peft.arguments import CompareOptions
+from warmup_peft.arguments import CompareOptions, check_counts
 from warmup_peft.arms import MORE_SFT, SFT, Arm, choose_arms, swept_arms
-from warmup_peft.commands.rows import check_counts, rows_to_compare_on
+from warmup_peft.checks import model_config
+from warmup_peft.commands.rows import rows_to_compare_on
 from warmup_peft.commands.scheduler import Scheduler
-from warmup_peft.commands.train import check_writable
+from warmup_peft.commands.train import check_training_counts, check_writable
 from warmup_peft.evaluation.analysis import summarize
-from warmup_peft.evaluation.metrics import check_metrics
 from warmup_peft.evaluation.results import (
     COMPARISON_NAME,
     Comparison,
@@ -180,9 +180,10 @@ def read_setup(argv: Sequence[str]) -> Setup:
     check_is_no_adapter(model_args.model_name_or_path)
     curve, test = rows_to_compare_on(script, run_options, options.max_samples, options.curve_samples)
     check_rows(len(test), sum(arm.method not in (SFT, MORE_SFT) for arm in arms))
-    task = find_task(run_options.task)
-    check_metrics(task.metrics, is_multiple_choice=len(test[0].options) > 1)
+    if model_args.model_name_or_path is None:
+        raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
     load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+    model_config(model_args.model_name_or_path, args)
 
     named = {word.split("=")[0] for word in argv}
     values = {**vars(script), **vars(run_options), **vars(args), **vars(model_args)}
@@ -190,7 +191,7 @@ def read_setup(argv: Sequence[str]) -> Setup:
         folder=Path(args.output_dir if "--output_dir" in named else f"{args.output_dir}-compare"),
         arms=arms,
         seeds=read_seeds(options.seeds),
-        metric=task.metrics[0],
+        metric=find_task(run_options.task).metrics[0],
         argv=recipe_argv,
         recipe=recipe,
         command=shlex.join(["warmup-peft", "compare", *argv]),
@@ -260,7 +261,8 @@ def as_argv(values: dict[str, Any]) -> list[str]:
 def check_arm(arm: Arm, argv: Sequence[str]) -> None:
     """Raise ValueError, naming the arm, where its settings cannot work."""
     try:
-        parse_training([*argv, *as_argv(dict(arm.changes))])
+        _, _, args, _ = parse_training([*argv, *as_argv(dict(arm.changes))])
+        check_training_counts(args)
     except ValueError as error:
         raise ValueError(f"The arm {arm.name} cannot run: {error}") from error
 

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from warmup_peft.arguments import EvaluateArguments
-from warmup_peft.commands.rows import check_counts, held_out_questions
+from warmup_peft.arguments import EvaluateArguments, check_counts
+from warmup_peft.commands.rows import held_out_questions
 from warmup_peft.evaluation.harness import Prediction, Progress, answer_questions, answer_text, score_predictions
 from warmup_peft.evaluation.tasks import Question, Task, find_task
-from warmup_peft.evaluation.wording import metric_name, score_text
-from warmup_peft.inference.hub import write_model_card
+from warmup_peft.evaluation.wording import NOTHING, metric_name, score_text
+from warmup_peft.inference.hub import score_columns, write_model_card
 from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, why_no_base
 from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, load_scores, save_scores
 from warmup_peft.inference.warmup_config import WarmupConfig
@@ -42,6 +42,11 @@ def run_evaluation(options: EvaluateArguments) -> None:
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
     task_name, questions, source = held_out_questions(options, record.data)
     task = find_task(task_name)
+    if options.max_new_tokens == 0 and len(questions[0].options) == 1:
+        raise ValueError(
+            "max_new_tokens=0 writes no answer, and answers are what this task scores. Set it to 1 or more, or leave "
+            "it out."
+        )
     loaded = load_folder(options.adapter)
     arms = evaluate_arms(loaded, questions, task, options)
     scored = {name: score_predictions(task.metrics, questions, predictions) for name, predictions in arms.items()}
@@ -144,15 +149,15 @@ def bars(name: str) -> Progress:
 
 
 def scores_table(metrics: dict[str, Any], source: str) -> Table:
-    columns = [key for key in metrics["warmup"] if key != "n"]
+    arms = {name: metrics[key] for key, name in ARM_NAMES.items() if key in metrics}
+    columns = score_columns(arms.values())
     table = Table(title=f"Held-out rows: {source}")
     table.add_column("")
     for key in (*columns, "n"):
         table.add_column(metric_name(key), justify="right", min_width=max(map(len, metric_name(key).split())))
-    for key, name in ARM_NAMES.items():
-        if key in metrics:
-            scores = metrics[key]
-            table.add_row(name, *(score_text(column, scores[column]) for column in columns), str(scores["n"]))
+    for name, scores in arms.items():
+        shown = (score_text(column, scores[column]) if column in scores else NOTHING for column in columns)
+        table.add_row(name, *shown, str(scores["n"]))
     return table
 
 

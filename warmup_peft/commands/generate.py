@@ -11,10 +11,10 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
-from warmup_peft.arguments import GenerateArguments
-from warmup_peft.commands.rows import check_counts
+from warmup_peft.arguments import GenerateArguments, check_counts
 from warmup_peft.data import read_json
 from warmup_peft.evaluation.harness import generate_texts
+from warmup_peft.files import read_text
 from warmup_peft.inference.client import CompletionsClient, answer_from_server
 from warmup_peft.inference.loading import LoadedModel, context_length, load_folder, load_tokenizer
 from warmup_peft.inference.warmup_config import WarmupConfig
@@ -29,7 +29,12 @@ def run_generation(options: GenerateArguments) -> None:
     Raises:
         ValueError: no prompt, or an empty one.
     """
-    check_counts(options, batch_size=1, max_new_tokens=1)
+    check_counts(options, batch_size=1, max_new_tokens=1, seed=0)
+    if options.temperature <= 0 or not 0 < options.top_p <= 1:
+        raise ValueError(
+            f"temperature={options.temperature} with top_p={options.top_p} cannot work. Set temperature above 0, and "
+            "top_p above 0 and at most 1."
+        )
     prompts = read_prompts(options)
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
@@ -86,7 +91,7 @@ def read_prompts(options: GenerateArguments) -> list[str]:
             if not isinstance(row.get("prompt"), str):
                 raise ValueError(f"{path}, row {number} has no text in the field `prompt`.")
         return [row["prompt"] for row in rows]
-    return path.read_text(encoding="utf-8").splitlines()
+    return read_text(path).splitlines()
 
 
 def check_room(model: PreTrainedModel, config: WarmupConfig, prompt_length: int, max_new_tokens: int) -> None:

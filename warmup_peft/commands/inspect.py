@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from warmup_peft.arguments import EvaluateArguments, InspectArguments
+from warmup_peft.arguments import EvaluateArguments, InspectArguments, check_counts
 from warmup_peft.commands.evaluate import bars
-from warmup_peft.commands.rows import check_counts, held_out_questions
+from warmup_peft.commands.rows import held_out_questions
 from warmup_peft.commands.train import check_writable
 from warmup_peft.evaluation.harness import answers_of, perplexity
 from warmup_peft.evaluation.metrics import RowStatistics, score_rows, totals

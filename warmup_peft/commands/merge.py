@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from warmup_peft.arguments import EvaluateArguments, MergeArguments
-from warmup_peft.commands.rows import check_counts, held_out_questions
+from warmup_peft.arguments import EvaluateArguments, MergeArguments, check_counts
+from warmup_peft.commands.rows import held_out_questions
 from warmup_peft.evaluation.harness import answer_questions, score_predictions
 from warmup_peft.evaluation.tasks import find_task
 from warmup_peft.evaluation.wording import metric_name, points_text, score_text

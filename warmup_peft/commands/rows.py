@@ -7,14 +7,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from warmup_peft.arguments import EvaluateArguments, RunOptions
-from warmup_peft.data import SPLIT_NAMES, has_split, is_one_split, is_same_source, load_split
+from warmup_peft.data import (
+    SPLIT_NAMES,
+    MissingSplitError,
+    has_split,
+    is_one_split,
+    is_same_source,
+    load_split,
+    stream_split,
+)
+from warmup_peft.evaluation.metrics import check_metrics
 from warmup_peft.evaluation.tasks import TASKS, Question, find_task, read_questions
 
+TASK_NEEDS_ALL_ROWS = "dataset_streaming does not work with a task, which reads all rows at once. Leave it out."
 
-def data_record(script_args, options: RunOptions, train_rows: int) -> dict[str, Any]:
+
+def data_record(script_args, options: RunOptions, train_dataset: Dataset | IterableDataset) -> dict[str, Any]:
     """Where the rows came from and how they were read, for `evaluate` and the model card."""
     return {
         "dataset_name": script_args.dataset_name,
@@ -23,7 +34,7 @@ def data_record(script_args, options: RunOptions, train_rows: int) -> dict[str, 
         "test_split_size": options.test_split_size,
         "task": options.task,
         "task_args": task_args_of(options),
-        "train_rows": train_rows,
+        "train_rows": len(train_dataset) if isinstance(train_dataset, Dataset) else None,
     }
 
 
@@ -47,12 +58,30 @@ def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
     return {**own_format, **task_args}
 
 
-def questions_of(task: str, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
-    return read_questions(find_task(task), rows, task_args)
+def questions_of(name: str, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
+    """The questions that a task reads from rows.
+
+    Raises:
+        ValueError: no such task, rows not of its form, or metrics that do not exist or do not fit.
+    """
+    task = find_task(name)
+    questions = read_questions(task, rows, task_args)
+    if questions:
+        check_metrics(task.metrics, is_multiple_choice=len(questions[0].options) > 1)
+    return questions
 
 
-def training_rows(script_args, options: RunOptions, split: str, limit: int | None) -> Dataset:
-    """Rows with `prompt` and `completion`, or of another form that `SFTTrainer` takes."""
+def training_rows(script_args, options: RunOptions, split: str, limit: int | None) -> Dataset | IterableDataset:
+    """Rows with `prompt` and `completion`, or of another form that `SFTTrainer` takes.
+
+    Raises:
+        ValueError: they cannot be loaded, or with `dataset_streaming` not be streamed.
+    """
+    if script_args.dataset_streaming:
+        if options.task is not None:
+            raise ValueError(TASK_NEEDS_ALL_ROWS)
+        stream = stream_split(script_args.dataset_name, split, script_args.dataset_config)
+        return stream if limit is None else stream.take(limit)
     rows = load_split(script_args.dataset_name, split, script_args.dataset_config, options.test_split_size)
     rows = first_rows(rows, limit)
     if options.task is None:
@@ -91,7 +120,10 @@ def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tupl
     rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share)
     where = name if is_one_split(name) else f"{name}, split {split}"
     task_args = {**recorded_task_args(task, data), **task_args_of(options)}
-    return task, questions_of(task, first_rows(rows, options.max_samples), task_args), where
+    questions = questions_of(task, first_rows(rows, options.max_samples), task_args)
+    if not questions:
+        raise ValueError(f"The task {task} reads no question from the rows of {where}. Give it at least one.")
+    return task, questions, where
 
 
 def recorded_task(data: dict[str, Any]) -> str | None:
@@ -136,6 +168,8 @@ def rows_to_compare_on(
         raise ValueError(
             "No task is named, so answers cannot be scored. Set --task to logiqa, or to a file with TASK."
         )
+    if script_args.dataset_streaming:
+        raise ValueError(TASK_NEEDS_ALL_ROWS)
     name, split = script_args.dataset_name, script_args.dataset_test_split
     if name is None:
         raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
@@ -161,13 +195,5 @@ def validation_rows(name: str, test_split: str, config: str | None) -> Dataset |
         return None
     try:
         return load_split(name, "validation", config)
-    except ValueError:  # a data set on the Hub that has none
+    except MissingSplitError:
         return None
-
-
-def check_counts(options: Any, **least: int) -> None:
-    """Raise ValueError for a count, where one is given, below its least sensible value."""
-    for name, minimum in least.items():
-        value = getattr(options, name)
-        if value is not None and value < minimum:
-            raise ValueError(f"{name}={value} cannot work. Set it to {minimum} or more.")

@@ -7,6 +7,7 @@ A process each keeps a crash from the other arms, and makes peak memory an arm's
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 import sys
@@ -74,11 +75,9 @@ def run_arm(job: Job, folder: Path) -> Run:
 
     memory = peak_memory()
     predictions, seconds_per_answer = scorer.answers(test_rows)
-    if np.isnan([logp for prediction in predictions for logp in prediction.option_logps]).any():
-        raise FloatingPointError("The trained model's logits are NaN. Lower learning_rate.")
     scored, left_out = score_rows(scorer.task.metrics, answers_of(test_rows, predictions))
     row_scores = scored[scorer.task.metrics[0]].row_scores
-    examples = trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps
+    examples = examples_seen(trainer, trainer.state.global_step)
     return Run(
         arm=job.arm,
         seed=args.seed,
@@ -113,9 +112,8 @@ def train(
         begin = time.perf_counter()
         with random_numbers_from(trainer.args.seed, trainer.args.device):
             figures = scorer.point(rows)
-        args = trainer.args
-        examples = step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        points.append(Point(step=step, examples=examples, seconds=begin - start - scoring, **figures))
+        seen = examples_seen(trainer, step)
+        points.append(Point(step=step, examples=seen, seconds=begin - start - scoring, **figures))
         scoring += time.perf_counter() - begin
 
     trainer.remove_callback(ProgressCallback)
@@ -124,6 +122,17 @@ def train(
         trainer.add_callback(AtSteps(num_points, add_point))
     trainer.train()
     return points, time.perf_counter() - start - scoring
+
+
+def examples_seen(trainer: SFTTrainer, step: int) -> int:
+    """Rows of training in so many optimizer steps, counted anew in each epoch, whose last step may have fewer."""
+    args, rows = trainer.args, len(trainer.train_dataset)
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last:
+        rows -= rows % batch
+    step_size = batch * args.gradient_accumulation_steps
+    epochs, rest = divmod(step, math.ceil(rows / step_size))
+    return epochs * rows + min(rest * step_size, rows)
 
 
 class AtSteps(TrainerCallback):

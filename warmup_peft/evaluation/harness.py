@@ -41,7 +41,7 @@ class Prediction:
             written freely, of the reference alone.
         target_tokens: how many tokens the right option has.
         warmup, warmup_ids: the warmup's text and token ids; empty without one.
-        generation: what it answers when it writes freely.
+        generation: what it answers when it writes freely; None where it was not asked to.
     """
 
     choice: int
@@ -49,7 +49,7 @@ class Prediction:
     target_tokens: int
     warmup: str
     warmup_ids: tuple[int, ...]
-    generation: str
+    generation: str | None
 
 
 def right_padded(rows: Sequence[Sequence[Sequence[int]]], device: torch.device) -> Tokens:
@@ -97,7 +97,11 @@ def score_options(
     batch_size: int = 32,
     progress: Progress = no_progress,
 ) -> list[tuple[float, ...]]:
-    """Log-likelihood in nats of each question's options, summed over their tokens, after these warmups."""
+    """Log-likelihood in nats of each question's options, summed over their tokens, after these warmups.
+
+    Raises:
+        FloatingPointError: the model's logits are NaN.
+    """
     scores: dict[int, tuple[float, ...]] = {}
     encoder = PromptEncoder(model, fast=CachedPrompt)
     for indices, prompt in batches_of(model, tokenizer, questions, batch_size, "scores", progress):
@@ -108,8 +112,18 @@ def score_options(
         warmups = as_warmups([warmup_ids[i] for i in indices], prompt.ids.device)
         with evaluation_mode(model):
             logps = option_logps(encoder, prompt, warmups, warmup_config, options)
+        check_logps(logps)
         scores |= dict(zip(indices, map(tuple, logps.tolist())))
     return [scores[i] for i in range(len(questions))]
+
+
+def check_logps(logps: Tensor) -> None:
+    """Raise FloatingPointError where one is NaN: every comparison with it would choose the first option."""
+    if logps.isnan().any():
+        raise FloatingPointError(
+            "The model's logits are NaN, so its answers cannot be scored. Train it again with a lower learning_rate, "
+            "or load it in bfloat16 or float32 where it is in float16."
+        )
 
 
 def write_answers(
@@ -121,10 +135,10 @@ def write_answers(
     max_new_tokens: int,
     batch_size: int = 32,
     progress: Progress = no_progress,
-) -> list[str]:
-    """What the model answers each question when it writes greedily after these warmups."""
+) -> list[str | None]:
+    """What the model writes greedily for each question after these warmups; None where max_new_tokens is 0."""
     if max_new_tokens == 0:
-        return [""] * len(questions)
+        return [None] * len(questions)
     written: dict[int, str] = {}
     for indices, prompt in batches_of(model, tokenizer, questions, batch_size, "answers", progress):
         warmups = as_warmups([warmup_ids[i] for i in indices], prompt.ids.device)
@@ -191,7 +205,7 @@ def as_predictions(
     questions: Sequence[Question],
     warmup_ids: Sequence[Sequence[int]],
     scores: Sequence[tuple[float, ...]],
-    texts: Sequence[str],
+    texts: Sequence[str | None],
 ) -> list[Prediction]:
     """Warmups, options' log-likelihoods and free generations of the same questions, put together."""
     return [
@@ -238,8 +252,6 @@ def generate_texts(
     **law: Any,
 ) -> list[str]:
     """What the model writes after the warmups, greedily unless the `law` (`do_sample`, ...) says otherwise."""
-    if max_new_tokens == 0:
-        return [""] * len(prompt.ids)
     context = prompt if warmup_config is None else append_warmups(prompt, warmups, warmup_config, pad_token_id(model))
     sequences = model.generate(
         input_ids=context.ids,
@@ -254,7 +266,7 @@ def generate_texts(
 def answer_text(question: Question, prediction: Prediction) -> str:
     """The chosen option, or what was written where there is nothing to choose from."""
     is_choice = len(question.options) > 1
-    return (question.options[prediction.choice] if is_choice else prediction.generation).strip()
+    return (question.options[prediction.choice] if is_choice else prediction.generation or "").strip()
 
 
 def answers_of(questions: Sequence[Question], predictions: Sequence[Prediction]) -> Answers:
@@ -277,7 +289,7 @@ def score_predictions(
     answers = answers_of(questions, predictions)
     scored, left_out = score_rows(metrics, answers)
     scores = {**totals(scored), "perplexity": perplexity(questions, predictions)}
-    if answers.choices is not None and any(prediction.generation for prediction in predictions):
+    if answers.choices is not None and predictions[0].generation is not None:
         valid = [is_an_option(p.generation, q) for p, q in zip(predictions, questions)]
         scores["generations_that_are_options"] = sum(valid) / len(valid)
     return {**scores, "n": len(questions)}, left_out

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import postprocess_generated_text
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from warmup_peft.inference.decoding import warmup_generate
+from warmup_peft.evaluation.harness import check_logps
+from warmup_peft.inference.decoding import _decode
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import write_warmups
 from warmup_peft.method.branches import left_padded
@@ -22,14 +27,16 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (texts), ids of
 class WarmupLM(HFLM):
     """`HFLM`, with a warmup and the separator between every context and what is scored or written after it.
 
-    Log-likelihoods and free generations have one; rolling log-likelihoods (perplexity of a document) have no prompt to
-    warm up after, so they are those of the model.
+    A context that leaves the model no room for warmup, separator and what follows loses its beginning first, so that
+    the warmup is written after the very context that is scored. Rolling log-likelihoods (perplexity of a document)
+    have no prompt to warm up after, so they are those of the model.
 
     Args:
         model: a causal language model or a `PeftModel`.
         tokenizer: its tokenizer.
         warmup_config: how it warms up; with a `max_warmup_length` of 0 this is `HFLM`.
-        num_warmups: above 1, average the likelihood of a continuation over so many sampled warmups of its context.
+        num_warmups: above 1, average the likelihood of a continuation over so many sampled warmups of its context, and
+            give the text that most of them lead to.
         batch_size: requests at a time.
     """
 
@@ -44,31 +51,54 @@ class WarmupLM(HFLM):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
         self.warmup_config, self.num_warmups = warmup_config, num_warmups
 
-    @property
-    def max_length(self) -> int:
-        """Room for context and continuation, in tokens."""
-        return super().max_length - self.warmup_config.room
-
     def _loglikelihood_tokens(self, requests: Sequence[Request], **options: Any) -> list[tuple[float, bool]]:
         is_rolling = bool(requests) and requests[0][0] is None
-        if self.warmup_config.max_warmup_length == 0 or is_rolling:
-            return super()._loglikelihood_tokens(requests, **options)
-        suffixes = self._write(sorted({tuple(context) for _, context, _ in requests}, key=len))
+        warms_up = self.warmup_config.max_warmup_length > 0 and not is_rolling
+        scores = (self._after_warmups if warms_up else super()._loglikelihood_tokens)(requests, **options)
+        check_logps(torch.tensor([logp for logp, _ in scores]))
+        return scores
+
+    def _after_warmups(self, requests: Sequence[Request], **options: Any) -> list[tuple[float, bool]]:
+        kept = self._shorten(requests)
+        suffixes = self._write(sorted(set(kept.values()), key=len))
         branches = [
-            (None, [*context, *suffix], continuation)
+            (None, [*kept[tuple(context)], *suffix], continuation)
             for _, context, continuation in requests
-            for suffix in suffixes[tuple(context)]
+            for suffix in suffixes[kept[tuple(context)]]
         ]
         scores = super()._loglikelihood_tokens(branches, **options)
         grouped = [scores[i : i + self.num_warmups] for i in range(0, len(scores), self.num_warmups)]
         return [(log_mean_exp([logp for logp, _ in each]), all(greedy for _, greedy in each)) for each in grouped]
+
+    def _shorten(self, requests: Sequence[Request]) -> dict[tuple[int, ...], tuple[int, ...]]:
+        """The end of each context: what fits the model with warmup, separator and the longest continuation.
+
+        The last token of a continuation is never read, so it takes no room.
+
+        Raises:
+            ValueError: nothing of a context is left.
+        """
+        longest: dict[tuple[int, ...], int] = {}
+        for _, context, continuation in requests:
+            longest[tuple(context)] = max(longest.get(tuple(context), 0), len(continuation))
+        return {context: context[-self._room(length - 1) :] for context, length in longest.items()}
+
+    def _room(self, num_tokens: int) -> int:
+        """Tokens of a context that fit the model with its warmup, the separator and so many tokens more."""
+        room = self.max_length - self.warmup_config.room - num_tokens
+        if room < 1:
+            raise ValueError(
+                f"A warmup, the separator and {num_tokens} tokens after them leave no room for a prompt in the "
+                f"model's context of {self.max_length}. Lower max_gen_toks in the task, or choose another task."
+            )
+        return room
 
     def _write(self, contexts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[list[int]]]:
         """Each context's warmups with the separator behind them, as token ids."""
         suffixes = {}
         for start in range(0, len(contexts), self.batch_size):
             batch = contexts[start : start + self.batch_size]
-            repeated = [context[-self.max_length :] for context in batch for _ in range(self.num_warmups)]
+            repeated = [context for context in batch for _ in range(self.num_warmups)]
             warmups = write_warmups(
                 self.model, left_padded(repeated, self.device), self.warmup_config, do_sample=self.num_warmups > 1
             )
@@ -80,10 +110,40 @@ class WarmupLM(HFLM):
                 suffixes[context] = written[row * self.num_warmups : (row + 1) * self.num_warmups]
         return suffixes
 
-    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
-        if self.warmup_config.max_warmup_length > 0:
-            options |= {"custom_generate": warmup_generate, "warmup_config": self.warmup_config}
-        return super()._model_generate(context, max_length, stop, **options)
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Contexts of free generations, which `HFLM` lets fill what the answer leaves of the model's context."""
+        if left_truncate_len is not None:
+            left_truncate_len = self._room(self.max_length - left_truncate_len)
+        return super().tok_batch_encode(strings, padding_side, left_truncate_len, **options)
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor, **options: Any
+    ) -> Tensor:
+        """Rows [context | answer] (B, T); of several warmups the first row that has the most frequent text."""
+        if self.warmup_config.max_warmup_length == 0:
+            return super()._model_generate(context, max_length, stop, attention_mask=attention_mask, **options)
+        count = self.num_warmups
+        decode = partial(_decode, warmup_config=self.warmup_config, sample_warmup=count > 1)
+        sequences = super()._model_generate(
+            context.repeat_interleave(count, 0),
+            max_length,
+            stop,
+            attention_mask=attention_mask.repeat_interleave(count, 0),
+            custom_generate=decode,
+            **options,
+        )
+        texts = [
+            postprocess_generated_text(self.tok_decode(ids), stop, None)
+            for ids in sequences[:, context.size(1) :].tolist()
+        ]
+        return sequences[[start + vote(texts[start : start + count]) for start in range(0, len(texts), count)]]
+
+
+def vote(texts: Sequence[str]) -> int:
+    """Index of the text that is there most often, the earliest among equals."""
+    return texts.index(Counter(texts).most_common(1)[0][0])
 
 
 def log_mean_exp(values: Sequence[float]) -> float:
@@ -119,7 +179,10 @@ def run_tasks(
             raise ValueError(f"--harness names the file {task}, which does not exist.")
         if not is_file and not manager.match_tasks([task]):
             raise ValueError(f"lm-evaluation-harness has no task '{task}'. `lm-eval ls tasks` lists them.")
-        chosen.append(load_yaml(task, resolve_func=True) if is_file else task)
+        try:
+            chosen.append(load_yaml(task, resolve_func=True) if is_file else task)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{task} is no valid YAML: {error}") from error
     set_seed(seed)
     off = WarmupConfig("", [], 0)
     lm = WarmupLM(model, tokenizer, warmup_config or off, num_warmups, batch_size)

@@ -43,7 +43,7 @@ class CompletionsClient:
     Attributes:
         base_url: such as http://localhost:8000/v1.
         model: the name it is served under.
-        timeout: seconds for one answer.
+        timeout: seconds for one answer, and at most between two tries where the server says how long (Retry-After).
         retries: how often a server that is busy or does not answer is asked again.
         pause: seconds before the second retry; doubled each time.
     """
@@ -53,6 +53,12 @@ class CompletionsClient:
     timeout: float = 120.0
     retries: int = 4
     pause: float = 1.0
+
+    def __post_init__(self):
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ValueError(f"base_url={self.base_url} is no address. It is like http://localhost:8000/v1.")
+        if self.timeout <= 0:
+            raise ValueError(f"A server_timeout of {self.timeout:g} seconds cannot work. Set it above 0.")
 
     def complete(self, prompts: Sequence[Sequence[int]] | str, **options: Any) -> list[dict[str, Any]]:
         """The choices for all prompts (token ids of each, or one text), in their order.
@@ -79,7 +85,7 @@ class CompletionsClient:
         url = f"{self.base_url.rstrip('/')}/{path}"
         key = os.environ.get(API_KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        retry = Retry(
+        retry = retry_within(self.timeout)(
             total=self.retries,
             backoff_factor=self.pause,
             status_forcelist=BUSY,
@@ -115,6 +121,17 @@ class CompletionsClient:
             return response.json()
         except ValueError as error:
             raise ValueError(f"{url} answers with something that is no JSON: {response.text[:100]!r}.") from error
+
+
+def retry_within(seconds: float) -> type[Retry]:
+    """urllib3's `Retry`, except that a server's `Retry-After` is waited for no longer than these seconds."""
+
+    class CappedRetry(Retry):
+        def get_retry_after(self, response: Any) -> float | None:
+            asked = super().get_retry_after(response)
+            return None if asked is None else min(asked, seconds)
+
+    return CappedRetry
 
 
 # ---- Answers ----

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from warmup_peft.inference.loading import (
     load_tokenizer,
     load_whole,
     looks_like_a_path,
+    put_adapter_on,
     why_no_base,
 )
 from warmup_peft.inference.scores import METRICS_NAME, load_scores
@@ -115,7 +116,7 @@ def _merge_into(folder: Path, adapter: Path, base: Base, saved_dtype: torch.dtyp
     limit = error_limit(base, merge_base, model.dtype, saved_dtype)
 
     probe = torch.arange(PROBE_TOKENS, device=model.device).remainder(len(tokenizer)).unsqueeze(0)
-    with_adapter = PeftModel.from_pretrained(model, adapter)
+    with_adapter = put_adapter_on(model, adapter)
     expected = logits_of(with_adapter, probe)
     model = with_adapter.unload()
     changed = why_no_base(with_adapter.active_peft_config) is not None
@@ -361,6 +362,7 @@ print(tokenizer.decode(answer[0, context.shape[1]:], skip_special_tokens=True))"
 
 SEAL = "<!-- written by warmup_peft {digest}; edit freely, an edited card is never overwritten -->"
 SEAL_PATTERN = re.compile(SEAL.format(digest="([0-9a-f]{16})"))
+NOTHING = "–"  # where an arm lacks a score
 PEFT_TEMPLATE_TITLE = "# Model Card for Model ID"
 SHOWN_SETTINGS = (
     "objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "temperature", "learning_rate",
@@ -470,13 +472,20 @@ def scores_table(folder: Path) -> str:
     arms = {name: scores for name, scores in metrics.items() if isinstance(scores, dict) and "n" in scores}
     if not arms:
         return ""
-    columns = [key for key in next(iter(arms.values())) if key != "n"]
+    columns = score_columns(arms.values())
     rows = [
-        f"| {name} | " + " | ".join(f"{scores[key]:.3f}" for key in columns) + f" | {scores['n']} |"
+        f"| {name} | "
+        + " | ".join(f"{scores[key]:.3f}" if key in scores else NOTHING for key in columns)
+        + f" | {scores['n']} |"
         for name, scores in arms.items()
     ]
     titles = " | ".join(key.replace("_", " ") for key in columns)
     return "\n".join([f"\n| held-out data | {titles} | rows |", "|---" * (len(columns) + 2) + "|", *rows, ""])
+
+
+def score_columns(arms: Iterable[dict[str, float]]) -> list[str]:
+    """Names of all scores but n that any of the arms has, in their order."""
+    return list(dict.fromkeys(key for scores in arms for key in scores if key != "n"))
 
 
 def seal(card: str) -> str:

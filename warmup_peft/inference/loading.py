@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -123,20 +125,34 @@ def load_folder(folder: str | Path) -> LoadedModel:
     record = TrainingRecord.load(folder)
     tokenizer = load_tokenizer(folder)
     check_separator(folder, warmup_config, tokenizer)
-    try:
-        model = put_adapter_on(load_base(folder), folder) if is_adapter(folder) else load_whole(folder)
-    except SafetensorError as error:
-        name = "adapter_model" if is_adapter(folder) else "model"
-        raise ValueError(
-            f"{Path(folder, name)}.safetensors cannot be read ({error}). Was it cut off? Copy it anew."
-        ) from error
+    model = put_adapter_on(load_base(folder), folder) if is_adapter(folder) else load_whole(folder)
     end_with_the_tokenizer(model, tokenizer)
     return LoadedModel(model.eval(), tokenizer, warmup_config, record)
 
 
 def load_whole(folder: str | Path) -> PreTrainedModel:
-    """A model without an adapter, as its folder holds it."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
+    """A model without an adapter, as its folder holds it; ValueError where its weights are broken."""
+    with readable_weights(folder):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
+
+
+@contextmanager
+def readable_weights(name: str | Path) -> Iterator[None]:
+    """Around the making of a model: what its libraries raise over broken files becomes a ValueError.
+
+    Raises:
+        ValueError: weights that were cut off, or that do not fit the model's configuration.
+        torch.OutOfMemoryError: as it comes.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"The model {name} cannot be loaded ({str(error).strip().splitlines()[0]}). Were its weights cut off, or "
+            "do they belong to another config.json? Copy it anew."
+        ) from error
 
 
 def check_separator(folder: str | Path, config: WarmupConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -173,9 +189,15 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 
 def put_adapter_on(base: PreTrainedModel, adapter: str | Path) -> PeftModel:
-    """Raises ValueError where the adapter was made for another architecture."""
+    """Raises ValueError where the adapter was cut off, or made for another architecture."""
     try:
         return PeftModel.from_pretrained(base, adapter)
+    except torch.OutOfMemoryError:
+        raise
+    except SafetensorError as error:
+        raise ValueError(
+            f"{Path(adapter, 'adapter_model')}.safetensors cannot be read ({error}). Was it cut off? Copy it anew."
+        ) from error
     except (RuntimeError, ValueError) as error:
         name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
         raise ValueError(
@@ -216,14 +238,14 @@ class Base:
 def find_base(adapter: str | Path) -> Base:
     """Raises ValueError where `adapter` is no adapter's folder, or its base is gone."""
     check_is_adapter(adapter)
-    name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    name = base_name(adapter)
     places = [Path(name), Path(adapter, name)]
     name = str(next((place for place in places if place.is_dir()), name))
     check_is_no_adapter(name)
     record = TrainingRecord.load(adapter)
     try:
         config = AutoConfig.from_pretrained(name, revision=record and record.base_revision)
-    except OSError as error:
+    except (OSError, KeyError, ValueError) as error:
         looked = "" if Path(name).is_dir() else f"there is no folder {' or '.join(str(p.absolute()) for p in places)}"
         reason = str(error).strip().splitlines()[0]
         reason = looked if looks_like_a_path(name) else f"{looked}; {reason}" if looked else reason
@@ -249,15 +271,16 @@ def load_base(
     base = find_base(adapter)
     record = base.record or TrainingRecord(base.name)
     dequantize = weights == "dequantized" or base.recorded is None
-    model = AutoModelForCausalLM.from_pretrained(
-        base.name,
-        revision=record.base_revision,
-        dtype=record.dtype,
-        quantization_config=to_load_with(
-            base.stored, None if weights == "original" else base.recorded, dequantize=dequantize
-        ),
-        device_map=_device(),
-    )
+    with readable_weights(base.name):
+        model = AutoModelForCausalLM.from_pretrained(
+            base.name,
+            revision=record.base_revision,
+            dtype=record.dtype,
+            quantization_config=to_load_with(
+                base.stored, None if weights == "original" else base.recorded, dequantize=dequantize
+            ),
+            device_map=_device(),
+        )
     keep_4bit_weights_in_place(model)
     if dequantize and is_quantized(model):
         model = model.dequantize()
@@ -265,6 +288,22 @@ def load_base(
     if record.num_embeddings and model.get_input_embeddings().num_embeddings != record.num_embeddings:
         model.resize_token_embeddings(record.num_embeddings, mean_resizing=False)
     return model
+
+
+def base_name(adapter: str | Path) -> str:
+    """Path or Hub id of the base that an adapter's folder names.
+
+    Raises:
+        ValueError: its adapter_config.json is broken, or names none.
+    """
+    path = Path(adapter, "adapter_config.json")
+    try:
+        name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). Take it anew from the training's folder.") from error
+    if not name:
+        raise ValueError(f"{path} names no base_model_name_or_path. Take it anew from the training's folder.")
+    return name
 
 
 def check_is_adapter(folder: str | Path) -> None:

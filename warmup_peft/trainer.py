@@ -19,11 +19,13 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from torch.distributions import Categorical
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import get_logger
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
+from warmup_peft.checkpoints import adapters_load_as_saved, checkpoint_to_resume, last_checkpoint
 from warmup_peft.checks import (
     check_context,
     check_spans,
@@ -247,10 +249,9 @@ class WarmupSFTTrainer(SFTTrainer):
             )
 
     def _stop_at_nan(self, rows: list[int]) -> None:
-        last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
         raise FloatingPointError(
             f"The logits are NaN at step {self.state.global_step + 1}, rows {rows} of the batch. Lower learning_rate, "
-            f"or train in bfloat16 or float32. Last checkpoint: {last or 'none'}."
+            f"or train in bfloat16 or float32. Last checkpoint: {last_checkpoint(self.args.output_dir) or 'none'}."
         )
 
     def _sample(self, model, encoded: PlainRows | SharedPrefix) -> Warmups:
@@ -388,11 +389,19 @@ class WarmupSFTTrainer(SFTTrainer):
 
     # ---- The pool: warmups drawn once, before training ----
 
-    def train(self, *positional, **keywords):
-        """As in `SFTTrainer`; with `warmup_source="base"` the warmups that are missing are drawn first."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *positional, **keywords):
+        """As in `SFTTrainer`; with `warmup_source="base"` the warmups that are missing are drawn first.
+
+        Args:
+            resume_from_checkpoint: True is the last checkpoint that is whole.
+
+        Raises:
+            ValueError: a checkpoint that is not there, or not whole; and what `draw_warmups` raises.
+        """
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if self.args.warmup_source == "base":
             self.draw_warmups()
-        return super().train(*positional, **keywords)
+        return super().train(checkpoint, *positional, **keywords)
 
     def draw_warmups(self, draw: DrawFunction | None = None) -> WarmupPool:
         """Draw M warmups for each training prompt from the model with its adapter off, where they are not there yet.
@@ -414,6 +423,33 @@ class WarmupSFTTrainer(SFTTrainer):
     def _base(self, **changes: Any) -> BaseModel:
         sampling = dataclasses.replace(self.sampling, **changes)
         return BaseModel(self.accelerator.unwrap_model(self.model), sampling, self.accelerator.autocast)
+
+    # ---- Checkpoints: the state that says how far the run is comes last, so who finds it finds a whole one ----
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of one that is written again
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last that other ranks write."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        with adapters_load_as_saved(self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with adapters_load_as_saved(self.model):
+            super()._load_best_model()
+
+    def _run_epoch(self, *positional, **keywords):
+        """Nothing where a run goes on that had done all its steps: `Trainer` would do one more in mid-epoch."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*positional, **keywords)
 
     # ---- Around the training loop ----
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from datasets import disable_progress_bars
 from transformers import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from warmup_peft.arguments import DrawOptions, RunOptions
 from warmup_peft.callbacks import ShortProgress, StopOnInterrupt
+from warmup_peft.checkpoints import checkpoint_to_resume, checkpoints, last_checkpoint
 from warmup_peft.commands.rows import check_counts, data_record, training_rows
 from warmup_peft.inference.client import CompletionsClient, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME
@@ -34,7 +34,7 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
     Raises:
         ValueError: bad input, before anything is loaded or written.
     """
-    checkpoint = checkpoint_to_resume(args)
+    checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
     check_output_dir(Path(args.output_dir), options.overwrite_output_dir, resuming=checkpoint is not None)
     trainer = build_trainer(script_args, options, args, model_args)
     if options.overwrite_output_dir and checkpoint is None and trainer.is_world_process_zero():
@@ -45,7 +45,7 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
     trainer.add_callback(ShortProgress())
     trainer.train(resume_from_checkpoint=checkpoint)
     if interrupt.interrupted:
-        last = get_last_checkpoint(args.output_dir)
+        last = last_checkpoint(args.output_dir)
         print(f"Stopped at step {trainer.state.global_step}. Go on with: --resume_from_checkpoint {last}")
         raise KeyboardInterrupt
     trainer.save_model()
@@ -134,20 +134,6 @@ def run_draw(script_args, options: RunOptions, args, model_args, draw_options: D
         print(f"Train with them: --warmup_source base --warmup_pool {pool.folder}")
 
 
-def checkpoint_to_resume(args) -> str | None:
-    """The checkpoint's folder; `true` or `last` name the last one in output_dir."""
-    name = args.resume_from_checkpoint
-    if not name or str(name).lower() == "false":
-        return None
-    if str(name).lower() in ("true", "last"):
-        name = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        if name is None:
-            raise ValueError(f"There is no checkpoint in {args.output_dir} to resume from. Start the run without it.")
-    if not Path(name, "trainer_state.json").is_file():
-        raise ValueError(f"{name} is no checkpoint. Name a folder such as {args.output_dir}/checkpoint-100.")
-    return str(name)
-
-
 def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
     """Raise ValueError for a folder that holds a run, or that cannot be written."""
     holds_run = folder.is_dir() and bool(checkpoints(folder) or any((folder / name).exists() for name in RUN_FILES))
@@ -175,8 +161,3 @@ def remove_run(folder: Path, keep_pool: bool = False) -> None:
         shutil.rmtree(path, ignore_errors=not path.exists())
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    named = (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit())
-    return [path for path in named if path.is_dir() and not path.is_symlink()]

@@ -107,7 +107,7 @@ class Scheduler:
         threads = str(max(1, (os.cpu_count() or 1) // self.at_a_time))
         with (place / LOG_NAME).open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", CHILD, str(place)],
+                [sys.executable, "-m", CHILD, str(os.getpid()), str(place)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,13 @@ def is_whole(checkpoint: str | Path) -> bool:
 def last_checkpoint(folder: str | Path) -> Path | None:
     """The last whole checkpoint; None where there is none."""
     return next((path for path in reversed(checkpoints(folder)) if is_whole(path)), None)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove the checkpoints that were cut short: nobody can go on from them, and they take room."""
+    for path in checkpoints(folder):
+        if not is_whole(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoint_to_resume(name: str | bool | None, folder: str | Path) -> str | None:

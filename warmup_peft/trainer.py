@@ -34,9 +34,10 @@ from warmup_peft.checks import (
     memory_advice,
     model_config,
 )
+from warmup_peft.disk import replacing_files
 from warmup_peft.drawing import BaseModel, fill_pool, random_numbers_from
 from warmup_peft.inference.export import export_decoding
-from warmup_peft.inference.hub import own_model_card
+from warmup_peft.inference.hub import CARD_NAME, write_model_card
 from warmup_peft.inference.loading import TrainingRecord, context_length
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import end_token_ids, separator_token_ids
@@ -480,14 +481,20 @@ class WarmupSFTTrainer(SFTTrainer):
         return kept
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Beside the adapter, what decoding and merging need, so that every saved folder is whole."""
-        folder = output_dir or self.args.output_dir
-        with own_model_card(folder):
-            super()._save(output_dir, state_dict)
+        """Beside the adapter, what decoding and merging need, so that every saved folder is whole.
+
+        Where something cannot be written, the folder's files stay as they were.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        with replacing_files(folder) as staging:
+            super()._save(str(staging), state_dict)
             if self.args.should_save:
-                self.warmup_config.save(folder)
-                export_decoding(folder)
-                self.training_record().save(folder)
+                self.warmup_config.save(staging)
+                export_decoding(staging)
+                self.training_record().save(staging)
+            (staging / CARD_NAME).unlink(missing_ok=True)  # peft's template
+        if self.args.should_save:
+            write_model_card(folder)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         """TRL's card would not say how to decode; `_save` writes ours."""

@@ -14,7 +14,6 @@ from warmup_peft.inference.hub import (
     METRICS_NAME,
     PEFT_TEMPLATE_TITLE,
     is_edited,
-    own_model_card,
     write_model_card,
 )
 from warmup_peft.inference.loading import TrainingRecord
@@ -115,18 +114,3 @@ def test_pefts_template_is_nobodys(adapter, model_folder, lora):
     write_model_card(adapter)
     assert PEFT_TEMPLATE_TITLE not in card_of(adapter)
     assert "# my-adapter" in card_of(adapter)
-
-
-@pytest.mark.parametrize("before", [None, "own", "# Mine\n"])
-def test_saving_over_a_folder_keeps_an_edited_card(adapter, model_folder, lora, before):
-    if before == "own":
-        write_model_card(adapter)
-    elif before is not None:
-        (adapter / CARD_NAME).write_text(before)
-    with own_model_card(adapter):
-        random_adapter(model_folder, lora).save_pretrained(adapter)
-    if before == "# Mine\n":
-        assert card_of(adapter) == before
-    else:
-        assert "# my-adapter" in card_of(adapter)
-        assert not is_edited(card_of(adapter))

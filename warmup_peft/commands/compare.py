@@ -27,6 +27,7 @@ from warmup_peft.arms import MORE_SFT, SFT, Arm, choose_arms, swept_arms
 from warmup_peft.commands.rows import check_counts, rows_to_compare_on
 from warmup_peft.commands.scheduler import Scheduler
 from warmup_peft.commands.train import check_writable
+from warmup_peft.disk import saying_where_the_disk_is_full
 from warmup_peft.evaluation.analysis import summarize
 from warmup_peft.evaluation.metrics import check_metrics
 from warmup_peft.evaluation.results import (
@@ -121,7 +122,8 @@ def run_compare(argv: Sequence[str]) -> None:
     """
     setup = read_setup(argv)
     prepare_folder(setup.folder, overwrite=any(word.startswith("--overwrite_output_dir") for word in normal(argv)))
-    with only_one(setup.folder):
+    again = "What is done is kept: free some space and run the same command again."
+    with only_one(setup.folder), saying_where_the_disk_is_full(setup.folder, lambda: again):
         run_setup(setup)
 
 

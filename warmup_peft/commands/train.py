@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from warmup_peft.arguments import DrawOptions, RunOptions
 from warmup_peft.callbacks import ShortProgress, StopOnInterrupt
-from warmup_peft.checkpoints import checkpoint_to_resume, checkpoints, last_checkpoint
+from warmup_peft.checkpoints import checkpoint_to_resume, checkpoints, last_checkpoint, remove_unfinished
 from warmup_peft.commands.rows import check_counts, data_record, training_rows
+from warmup_peft.disk import saying_where_the_disk_is_full
 from warmup_peft.inference.client import CompletionsClient, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME
 from warmup_peft.inference.hub import METRICS_NAME
@@ -39,19 +41,37 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
     trainer = build_trainer(script_args, options, args, model_args)
     if options.overwrite_output_dir and checkpoint is None and trainer.is_world_process_zero():
         remove_run(Path(args.output_dir), keep_pool=args.warmup_pool is not None)
+    with saying_where_the_disk_is_full(args.output_dir, partial(how_to_go_on, args.output_dir)):
+        run_trainer(trainer, checkpoint)
+
+
+def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
+    """Train to the end, or to a checkpoint where a signal asks for it."""
+    output_dir = trainer.args.output_dir
+    if trainer.is_world_process_zero():
+        remove_unfinished(output_dir)
     interrupt = StopOnInterrupt()
     trainer.add_callback(interrupt)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ShortProgress())
     trainer.train(resume_from_checkpoint=checkpoint)
     if interrupt.interrupted:
-        last = last_checkpoint(args.output_dir)
+        last = last_checkpoint(output_dir)
         print(f"Stopped at step {trainer.state.global_step}. Go on with: --resume_from_checkpoint {last}")
         raise KeyboardInterrupt
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        print(f"Trained {trainer.state.global_step} steps. The adapter lies in {args.output_dir}")
+        print(f"Trained {trainer.state.global_step} steps. The adapter lies in {output_dir}")
+
+
+def how_to_go_on(folder: str) -> str:
+    """With a run that found the disk full, in a sentence. What it wrote in part is removed."""
+    remove_unfinished(folder)
+    last = last_checkpoint(folder)
+    if last is None:
+        return "Free some space and start the run again: there is no checkpoint yet."
+    return f"The last checkpoint is whole: free some space and go on with --resume_from_checkpoint {last}"
 
 
 def build_trainer(
@@ -128,7 +148,9 @@ def run_draw(script_args, options: RunOptions, args, model_args, draw_options: D
             timeout=draw_options.server_timeout,
         )
         draw = draw_from_server(client, dataclasses.replace(trainer.sampling, num_warmups=args.warmup_pool_size))
-    pool = trainer.draw_warmups(draw)
+    again = "What was drawn until then is kept: free some space and run the same command again."
+    with saying_where_the_disk_is_full(args.warmup_pool or args.output_dir, lambda: again):
+        pool = trainer.draw_warmups(draw)
     if trainer.is_world_process_zero():
         print(f"{pool.num_draws} warmups for each of {len(pool):,} prompts lie in {pool.folder}")
         print(f"Train with them: --warmup_source base --warmup_pool {pool.folder}")

@@ -262,19 +262,6 @@ def write_model_card(folder: str | Path, title: str | None = None, license: str 
     return path
 
 
-@contextmanager
-def own_model_card(folder: str | Path) -> Iterator[None]:
-    """Write our card after whatever the block saves into `folder`, where peft puts a template of its own."""
-    path = Path(folder, CARD_NAME)
-    before = path.read_text(encoding="utf-8") if path.is_file() else None
-    yield
-    if before is not None and is_edited(before):
-        path.write_text(before, encoding="utf-8")
-    elif WarmupConfig.is_in(folder):
-        path.unlink(missing_ok=True)
-        write_model_card(folder)
-
-
 def license_of(base: str) -> str | None:
     """What the card of a local base says."""
     path = Path(base, CARD_NAME)

@@ -291,7 +291,7 @@ def prepare_folder(folder: Path, overwrite: bool) -> None:
         for name in REPORTS:
             (folder / name).unlink(missing_ok=True)
         mark_format(folder)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         check_format(folder)
     else:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,11 @@ from warmup_peft.callbacks import ShortProgress, StopOnInterrupt
 from warmup_peft.checkpoints import checkpoint_to_resume, checkpoints, last_checkpoint, remove_unfinished
 from warmup_peft.commands.rows import check_counts, data_record, training_rows
 from warmup_peft.disk import saying_where_the_disk_is_full
-from warmup_peft.inference.client import CompletionsClient, draw_from_server
+from warmup_peft.inference.client import CompletionsClient, ServerError, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME
 from warmup_peft.inference.hub import METRICS_NAME
 from warmup_peft.inference.loading import load_tokenizer
-from warmup_peft.method.pool import POOL_NAME
+from warmup_peft.method.pool import POOL_NAME, PROMPTS_PER_FILE
 from warmup_peft.quantization import keep_4bit_weights_in_place
 from warmup_peft.trainer import WarmupSFTTrainer
 
@@ -148,9 +148,16 @@ def run_draw(script_args, options: RunOptions, args, model_args, draw_options: D
             timeout=draw_options.server_timeout,
         )
         draw = draw_from_server(client, dataclasses.replace(trainer.sampling, num_warmups=args.warmup_pool_size))
+    folder = args.warmup_pool or args.output_dir
     again = "What was drawn until then is kept: free some space and run the same command again."
-    with saying_where_the_disk_is_full(args.warmup_pool or args.output_dir, lambda: again):
-        pool = trainer.draw_warmups(draw)
+    try:
+        with saying_where_the_disk_is_full(folder, lambda: again):
+            pool = trainer.draw_warmups(draw)
+    except ServerError as error:
+        raise ServerError(
+            f"{error} The same command goes on from there: every {PROMPTS_PER_FILE} prompts, what was drawn is kept "
+            f"in {folder}."
+        ) from error
     if trainer.is_world_process_zero():
         print(f"{pool.num_draws} warmups for each of {len(pool):,} prompts lie in {pool.folder}")
         print(f"Train with them: --warmup_source base --warmup_pool {pool.folder}")

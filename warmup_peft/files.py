@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from warmup_peft.disk import replacing_files
 
 
 def write_together(texts: Mapping[str, str], folder: Path) -> tuple[Path, ...]:
@@ -14,10 +14,13 @@ def write_together(texts: Mapping[str, str], folder: Path) -> tuple[Path, ...]:
     Raises:
         OSError: they cannot be written; older files stay as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as room:
+    with replacing_files(folder) as staging:
         for name, text in texts.items():
-            Path(room, name).write_bytes(text.encode("utf-8", errors="replace"))
-        for name in texts:
-            os.replace(Path(room, name), folder / name)
+            (staging / name).write_bytes(text.encode("utf-8", errors="replace"))
     return tuple(folder / name for name in texts)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make the file elsewhere and move it to `path`, so that it is whole or as it was before."""
+    with replacing_files(path.parent) as staging:
+        write(staging / path.name)

@@ -3,8 +3,9 @@
     make test-faults        # 20 kills of each kind; KILLS=5 for a quick look, KILL_SEED=1 for other moments
 
 Every command runs in a process of its own, forked from this one, which has imported everything: so kills come while
-something is done. Half of them come at any time, half within 30 ms of a change on disk. A case goes on with the same run until it ends, compares the result, and begins anew, until it was
-killed often enough. Its line of the table says how often, where, and how many results were compared.
+something is done. Half of them come at any time, half within 30 ms of a change on disk. A case goes on with the same
+run until it ends, compares the result, and begins anew, until it was killed often enough. Its line of the table says
+how often, where, and how many results were compared.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from pathlib import Path
 import pytest
 from folders import puzzles, random_adapter, save_adapter, tree, write_rows
 
+import warmup_peft.commands.compare  # imported here, so that the processes need not
+import warmup_peft.commands.merge
+import warmup_peft.commands.train  # noqa: F401
 from warmup_peft.checkpoints import checkpoints, is_whole
 from warmup_peft.cli import BAD_INPUT, main
 from warmup_peft.method import pool

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from warmup_peft.disk import scratch_folder
 from warmup_peft.inference.export import export_decoding
 from warmup_peft.inference.loading import (
     TRAINING_RECORD_NAME,
@@ -37,6 +38,7 @@ from warmup_peft.method.scoring import evaluation_mode
 METRICS_NAME = "metrics.json"
 CARD_NAME = "README.md"
 MERGED_FROM_ADAPTER = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME, METRICS_NAME)
+PREVIOUS = "previous"  # the folder that a merged one takes the place of, for a moment
 PROBE_TOKENS = 128
 
 
@@ -151,15 +153,25 @@ def as_dtype(name: torch.dtype | str) -> torch.dtype:
 
 @contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` at the end, and is gone if there is an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as room:
-        staging, previous = Path(room, "new"), Path(room, "previous")
+    """A folder to write into, which takes the place of `folder` at the end, and is gone if there is an error.
+
+    Killed between two renames, it leaves no `folder`: the older one is then put back before anything else is done.
+    """
+    prefix = f".{folder.name}-"
+    put_back(folder, prefix)
+    with scratch_folder(folder.parent, prefix) as room:
+        staging, previous = room / "new", room / PREVIOUS
         staging.mkdir()
         yield staging
         if folder.exists():
             os.replace(folder, previous)
         os.replace(staging, folder)
+
+
+def put_back(folder: Path, prefix: str) -> None:
+    for previous in folder.parent.glob(f"{glob.escape(prefix)}????????/{PREVIOUS}"):
+        if not folder.exists():
+            os.replace(previous, folder)
 
 
 def logits_of(model: nn.Module, ids: Tensor) -> Tensor:

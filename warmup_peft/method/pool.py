@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
+from warmup_peft.files import write_whole
 from warmup_peft.method.branches import Tokens, Warmups
 
 POOL_NAME = "warmup_pool"  # of the folder, in that of the run
@@ -242,13 +242,3 @@ def read_part(path: Path) -> Dataset:
     if not is_whole:
         raise ValueError(f"{path} was cut short. Remove it; its warmups will be drawn again.")
     return part
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path` and move it there, so that it is whole or absent."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ from test_commands import logiqa_folder, train_argv
 from warmup_peft.checkpoints import checkpoints
 from warmup_peft.cli import BAD_INPUT, main
 from warmup_peft.commands.compare import prepare_folder
-from warmup_peft.disk import remove_abandoned, replacing_files, saying_where_the_disk_is_full, scratch_folder
+from warmup_peft.disk import saying_where_the_disk_is_full
+from warmup_peft.files import remove_abandoned, replacing_files, scratch_folder
 from warmup_peft.inference.hub import whole_or_nothing
 from warmup_peft.method import pool as pool_module
 
@@ -146,7 +147,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
 
 def test_scratch_folders_of_killed_processes_are_removed_and_no_others(tmp_path):
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom warmup_peft.disk import scratch_folder\n"
+        "import sys, time\nfrom pathlib import Path\nfrom warmup_peft.files import scratch_folder\n"
         "with scratch_folder(Path(sys.argv[1])) as room:\n"
         "    (room / 'half').write_text('x')\n    print(room.name, flush=True)\n    time.sleep(600)\n"
     )
@@ -161,6 +162,7 @@ def test_scratch_folders_of_killed_processes_are_removed_and_no_others(tmp_path)
     finally:
         process.kill()
         process.wait()
+    (tmp_path / ".writing-abcd1234").mkdir()  # killed before it held it
     with scratch_folder(tmp_path) as room:
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted([mine.name, room.name])
     assert list(tmp_path.iterdir()) == [mine]

@@ -1,11 +1,18 @@
-"""Files that are there whole, or as they were before."""
+"""Files that are there whole, or as they were before, even where a process is killed while it writes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from warmup_peft.disk import replacing_files
+from filelock import FileLock, Timeout
+
+HELD = ".warmup_peft.lock"  # in a scratch folder, while its process lives
 
 
 def write_together(texts: Mapping[str, str], folder: Path) -> tuple[Path, ...]:
@@ -24,3 +31,40 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make the file elsewhere and move it to `path`, so that it is whole or as it was before."""
     with replacing_files(path.parent) as staging:
         write(staging / path.name)
+
+
+@contextmanager
+def scratch_folder(place: Path, prefix: str = ".writing-") -> Iterator[Path]:
+    """An empty folder in `place`, which is gone at the end; those that killed processes left there go at the start.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(place, prefix)
+    with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as name, FileLock(Path(name, HELD)):
+        yield Path(name)
+
+
+def remove_abandoned(place: Path, prefix: str = ".writing-") -> None:
+    """Remove the scratch folders in `place` whose processes are gone, and no other folder."""
+    for folder in place.glob(f"{glob.escape(prefix)}????????"):
+        with suppress(Timeout, OSError):  # its process lives, or another one removes it
+            if not (folder / HELD).is_file():
+                folder.rmdir()  # as empty as its process left it
+                continue
+            with FileLock(folder / HELD, timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """A folder to write into, whose files take their places in `folder` at the end; after an error, none does."""
+    with scratch_folder(folder) as room:
+        staging = room / "new"
+        staging.mkdir()
+        yield staging
+        for path in sorted(path for path in staging.rglob("*") if path.is_file()):
+            target = folder / path.relative_to(staging)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)

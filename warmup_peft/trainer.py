@@ -34,8 +34,8 @@ from warmup_peft.checks import (
     memory_advice,
     model_config,
 )
-from warmup_peft.disk import replacing_files
 from warmup_peft.drawing import BaseModel, fill_pool, random_numbers_from
+from warmup_peft.files import replacing_files
 from warmup_peft.inference.export import export_decoding
 from warmup_peft.inference.hub import CARD_NAME, write_model_card
 from warmup_peft.inference.loading import TrainingRecord, context_length

@@ -21,7 +21,7 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from warmup_peft.disk import scratch_folder
+from warmup_peft.files import scratch_folder
 from warmup_peft.inference.export import export_decoding
 from warmup_peft.inference.loading import (
     TRAINING_RECORD_NAME,

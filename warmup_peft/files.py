@@ -42,8 +42,22 @@ def scratch_folder(place: Path, prefix: str = ".writing-") -> Iterator[Path]:
     """
     place.mkdir(parents=True, exist_ok=True)
     remove_abandoned(place, prefix)
-    with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as name, FileLock(Path(name, HELD)):
-        yield Path(name)
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
+    with FileLock(folder / HELD):
+        try:
+            yield folder
+        finally:
+            remove_scratch(folder)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove a scratch folder; where a kill comes between, what is left is known for one."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != HELD:
+            path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_abandoned(place: Path, prefix: str = ".writing-") -> None:
@@ -54,7 +68,7 @@ def remove_abandoned(place: Path, prefix: str = ".writing-") -> None:
                 folder.rmdir()  # as empty as its process left it
                 continue
             with FileLock(folder / HELD, timeout=0):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_scratch(folder)
 
 
 @contextmanager

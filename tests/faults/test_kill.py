@@ -212,15 +212,15 @@ def phase_of_training(folder: Path) -> str:
 @pytest.mark.parametrize("source", ["policy", "base"])
 def test_train(argv, tmp_path, capsys, source):
     options = {"max_steps": 16, "save_strategy": "steps", "save_steps": 3, "warmup_source": source}
-    case = Case("save", argv("train", **options), tmp_path / "out" / "run", trained, phase_of_training, RESUMING)
+    folder = tmp_path / "out" / "run"
+    case = Case(f"train, {source}", argv("train", **options), folder, trained, phase_of_training, RESUMING)
     kill_again_and_again(case, tmp_path / "log", capsys)
 
 
 def test_save(argv, tmp_path, capsys):
     options = {"max_steps": 16, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
-    case = Case(
-        "save", argv("train", **options), tmp_path / "out" / "run", trained, phase_of_training, RESUMING,
-    )  # fmt: skip
+    folder = tmp_path / "out" / "run"
+    case = Case("save", argv("train", **options), folder, trained, phase_of_training, RESUMING)
     kill_again_and_again(case, tmp_path / "log", capsys)
     assert case.phases["in a half-written checkpoint"] > 0
 

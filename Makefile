@@ -13,7 +13,7 @@ DATA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format recipe-logiqa compare-logiqa announce bench clean
+.PHONY: help setup test test-slow test-faults test-memory lint format recipe-logiqa compare-logiqa announce bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -58,7 +58,15 @@ test: setup  ## Run the tests (no network, no GPU)
 	@$(BIN)/python -m pytest
 
 test-slow: setup  ## Run the tests that take minutes: every architecture of transformers, and more
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow --ignore tests/faults
+
+KILLS ?= 20
+test-faults: export OMP_NUM_THREADS := 1
+test-faults: setup  ## Kill trainings, saves, draws, merges and comparisons, KILLS= times each, and compare the results
+	@KILLS=$(KILLS) $(BIN)/python -m pytest -m slow tests/faults
+
+test-memory: setup  ## Does a training of 3,000 steps grow? Takes ARGS=, such as "--warmup_source policy"
+	@$(BIN)/python tests/faults/memory.py $(ARGS)
 
 lint: setup  ## Check style
 	@$(BIN)/ruff check .

@@ -449,10 +449,11 @@ def test_impossible_counts_are_refused_by_name(run, capsys, command, flag, value
     assert tree(run) == before
 
 
-# ---- Ctrl-C ----
+# ---- Ctrl-C, and SIGTERM ----
 
 
-def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, model_folder, data):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, model_folder, data, number):
     folder = tmp_path / "run"
     argv = train_argv(model_folder, data, folder, task="logiqa", max_steps=100000)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
@@ -465,7 +466,7 @@ def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, model_fold
     )
     try:
         seen = next((line for line in process.stdout if line.startswith("step ")), None)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=200)
     finally:
         process.kill()

@@ -102,3 +102,46 @@ def test_no_rank_reads_the_warmups_of_the_run_that_is_replaced(model_folder, tmp
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [Path(f"{tmp_path}/found{rank}").read_text() for rank in (0, 1)] == ["0 4 ", "0 4 "]
+
+
+STOPPING = """
+import json, os, sys, torch
+from datasets import Dataset
+from pathlib import Path
+from peft import LoraConfig
+from transformers import TrainerCallback
+from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
+from warmup_peft.callbacks import StopOnInterrupt
+from warmup_peft.checkpoints import is_whole
+
+model, rows, output = sys.argv[1:]
+torch.set_num_threads(1)
+args = WarmupSFTConfig(
+    output, max_steps=1000, per_device_train_batch_size=1, num_warmups=2, max_warmup_length=3, bf16=False,
+    use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1000,
+)
+lora = LoraConfig(r=8, target_modules="all-linear", lora_dropout=0.0)
+trainer = WarmupSFTTrainer(model, args, train_dataset=Dataset.from_list(json.loads(rows)), peft_config=lora)
+
+class SignalToOneRank(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3 and args.process_index == 1:
+            os.kill(os.getpid(), 15)
+
+trainer.add_callback(SignalToOneRank())
+trainer.add_callback(StopOnInterrupt())
+trainer.train()
+folder = Path(output, f"checkpoint-{trainer.state.global_step}")
+whole = is_whole(folder) and all((folder / f"rng_state_{rank}.pth").is_file() for rank in (0, 1))
+Path(output, f"rank-{args.process_index}").write_text(f"{trainer.state.global_step} {whole}")
+"""
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(model_folder, tmp_path):
+    script, output = tmp_path / "stop.py", tmp_path / "run"
+    script.write_text(STOPPING)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launch, str(script), model_folder, json.dumps(EXAMPLES), str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [(output / f"rank-{rank}").read_text() for rank in (0, 1)] == ["3 True", "3 True"]

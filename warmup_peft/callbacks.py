@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+from typing import Any
 
+import torch
 from transformers import ProgressCallback, TrainerCallback
 
 SHOWN = {
@@ -34,23 +37,45 @@ class ShortProgress(ProgressCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C ends the run after the step in hand and keeps a checkpoint; a second Ctrl-C ends it at once."""
+    """Ctrl-C, or SIGTERM as clusters send it, ends the run after the step in hand and keeps a checkpoint; a second one
+    ends it at once. All ranks stop at the same step.
+    """
 
     def __init__(self):
         self.interrupted = False
-        self._previous = None
+        self._previous: dict[int, Any] = {}
 
     def _interrupt(self, *_):
         self.interrupted = True
-        signal.signal(signal.SIGINT, self._previous)
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._previous = signal.signal(signal.SIGINT, self._interrupt)
+        self._previous = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:  # a signal reaches the ranks at different steps
+            was_any = torch.tensor(float(self.interrupted), device=args.device)
+            torch.distributed.all_reduce(was_any)
+            self.interrupted = bool(was_any)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        signal.signal(signal.SIGINT, self._previous)
+        self._restore()
+
+
+class ReturnFreedMemory(TrainerCallback):
+    """Gives what glibc has freed back to the system at every log.
+
+    Batches of ever other lengths leave holes in its heap, which would else grow over thousands of steps.
+    """
+
+    def on_log(self, args, state, control, **kwargs):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+        if trim is not None:
+            trim(0)

@@ -1,11 +1,18 @@
-"""Files that are there whole, or as they were before: whatever another command reads is written here."""
+"""Files that are there whole, or as they were before, even where a process is killed while it writes them."""
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Callable, Mapping
-from functools import partial
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+HELD = ".warmup_peft.lock"  # in a scratch folder, while its process lives
 
 
 def read_text(path: Path) -> str:
@@ -23,40 +30,75 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, and move it there; folders are made where need be.
-
-    A reader, or whoever comes after a kill, finds the old file or the new one.
-
-    Raises:
-        OSError: it cannot be written; an older file stays as it was.
-    """
-    _write_all({path: write})
-
-
 def write_text(path: Path, text: str) -> None:
-    """`write_whole` with a text, in UTF-8; what UTF-8 cannot hold becomes a question mark."""
-    _write_all({path: partial(_write_bytes, text)})
+    """`write_together` of one file."""
+    write_together({path.name: text}, path.parent)
 
 
 def write_together(texts: Mapping[str, str], folder: Path) -> tuple[Path, ...]:
-    """`write_text` for several files of a folder: none is replaced before all are written. Returns their paths."""
-    _write_all({folder / name: partial(_write_bytes, text) for name, text in texts.items()})
+    """Write file name -> text into the folder, made if need be; returns the files' paths.
+
+    Raises:
+        OSError: they cannot be written; older files stay as they were.
+    """
+    with replacing_files(folder) as staging:
+        for name, text in texts.items():
+            (staging / name).write_bytes(text.encode("utf-8", errors="replace"))
     return tuple(folder / name for name in texts)
 
 
-def _write_all(writers: Mapping[Path, Callable[[Path], object]]) -> None:
-    unfinished = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in writers}
-    try:
-        for path, write in writers.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(unfinished[path])
-        for path, whole in unfinished.items():
-            os.replace(whole, path)
-    finally:
-        for path in unfinished.values():
-            path.unlink(missing_ok=True)
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make the file elsewhere and move it to `path`, so that it is whole or as it was before."""
+    with replacing_files(path.parent) as staging:
+        write(staging / path.name)
 
 
-def _write_bytes(text: str, path: Path) -> None:
-    path.write_bytes(text.encode("utf-8", errors="replace"))
+@contextmanager
+def scratch_folder(place: Path, prefix: str = ".writing-") -> Iterator[Path]:
+    """An empty folder in `place`, which is gone at the end; those that killed processes left there go at the start.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(place, prefix)
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
+    with FileLock(folder / HELD):
+        try:
+            yield folder
+        finally:
+            remove_scratch(folder)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove a scratch folder; where a kill comes between, what is left is known for one."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != HELD:
+            path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned(place: Path, prefix: str = ".writing-") -> None:
+    """Remove the scratch folders in `place` whose processes are gone, and no other folder."""
+    for folder in place.glob(f"{glob.escape(prefix)}????????"):
+        with suppress(Timeout, OSError):  # its process lives, or another one removes it
+            if not (folder / HELD).is_file():
+                folder.rmdir()  # as empty as its process left it
+                continue
+            with FileLock(folder / HELD, timeout=0):
+                remove_scratch(folder)
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """A folder to write into, whose files take their places in `folder` at the end; after an error, none does."""
+    with scratch_folder(folder) as room:
+        staging = room / "new"
+        staging.mkdir()
+        yield staging
+        for path in sorted(path for path in staging.rglob("*") if path.is_file()):
+            target = folder / path.relative_to(staging)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)

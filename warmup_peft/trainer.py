@@ -19,11 +19,13 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from torch.distributions import Categorical
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import get_logger
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
+from warmup_peft.checkpoints import adapters_load_as_saved, checkpoint_to_resume, last_checkpoint
 from warmup_peft.checks import (
     adapter_configs,
     check_context,
@@ -35,8 +37,9 @@ from warmup_peft.checks import (
 )
 from warmup_peft.config import WarmupSFTConfig
 from warmup_peft.drawing import BaseModel, adapter_off, fill_pool
+from warmup_peft.files import replacing_files
 from warmup_peft.inference.export import export_decoding
-from warmup_peft.inference.hub import without_pefts_card, write_model_card
+from warmup_peft.inference.hub import CARD_NAME, write_model_card
 from warmup_peft.inference.loading import TrainingRecord, context_length, put_adapter_first
 from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.inference.writing import end_token_ids, separator_token_ids
@@ -219,10 +222,9 @@ class WarmupSFTTrainer(PushesListedFiles, SFTTrainer):
             )
 
     def _stop_at_nan(self, rows: list[int]) -> None:
-        last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
         raise FloatingPointError(
             f"The logits are NaN at step {self.state.global_step + 1}, rows {rows} of the batch. Lower learning_rate, "
-            f"or train in bfloat16 or float32. Last checkpoint: {last or 'none'}."
+            f"or train in bfloat16 or float32. Last checkpoint: {last_checkpoint(self.args.output_dir) or 'none'}."
         )
 
     def _sample(self, model, encoded: Encoded) -> Warmups:
@@ -364,11 +366,19 @@ class WarmupSFTTrainer(PushesListedFiles, SFTTrainer):
 
     # ---- The pool: warmups drawn once, before training ----
 
-    def train(self, *positional, **keywords):
-        """As in `SFTTrainer`; with `warmup_source="base"` the warmups that are missing are drawn first."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *positional, **keywords):
+        """As in `SFTTrainer`; with `warmup_source="base"` the warmups that are missing are drawn first.
+
+        Args:
+            resume_from_checkpoint: True is the last checkpoint that is whole.
+
+        Raises:
+            ValueError: a checkpoint that is not there, or not whole; and what `draw_warmups` raises.
+        """
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if self.args.warmup_source == "base":
             self.draw_warmups()
-        return super().train(*positional, **keywords)
+        return super().train(checkpoint, *positional, **keywords)
 
     def draw_warmups(self, draw: DrawFunction | None = None) -> WarmupPool:
         """Draw M warmups for each training prompt from the model with its adapter off, where they are not there yet.
@@ -396,6 +406,33 @@ class WarmupSFTTrainer(PushesListedFiles, SFTTrainer):
     def _base(self, **changes: Any) -> BaseModel:
         sampling = dataclasses.replace(self.sampling, **changes)
         return BaseModel(self.accelerator.unwrap_model(self.model), sampling, self.accelerator.autocast)
+
+    # ---- Checkpoints: the state that says how far the run is comes last, so who finds it finds a whole one ----
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of one that is written again
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last that other ranks write."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        with adapters_load_as_saved(self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with adapters_load_as_saved(self.model):
+            super()._load_best_model()
+
+    def _run_epoch(self, *positional, **keywords):
+        """Nothing where a run goes on that had done all its steps: `Trainer` would do one more in mid-epoch."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*positional, **keywords)
 
     # ---- Around the training loop ----
 
@@ -427,15 +464,20 @@ class WarmupSFTTrainer(PushesListedFiles, SFTTrainer):
         return kept
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Beside the adapter, what decoding and merging need, so that every saved folder is whole."""
-        folder = output_dir or self.args.output_dir
-        with without_pefts_card(self.model):
-            super()._save(output_dir, state_dict)
+        """Beside the adapter, what decoding and merging need, so that every saved folder is whole.
+
+        Where something cannot be written, the folder's files stay as they were.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        with replacing_files(folder) as staging:
+            super()._save(str(staging), state_dict)
+            if self.args.should_save:
+                put_adapter_first(staging, self.model)
+                self.warmup_config.save(staging)
+                export_decoding(staging)
+                self.training_record().save(staging)
+            (staging / CARD_NAME).unlink(missing_ok=True)  # peft's template
         if self.args.should_save:
-            put_adapter_first(folder, self.model)
-            self.warmup_config.save(folder)
-            export_decoding(folder)
-            self.training_record().save(folder)
             write_model_card(folder)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,6 +108,37 @@ def test_a_comparison_in_processes_of_its_own(argv, tmp_path, capsys):
     assert "still going" not in page
     assert all(name in page for name in ("paper", "sft"))
     assert (folder / "report.md").read_text(encoding="utf-8").count("Colour") > 0
+
+
+def test_the_runs_end_with_a_comparison_that_is_killed(argv, tmp_path):
+    """Otherwise the same command again would start a second process in the folder of one that lives on."""
+    command = [sys.executable, "-m", "warmup_peft.cli", *argv(arms="paper,sft", max_steps="100000", curve_points="0")]
+    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        place = tmp_path / "cmp" / "runs" / "paper" / "seed-0"
+        wait_for(lambda: (place / "progress.json").is_file(), seconds=120)
+        assert len(working_in(place)) == 1
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for(lambda: working_in(place) == [], seconds=20)
+    steps = (place / "progress.json").read_text()
+    time.sleep(1.5)
+    assert (place / "progress.json").read_text() == steps
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def working_in(place: Path) -> list[str]:
+    """Ids of the processes that run this arm."""
+    command = ["ps", "-axww", "-o", "pid=", "-o", "args="]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [line.split()[0] for line in found.splitlines() if "run_arm" in line and line.endswith(str(place))]
 
 
 def test_every_kind_of_arm(argv, tmp_path, in_this_process):

@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from folders import puzzles, write_rows
+from folders import puzzles, tree, write_rows
 from scipy.stats import chi2_contingency
 from transformers import AutoModelForCausalLM
 
@@ -280,13 +281,41 @@ def test_a_server_that_stops_answering_leaves_what_is_whole(
     healthy = serve(model_folder, tokenizer(" || ")["input_ids"])
     server.answer = lambda body: healthy(body) if len(server.asked) < 3 else (404, {})
     assert main(draw_argv) == BAD_INPUT
-    assert "404" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "404" in said
+    assert f"The same command goes on from there: every 512 prompts, what was drawn is kept in {tmp_path}" in said
     pool = tmp_path / "run" / "warmup_pool"
     assert len(list(pool.glob("part-*"))) == 2
     server.answer, asked = healthy, len(server.asked)
     assert main(draw_argv) == 0
     assert len(server.asked) == asked + 1  # only what was missing
     assert len(list(pool.glob("part-*"))) == 3
+
+
+def test_a_server_that_dies_while_it_is_drawn_from_changes_no_draw(
+    server, draw_argv, model_folder, tokenizer, tmp_path, capsys, monkeypatch
+):
+    """Its connections break; the same command, to another server of the same model, ends with the same files."""
+    monkeypatch.setattr("warmup_peft.method.pool.PROMPTS_PER_FILE", 2)
+    monkeypatch.setattr("warmup_peft.commands.train.CompletionsClient", partial(CompletionsClient, pause=0.0))
+    healthy = serve(model_folder, tokenizer(" || ")["input_ids"])
+    server.answer = healthy
+    assert main([*draw_argv, "--output_dir", str(tmp_path / "unbroken")]) == 0
+    asked = len(server.asked)
+
+    def dying(body):
+        if len(server.asked) < asked + 2:
+            return healthy(body)
+        raise ConnectionAbortedError
+
+    server.answer = dying
+    assert main(draw_argv) == BAD_INPUT
+    said = capsys.readouterr().err
+    assert "cannot be reached or did not answer" in said
+    assert "The same command goes on from there" in said
+    server.answer = healthy
+    assert main(draw_argv) == 0
+    assert tree(tmp_path / "run") == tree(tmp_path / "unbroken")
 
 
 def test_a_served_model_without_a_server_is_bad_input(draw_argv, capsys):

@@ -28,6 +28,7 @@ from warmup_peft.checks import model_config
 from warmup_peft.commands.rows import rows_to_compare_on
 from warmup_peft.commands.scheduler import Scheduler
 from warmup_peft.commands.train import check_training_counts, check_writable
+from warmup_peft.disk import saying_where_the_disk_is_full
 from warmup_peft.evaluation.analysis import summarize
 from warmup_peft.evaluation.results import (
     COMPARISON_NAME,
@@ -123,7 +124,8 @@ def run_compare(argv: Sequence[str]) -> None:
     """
     setup = read_setup(argv)
     check_folder(setup.folder, setup.overwrite)
-    with only_one(setup.folder):
+    again = "What is done is kept: free some space and run the same command again."
+    with only_one(setup.folder), saying_where_the_disk_is_full(setup.folder, lambda: again):
         prepare_folder(setup.folder, setup.overwrite)
         run_setup(setup)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from warmup_peft.arguments import EvaluateArguments, MergeArguments, check_counts
 from warmup_peft.commands.rows import held_out_questions
+from warmup_peft.disk import saying_where_the_disk_is_full
 from warmup_peft.evaluation.harness import answer_questions, score_predictions
 from warmup_peft.evaluation.tasks import find_task
 from warmup_peft.evaluation.wording import metric_name, points_text, score_text
@@ -20,13 +21,15 @@ def run_merge(options: MergeArguments) -> None:
     check_counts(options, max_samples=0)
     if options.task is not None:
         find_task(options.task)
-    report = merge_adapter(
-        options.adapter,
-        options.output_dir,
-        dtype=options.dtype,
-        merge_base=options.merge_base,
-        overwrite=options.overwrite_output_dir,
-    )
+    again = "Nothing there was replaced: free some space and run the same command again."
+    with saying_where_the_disk_is_full(options.output_dir, lambda: again):
+        report = merge_adapter(
+            options.adapter,
+            options.output_dir,
+            dtype=options.dtype,
+            merge_base=options.merge_base,
+            overwrite=options.overwrite_output_dir,
+        )
     print(f"Merged into {report.output_dir}")
     print(f"Relative error of its logits against the adapter's: {report.relative_logit_error:.2e}")
     if options.max_samples > 0:

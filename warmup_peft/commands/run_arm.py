@@ -1,19 +1,22 @@
 """One arm with one seed, in a process of its own: train, score, write `run.json`. `compare` starts it.
 
-    python -m warmup_peft.commands.run_arm <folder with job.json>
+    python -m warmup_peft.commands.run_arm [id of the process that it ends with] <folder with job.json>
 
-A process each keeps a crash from the other arms, and makes peak memory an arm's own.
+A process each keeps a crash from the other arms, and makes peak memory an arm's own. It ends with the comparison that
+started it, even where that is killed: the same command again finds nobody else in the folder.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import resource
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import torch
@@ -38,13 +41,24 @@ from warmup_peft.trainer import WarmupSFTTrainer
 TRAINERS = {"random_warmup": AnothersWarmupTrainer, "empty_warmup": EmptyWarmupTrainer}
 INSTEAD = {"random_warmup": anothers, "empty_warmup": none_at_all}
 MODEL_FOLDER = "model"
+PARENT_SECONDS = 0.2  # between looks at the parent
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    *parent, folder = sys.argv[1:]
+    for process in parent:
+        Thread(target=end_with, args=(int(process),), daemon=True).start()
+    folder = Path(folder)
     quieten()
     disable_progress_bars()
     run_arm(Job.load(folder), folder).save(folder)
+
+
+def end_with(parent: int) -> None:
+    """End this process, without any tidying up, when its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)
 
 
 def run_arm(job: Job, folder: Path) -> Run:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from warmup_peft.arms import MORE_SFT
 from warmup_peft.evaluation.results import PROGRESS_NAME, RUN_NAME, Job, Run, read_progress
+from warmup_peft.files import remove_abandoned
 
 LOG_NAME = "log.txt"
 LEAST_FREE_SPACE = 64 * 2**20  # bytes: an adapter and the rows of a run, and some more
@@ -107,7 +108,7 @@ class Scheduler:
         threads = str(max(1, (os.cpu_count() or 1) // self.at_a_time))
         with (place / LOG_NAME).open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", CHILD, str(place)],
+                [sys.executable, "-m", CHILD, str(os.getpid()), str(place)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -160,6 +161,7 @@ def finished_run(place: Path, job: Job) -> Run | None:
         ValueError: it was done with other settings, or by another version.
     """
     run = Run.load(place)
+    remove_abandoned(place)
     if run is None:
         return None
     earlier = Job.load(place)

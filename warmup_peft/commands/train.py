@@ -6,23 +6,25 @@ import copy
 import dataclasses
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import disable_progress_bars
 from transformers import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from warmup_peft.arguments import DrawOptions, RunOptions, check_counts
-from warmup_peft.callbacks import ShortProgress, StopOnInterrupt
+from warmup_peft.callbacks import ReturnFreedMemory, ShortProgress, StopOnInterrupt
+from warmup_peft.checkpoints import checkpoint_to_resume, checkpoints, last_checkpoint, remove_unfinished
 from warmup_peft.commands.rows import data_record, training_rows
 from warmup_peft.data import is_one_split
-from warmup_peft.inference.client import CompletionsClient, draw_from_server
+from warmup_peft.disk import saying_where_the_disk_is_full
+from warmup_peft.inference.client import CompletionsClient, ServerError, draw_from_server
 from warmup_peft.inference.export import EXPORT_NAME
 from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer, readable_weights
 from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME
-from warmup_peft.method.pool import POOL_NAME
+from warmup_peft.method.pool import POOL_NAME, PROMPTS_PER_FILE
 from warmup_peft.quantization import keep_4bit_weights_in_place
 from warmup_peft.trainer import WarmupSFTTrainer
 
@@ -36,26 +38,45 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
     Raises:
         ValueError: bad input, before anything is loaded or written.
     """
-    checkpoint = checkpoint_to_resume(args)
+    checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
     check_output_dir(Path(args.output_dir), options.overwrite_output_dir, resuming=checkpoint is not None)
     trainer = build_trainer(script_args, options, args, model_args)
     if options.overwrite_output_dir and checkpoint is None:
         if trainer.is_world_process_zero():
             remove_run(Path(args.output_dir), keep_pool=args.warmup_pool is not None)
         trainer.accelerator.wait_for_everyone()  # no other rank may read the old pool
+    with saying_where_the_disk_is_full(args.output_dir, partial(how_to_go_on, args.output_dir)):
+        run_trainer(trainer, checkpoint)
+
+
+def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
+    """Train to the end, or to a checkpoint where a signal asks for it."""
+    output_dir = trainer.args.output_dir
+    if trainer.is_world_process_zero():
+        remove_unfinished(output_dir)
     interrupt = StopOnInterrupt()
     trainer.add_callback(interrupt)
     trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ReturnFreedMemory())
     trainer.add_callback(ShortProgress())
     trainer.train(resume_from_checkpoint=checkpoint)
     if interrupt.interrupted:
-        last = get_last_checkpoint(args.output_dir)
+        last = last_checkpoint(output_dir)
         print(f"Stopped at step {trainer.state.global_step}. Go on with: --resume_from_checkpoint {last}")
         raise KeyboardInterrupt
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        print(f"Trained {trainer.state.global_step} steps. The adapter lies in {args.output_dir}")
+        print(f"Trained {trainer.state.global_step} steps. The adapter lies in {output_dir}")
+
+
+def how_to_go_on(folder: str) -> str:
+    """With a run that found the disk full, in a sentence. What it wrote in part is removed."""
+    remove_unfinished(folder)
+    last = last_checkpoint(folder)
+    if last is None:
+        return "Free some space and start the run again: there is no checkpoint yet."
+    return f"The last checkpoint is whole: free some space and go on with --resume_from_checkpoint {last}"
 
 
 def build_trainer(
@@ -163,24 +184,19 @@ def run_draw(script_args, options: RunOptions, args, model_args, draw_options: D
             timeout=draw_options.server_timeout,
         )
         draw = draw_from_server(client, dataclasses.replace(trainer.sampling, num_warmups=args.warmup_pool_size))
-    pool = trainer.draw_warmups(draw)
+    folder = args.warmup_pool or args.output_dir
+    again = "What was drawn until then is kept: free some space and run the same command again."
+    try:
+        with saying_where_the_disk_is_full(folder, lambda: again):
+            pool = trainer.draw_warmups(draw)
+    except ServerError as error:
+        raise ServerError(
+            f"{error} The same command goes on from there: every {PROMPTS_PER_FILE} prompts, what was drawn is kept "
+            f"in {folder}."
+        ) from error
     if trainer.is_world_process_zero():
         print(f"{pool.num_draws} warmups for each of {len(pool):,} prompts lie in {pool.folder}")
         print(f"Train with them: --warmup_source base --warmup_pool {pool.folder}")
-
-
-def checkpoint_to_resume(args) -> str | None:
-    """The checkpoint's folder; `true` or `last` name the last one in output_dir."""
-    name = args.resume_from_checkpoint
-    if not name or str(name).lower() == "false":
-        return None
-    if str(name).lower() in ("true", "last"):
-        name = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        if name is None:
-            raise ValueError(f"There is no checkpoint in {args.output_dir} to resume from. Start the run without it.")
-    if not Path(name, "trainer_state.json").is_file():
-        raise ValueError(f"{name} is no checkpoint. Name a folder such as {args.output_dir}/checkpoint-100.")
-    return str(name)
 
 
 def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
@@ -210,8 +226,3 @@ def remove_run(folder: Path, keep_pool: bool = False) -> None:
         shutil.rmtree(path, ignore_errors=not path.exists())
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    named = (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit())
-    return [path for path in named if path.is_dir() and not path.is_symlink()]

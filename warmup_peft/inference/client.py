@@ -32,7 +32,11 @@ TEXTS_AT_A_TIME = 8
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers worth another try
 
 
-class RefusedError(ValueError):
+class ServerError(ValueError):
+    """The server is down, or answers with an error."""
+
+
+class RefusedError(ServerError):
     """The server does not take what was sent."""
 
 
@@ -65,7 +69,8 @@ class CompletionsClient:
 
         Raises:
             RefusedError: the server takes no such request.
-            ValueError: it is down, or answers with something else than completions.
+            ServerError: it is down, or answers with an error.
+            ValueError: it answers with something else than completions.
         """
         is_text = isinstance(prompts, str)
         body = {"model": self.model, "prompt": prompts if is_text else [list(map(int, ids)) for ids in prompts]}
@@ -98,7 +103,7 @@ class CompletionsClient:
             try:
                 response = session.post(url, json=body, headers=headers, timeout=self.timeout)
             except requests.RequestException as error:
-                raise ValueError(
+                raise ServerError(
                     f"{url} cannot be reached or did not answer within {self.timeout:g} seconds, after "
                     f"{self.retries + 1} tries ({type(error).__name__}). Check the server and --base_url."
                 ) from error
@@ -106,9 +111,9 @@ class CompletionsClient:
 
     def _read(self, url: str, response: requests.Response) -> Any:
         if response.status_code in (401, 403):
-            raise ValueError(f"{url} refuses the key ({response.status_code}). Set {API_KEY} to a valid one.")
+            raise ServerError(f"{url} refuses the key ({response.status_code}). Set {API_KEY} to a valid one.")
         if response.status_code == 404:
-            raise ValueError(
+            raise ServerError(
                 f"{url} knows no model '{self.model}', or is not the right path (404). Check the model's name and "
                 "--base_url, which ends with /v1 as a rule."
             )
@@ -116,11 +121,11 @@ class CompletionsClient:
             raise RefusedError(f"{url} answers {response.status_code}: {response.text[:300]}")
         if response.status_code != 200:
             tries = f" after {self.retries + 1} tries" if response.status_code in BUSY else ""
-            raise ValueError(f"{url} answers {response.status_code}{tries}: {response.text[:300]}")
+            raise ServerError(f"{url} answers {response.status_code}{tries}: {response.text[:300]}")
         try:
             return response.json()
         except ValueError as error:
-            raise ValueError(f"{url} answers with something that is no JSON: {response.text[:100]!r}.") from error
+            raise ServerError(f"{url} answers with something that is no JSON: {response.text[:100]!r}.") from error
 
 
 def retry_within(seconds: float) -> type[Retry]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import math
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from warmup_peft.files import write_text
+from warmup_peft.files import scratch_folder, write_text
 from warmup_peft.inference.export import export_decoding
 from warmup_peft.inference.loading import (
     TRAINING_RECORD_NAME,
@@ -45,6 +45,7 @@ from warmup_peft.quantization import dequantized_while_loading, has_dequantize, 
 CARD_NAME = "README.md"
 MERGED_FROM_ADAPTER = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME)  # not its scores: they are of other weights
 LOST_AND_FOUND = "lost+found"  # in the root of a file system
+PREVIOUS = "previous"  # the folder that a merged one takes the place of, for a moment
 PROBE_TOKENS = 128
 # Relative errors of the logits that rounding explains, with room above what was measured on 2 to 24 layers: 3e-7 to
 # 5e-6 in float32; 6e-3 to 0.1 in 16 bit, up to 0.17 where 8-bit layers round activations too.
@@ -240,21 +241,22 @@ def as_dtype(name: torch.dtype | str) -> torch.dtype:
 def whole_or_nothing(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place of `folder` at the end, and is gone if there is an error.
 
-    A mount point cannot be replaced, nor a folder whose parent may not be written: these are filled in place.
+    A mount point cannot be replaced, nor a folder whose parent may not be written: these are filled in place. Killed
+    between two renames, it leaves no `folder`: the older one is then put back before anything else is done.
 
     Raises:
         ValueError: nothing can be written there; before the block begins.
     """
     folder = folder.resolve()
     in_place = folder.is_dir() and (os.path.ismount(folder) or not os.access(folder.parent, os.W_OK))
-    try:
-        place = folder if in_place else folder.parent
-        place.mkdir(parents=True, exist_ok=True)
-        room = tempfile.TemporaryDirectory(dir=place, prefix=staging_prefix(folder))
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written ({error.strerror}). Choose another --output_dir.") from error
-    with room:
-        staging, previous = Path(room.name, "new"), Path(room.name, "previous")
+    put_back(folder)
+    with ExitStack() as stack:
+        try:
+            place = folder if in_place else folder.parent
+            room = stack.enter_context(scratch_folder(place, staging_prefix(folder)))
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be written ({error.strerror}). Choose another --output_dir.") from error
+        staging, previous = room / "new", room / PREVIOUS
         staging.mkdir()
         yield staging
         try:
@@ -264,6 +266,13 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
             refill(folder, staging)
         else:
             os.replace(staging, folder)
+
+
+def put_back(folder: Path) -> None:
+    """Undo the first of two renames, where a kill came between them."""
+    for previous in folder.parent.glob(f"{glob.escape(staging_prefix(folder))}????????/{PREVIOUS}"):
+        if not folder.exists():
+            os.replace(previous, folder)
 
 
 def refill(folder: Path, staging: Path) -> None:
@@ -387,19 +396,6 @@ def write_model_card(folder: str | Path, title: str | None = None, license: str 
     card = ModelCard(f"---\n{metadata}\n---\n{card_text(folder, record, title, license)}")
     write_text(path, seal(str(card)))
     return path
-
-
-@contextmanager
-def without_pefts_card(model: nn.Module) -> Iterator[None]:
-    """Let the block save `model` without the lines that peft would write into a card, a person's or ours."""
-    if not isinstance(model, PeftModel):
-        yield
-        return
-    model.create_or_update_model_card = lambda *_, **__: None  # of this object, before that of its class
-    try:
-        yield
-    finally:
-        del model.create_or_update_model_card
 
 
 def license_of(base: str) -> str | None:

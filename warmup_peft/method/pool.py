@@ -21,7 +21,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
-from warmup_peft.files import write_text, write_whole
+from warmup_peft.files import remove_abandoned, write_text, write_whole
 from warmup_peft.method.branches import Tokens, Warmups
 
 POOL_NAME = "warmup_pool"  # of the folder, in that of the run
@@ -88,6 +88,7 @@ class WarmupPool:
 
     def load(self) -> None:
         """Read which prompts are there; the warmups themselves stay on disk, mapped into memory."""
+        remove_abandoned(self.folder)
         parts = [read_part(path) for path in sorted(self.folder.glob("part-*.arrow"))]
         self._rows = concatenate_datasets(parts) if parts else Dataset.from_dict({"key": []})
         self._row_of = {key: row for row, key in enumerate(self._rows["key"])}

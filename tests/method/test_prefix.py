@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
 from conftest import TINY_SIZES
-from peft import LoraConfig, get_peft_model
+from peft import BOFTConfig, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from transformers import set_seed
 
 from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches
+from warmup_peft.method.encoding import PromptEncoder
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix, branch_mask, install, sliding_window, why_not_shareable
 from warmup_peft.method.scoring import CachedPrompt, PlainRows, evaluation_mode
@@ -193,3 +196,31 @@ def test_attention_that_takes_no_mask_is_not_shared():
     model = build("Llama")
     model.config._attn_implementation = "flash_attention_2"  # as if it had been loaded so
     assert "flash_attention_2 does not take the mask" in why_not_shareable(model)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoHaConfig(r=4, target_modules=["q_proj", "v_proj"], rank_dropout=0.3),
+        LoHaConfig(r=4, target_modules=["q_proj", "v_proj"], module_dropout=0.3),
+        LoKrConfig(r=4, target_modules=["q_proj", "v_proj"], module_dropout=0.3),
+        BOFTConfig(boft_block_size=4, target_modules=["q_proj", "v_proj"], boft_dropout=0.3),
+    ],
+    ids=["loha-rank", "loha-module", "lokr-module", "boft"],
+)
+def test_dropout_that_no_module_shows_is_noticed(adapter):
+    """At the start these adapters change no score, with dropout or without; their gradients tell."""
+    model = get_peft_model(build("Llama"), adapter).train()
+    prompt, _, _ = ragged_batch(1)
+    assert isinstance(PromptEncoder(model)(model, prompt, 8), PlainRows)
+    without = replace(adapter, **{name: 0.0 for name in vars(adapter) if name.endswith("_dropout")})
+    model = get_peft_model(build("Llama"), without).train()
+    assert isinstance(PromptEncoder(model)(model, prompt, 8), SharedPrefix)
+
+
+def test_dropout_as_a_function_is_noticed():
+    model = build("Starcoder2", residual_dropout=0.1, embedding_dropout=0.0, attention_dropout=0.0).train()
+    prompt, _, _ = ragged_batch(1)
+    encoder = PromptEncoder(model)
+    assert isinstance(encoder(model, prompt, 8), PlainRows)
+    assert "change from one call to the next" in encoder.reason

@@ -188,7 +188,7 @@ def test_a_server_that_is_down_or_slow(server):
 
 def test_servers_report_the_models_own_law_only():
     with pytest.raises(ValueError, match="Leave temperature, top_k, top_p and min_p out"):
-        draw_from_server(CompletionsClient("x", "y"), dataclasses.replace(SETTINGS, temperature=0.7))
+        draw_from_server(CompletionsClient("http://x", "y"), dataclasses.replace(SETTINGS, temperature=0.7))
 
 
 # ---- A whole draw, against the tiny model behind the server ----

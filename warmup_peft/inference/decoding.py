@@ -213,7 +213,7 @@ def _keeps_every_token(model: PreTrainedModel, cache: Any) -> bool:
 
 
 def _takes(model: PreTrainedModel, name: str) -> bool:
-    return name in inspect.signature(model.forward).parameters
+    return name in inspect.signature(type(model).forward).parameters
 
 
 def _read_config(config: Any) -> Any:

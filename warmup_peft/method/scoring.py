@@ -64,7 +64,7 @@ def logits_at(model: nn.Module, lm_head: nn.Module | None, positions: Tensor, **
 
 def takes(model: nn.Module, name: str) -> bool:
     """Whether the model's forward names this argument."""
-    return name in inspect.signature(without_peft_wrapper(model).forward).parameters
+    return name in inspect.signature(type(without_peft_wrapper(model)).forward).parameters
 
 
 def positions_for(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:

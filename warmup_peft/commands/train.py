@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import tempfile
 from functools import partial
@@ -37,8 +36,6 @@ def run_training(script_args, options: RunOptions, args, model_args) -> None:
     Raises:
         ValueError: bad input, before anything is loaded or written.
     """
-    # compiled kernels, one for each shape of a batch: by default 1,024, which fill up over thousands of steps
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
     check_output_dir(Path(args.output_dir), options.overwrite_output_dir, resuming=checkpoint is not None)
     trainer = build_trainer(script_args, options, args, model_args)

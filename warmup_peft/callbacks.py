@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import signal
 from typing import Any
 
@@ -67,15 +66,3 @@ class StopOnInterrupt(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self._restore()
-
-
-class ReturnFreedMemory(TrainerCallback):
-    """Gives what glibc has freed back to the system at every log.
-
-    Batches of ever other lengths leave holes in its heap, which would else grow over thousands of steps.
-    """
-
-    def on_log(self, args, state, control, **kwargs):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
-        if trim is not None:
-            trim(0)

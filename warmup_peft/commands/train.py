@@ -15,7 +15,7 @@ from transformers import ProgressCallback
 from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from warmup_peft.arguments import DrawOptions, RunOptions, check_counts
-from warmup_peft.callbacks import ReturnFreedMemory, ShortProgress, StopOnInterrupt
+from warmup_peft.callbacks import ShortProgress, StopOnInterrupt
 from warmup_peft.checkpoints import checkpoint_to_resume, checkpoints, last_checkpoint, remove_unfinished
 from warmup_peft.commands.rows import data_record, training_rows
 from warmup_peft.data import is_one_split
@@ -57,7 +57,6 @@ def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
     interrupt = StopOnInterrupt()
     trainer.add_callback(interrupt)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ReturnFreedMemory())
     trainer.add_callback(ShortProgress())
     trainer.train(resume_from_checkpoint=checkpoint)
     if interrupt.interrupted:

@@ -863,18 +863,23 @@ def test_the_anchor_leaves_frozen_adapter_weights_frozen(model_folder, tokenizer
 
 def test_nan_stops_the_run_before_it_reaches_the_weights(model_folder, tokenizer, lora, tmp_path):
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, max_steps=2)
-    predictions = SharedPrefix.predictions
+    score = trainer._score
 
-    def broken(self, branches, predicted):
-        logits = predictions(self, branches, predicted).clone()
-        logits[-1] = torch.nan
-        return logits
+    def with_a_broken_row(model, encoded, *more):
+        predictions = encoded.predictions
 
+        def broken(*args):
+            logits = predictions(*args).clone()
+            logits[-1] = torch.nan
+            return logits
+
+        encoded.predictions = broken
+        return score(model, encoded, *more)
+
+    trainer._score = with_a_broken_row
     weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SharedPrefix, "predictions", broken)
-        with pytest.raises(FloatingPointError, match=r"NaN at step 1, rows \[3\].*Last checkpoint: none"):
-            trainer.train()
+    with pytest.raises(FloatingPointError, match=r"NaN at step 1, rows \[3\].*Last checkpoint: none"):
+        trainer.train()
     assert all(torch.equal(p, weights[name]) for name, p in trainer.model.named_parameters() if name in weights)
 
 

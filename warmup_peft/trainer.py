@@ -180,7 +180,7 @@ class WarmupSFTTrainer(PushesListedFiles, SFTTrainer):
                 "`warmup-peft evaluate` for answers."
             )
         prompt, target = split_examples(inputs["input_ids"], inputs["labels"], inputs["attention_mask"])
-        encoded = self._encoder(model, prompt, self._branch_overhead + target.ids.size(1))
+        encoded = self._encode(model, prompt, target)
         warmups = self._leave_some_out(self._sample(model, encoded))
         scores = self._score(model, encoded, warmups, target)
         self._check_numbers(scores)
@@ -202,6 +202,9 @@ class WarmupSFTTrainer(PushesListedFiles, SFTTrainer):
         self._count_tokens(inputs)
         self._record(encoded, warmups, target, scores, credit)
         return loss
+
+    def _encode(self, model, prompt: Tokens, target: Tokens) -> Encoded:
+        return self._encoder(model, prompt, self._branch_overhead + target.ids.size(1))
 
     def _check_numbers(self, scores: Scores) -> None:
         """Stop at NaN, before it reaches the weights; count targets that no warmup makes possible, and go on."""

@@ -62,10 +62,11 @@ def answers_of(options: GenerateArguments) -> Callable[[Sequence[str]], list[tup
         missing = "--model" if options.model is None else "--base_url"
         raise ValueError(f"{missing} is not given. A server needs both --base_url and --model.")
     if options.base_url is not None:
+        client = CompletionsClient(options.base_url, options.model, timeout=options.server_timeout)
         config = WarmupConfig.load(options.adapter)
         return partial(
             answer_from_server,
-            CompletionsClient(options.base_url, options.model, timeout=options.server_timeout),
+            client,
             load_tokenizer(options.adapter),
             config=config,
             max_new_tokens=options.max_new_tokens,

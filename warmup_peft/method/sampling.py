@@ -258,7 +258,10 @@ class WarmupSampler:
         way, tried_to = self._known.get(type(encoded), (0 if isinstance(encoded, SharedPrefix) else 1, 0))
         longest = int(encoded.prompt.mask.sum(1).max())
         if longest > tried_to:
-            way = first_exact_way(way, model, encoded, settings)
+            try:
+                way = first_exact_way(way, model, encoded, settings)
+            except NaNLogitsError:
+                return way  # the batch itself will tell which of its rows
             self._known[type(encoded)] = way, longest
         return way
 

@@ -8,6 +8,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALL
 
 import pytest
 import torch
+from architectures import build
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -87,3 +88,15 @@ def nf4() -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
     )
+
+
+@pytest.fixture
+def longrope() -> torch.nn.Module:
+    """A Phi-3 that turns all positions of a row differently beyond 24 tokens."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    limit = {"original_max_position_embeddings": 24}
+    model = build("phi3", rope_parameters={**rope, **limit}, **limit)
+    for parameter in model.parameters():
+        parameter.data.mul_(3.0) if parameter.dim() > 1 else None
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
+    return model

@@ -756,6 +756,27 @@ def test_a_longer_batch_is_checked_again(model_folder, tokenizer, lora, tmp_path
     assert kinds == [SharedPrefix, SharedPrefix, PlainRows, SharedPrefix, PlainRows]
 
 
+def test_reentrant_checkpointing_trains(model_folder, tokenizer, lora, tmp_path):
+    """torch computes no gradient of a part there, so none can be tried; plain rows need none."""
+    kwargs = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **kwargs)
+    trainer.train()
+    moved = [parameter for name, parameter in trainer.model.named_parameters() if "lora_B" in name]
+    assert all(parameter.abs().max() > 0 for parameter in moved)  # they start at 0
+
+
+def test_checks_take_no_random_numbers_from_a_training_with_dropout(model_folder, tokenizer, tmp_path):
+    """An evaluation is the same the first time, when the checks are made, as ever after."""
+    lora = LoraConfig(r=8, target_modules="all-linear", lora_dropout=0.3)
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
+    randomise_adapter(trainer.model)
+    rows = Dataset.from_list(EXAMPLES)
+    state = torch.get_rng_state()
+    losses = [trainer.evaluate(rows)["eval_loss"] for _ in range(3)]
+    assert losses[0] == losses[1] == losses[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_the_check_leaves_no_trace(model_folder, tokenizer, lora, tmp_path):
     """Random numbers, gradients and modes of a training are what they would be without it."""
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)

@@ -21,8 +21,8 @@ from warmup_peft.method.branches import Branches, Tokens, Warmups, left_padded, 
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.pool import POOL_NAME, DrawFunction, WarmupPool
 from warmup_peft.method.prefix import rope_limit
-from warmup_peft.method.sampling import SamplingSettings, WarmupSampler, random_numbers_from
-from warmup_peft.method.scoring import PlainRows, evaluation_mode
+from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
+from warmup_peft.method.scoring import PlainRows, evaluation_mode, random_numbers_from
 from warmup_peft.preparation import tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)

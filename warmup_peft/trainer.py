@@ -64,8 +64,8 @@ from warmup_peft.method.objective import (
     warmup_loss,
 )
 from warmup_peft.method.pool import DrawFunction, WarmupPool
-from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings, WarmupSampler, random_numbers_from
-from warmup_peft.method.scoring import evaluation_mode, without_peft_wrapper
+from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings, WarmupSampler
+from warmup_peft.method.scoring import evaluation_mode, random_numbers_from, without_peft_wrapper
 from warmup_peft.monitor import Ratios, WarmupMonitor
 from warmup_peft.options import WarmupOptions
 from warmup_peft.preparation import (

@@ -518,3 +518,46 @@ def test_a_batch_is_answered_as_its_rows_alone(name, changes):
         expected = context + greedy_over_whole_rows(model, context, 6, [1])
         assert [token for token in each if token > 1] == [token for token in expected if token > 1]
     assert len(lengths) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("gemma3_text", {"cache_implementation": "static"}),
+        ("mistral", {"cache_implementation": "static"}),
+        ("gemma3_text", {"num_beams": 3, "use_cache": False}),
+        ("mpt", {"num_beams": 3}),
+        ("mamba", {"num_beams": 3}),
+        ("minimax", {}),
+    ],
+)
+@torch.no_grad()
+def test_what_generate_takes_holds_where_the_context_is_encoded_anew(name, settings):
+    """Against plain `generate` after [prompt | warmup | separator], one row at a time."""
+    model = build(name, **{"sliding_window": 64} if name == "mistral" else {})
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
+    config = SimpleNamespace(warmup_separator_ids=[5, 6], max_warmup_length=6, end_token_ids=[*range(8, 128, 4)])
+    ids = torch.randint(7, 60, (3, 9), generator=torch.Generator().manual_seed(1))
+    options = {"max_new_tokens": 5, "do_sample": False, **settings}
+    found = warmup_generate(model, ids, warmup_config=config, return_warmup=True, **options)
+    for row, each in enumerate(found.tolist()):
+        prompt = ids[row].tolist()
+        context = prompt + greedy_over_whole_rows(model, prompt, 6, [1, *config.end_token_ids]) + [5, 6]
+        options.pop("cache_implementation", None)
+        expected = model.generate(torch.tensor([context]), **options)[0].tolist()
+        assert [token for token in each if token > 1] == [token for token in expected if token > 1]
+
+
+@torch.no_grad()
+def test_longrope_writes_each_warmup_as_if_it_were_alone(longrope):
+    prompts = [list(range(7, 7 + length)) for length in (30, 4, 20, 12)]
+    config = SimpleNamespace(warmup_separator_ids=[5, 6], max_warmup_length=6, end_token_ids=[1])
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    found = warmup_generate(
+        longrope, ids, attention_mask=mask, warmup_config=config, max_new_tokens=1, do_sample=False, return_warmup=True
+    )
+    for row, prompt in zip(found.tolist(), prompts):
+        warmup = greedy_over_whole_rows(longrope, prompt, 6, [1])
+        assert [token for token in row if token][: len(prompt) + len(warmup)] == prompt + warmup

@@ -6,15 +6,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import NAMES, Outcome, all_outcomes, build, logps_one_by_one, outcome_of, ragged_batch, table
+from architectures import (
+    NAMES,
+    VOCABULARY,
+    Outcome,
+    all_outcomes,
+    build,
+    logps_one_by_one,
+    outcome_of,
+    ragged_batch,
+    table,
+)
 from transformers import set_seed
 
 import warmup_peft
-from warmup_peft.method.branches import Branches, prefix_mask, sums_where
+from warmup_peft.method import encoding
+from warmup_peft.method.branches import Branches, Tokens, prefix_mask, sums_where
 from warmup_peft.method.encoding import PromptEncoder
 from warmup_peft.method.objective import token_logps
-from warmup_peft.method.prefix import rope_limit
-from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
+from warmup_peft.method.prefix import SharedPrefix, rope_limit
+from warmup_peft.method.sampling import WAYS, SamplingSettings, WarmupSampler, from_copies
 from warmup_peft.method.scoring import PlainRows
 
 README = Path(warmup_peft.__file__).with_name("README.md")
@@ -69,25 +80,6 @@ def test_every_model_of_transformers_equals_one_row_at_a_time_and_stands_in_the_
 
 # ---- RoPE that looks at the length of the row ----
 
-LONGROPE = {
-    "rope_parameters": {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": [1.0] * 8,
-        "long_factor": [4.0] * 8,
-        "original_max_position_embeddings": 24,
-    },
-    "original_max_position_embeddings": 24,
-}
-
-
-@pytest.fixture
-def longrope() -> torch.nn.Module:
-    model = build("phi3", **LONGROPE)
-    for parameter in model.parameters():
-        parameter.data.mul_(3.0) if parameter.dim() > 1 else None
-    return model
-
 
 def test_models_whose_positions_depend_on_the_length_are_known(longrope):
     assert rope_limit(longrope) == 24
@@ -123,3 +115,102 @@ def test_samples_across_the_limit_of_longrope_have_the_probability_that_they_are
     with torch.no_grad():
         logps = token_logps(encoded.predictions(branches, is_sampled), warmups.ids[is_sampled])
     torch.testing.assert_close(sums_where(is_sampled, logps), warmups.logp, rtol=1e-4, atol=1e-4)
+
+
+# ---- When the checks are made ----
+
+
+def kinds_of(encoder: PromptEncoder, model: torch.nn.Module, *lengths: int, room: int = 8) -> list[type]:
+    """How batches with prompts of these lengths are encoded, one after another."""
+    kinds = []
+    for length in lengths:
+        ids = torch.arange(2 * length).view(2, length) % 100 + 7
+        kinds.append(type(encoder(model, Tokens(ids, torch.ones_like(ids, dtype=torch.bool)), room)))
+    return kinds
+
+
+def test_a_batch_beyond_the_window_does_not_pass_for_a_check():
+    """gemma3n's shared gradient is NaN; a first batch beyond the window cannot be compared."""
+    model = build("gemma3n_text", sliding_window=24).train()
+    assert kinds_of(PromptEncoder(model), model, 32, 11) == [PlainRows, PlainRows]
+
+
+def test_a_batch_of_one_token_prompts_does_not_pass_for_a_check():
+    model = build("gemma3n_text").train()
+    assert kinds_of(PromptEncoder(model), model, 1, 11, room=30) == [PlainRows, PlainRows]
+    model = build("roformer", initializer_range=0.1).train()
+    encoder = PromptEncoder(model)
+    kinds_of(encoder, model, 1)
+    with pytest.raises(ValueError, match="roformer lets a token see those behind it"):
+        kinds_of(encoder, model, 9)
+
+
+def test_a_longer_prompt_in_a_row_that_is_no_longer_is_compared():
+    model = build("llama").train()
+    encoder = PromptEncoder(model)
+    assert kinds_of(encoder, model, 4, room=40) == [SharedPrefix]
+    assert encoder._equal_to == (4, 44)
+    assert kinds_of(encoder, model, 20, room=8) == [SharedPrefix]
+    assert encoder._equal_to == (20, 44)
+
+
+def test_gradients_are_compared_in_little_memory(monkeypatch):
+    widths = []
+    gradient = encoding.gradient
+
+    def watched(way, model, prompt, room):
+        widths.append((prompt.ids.size(1), room))
+        return gradient(way, model, prompt, room)
+
+    monkeypatch.setattr(encoding, "gradient", watched)
+    model = build("llama").train()
+    kinds_of(PromptEncoder(model), model, 90, room=120)
+    assert widths == [(64, 64)] * 3
+
+
+@pytest.mark.parametrize("setting", ["tf32", "ieee"])
+def test_float32_that_is_rounded_has_the_wider_tolerance(setting):
+    """transformers switches TF32 on by this name, after which torch's older switch cannot be read any more."""
+    before = torch.backends.fp32_precision
+    try:
+        torch.backends.fp32_precision = setting
+        model = build("llama")
+        assert encoding.tolerance_of(model) == (encoding.LOW_PRECISION if setting == "tf32" else encoding.FLOAT32)
+    finally:
+        torch.backends.fp32_precision = before
+
+
+def test_8_bit_weights_have_the_wider_tolerance():
+    model = build("llama")
+    model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.int8), False)
+    assert encoding.tolerance_of(model) == encoding.LOW_PRECISION
+
+
+# ---- Samples ----
+
+
+def test_a_way_is_chosen_by_whole_warmups_where_they_all_end_at_once():
+    """minimax cannot go on from an expanded cache; every token ends a warmup here, so a real one would not show it."""
+    model = build("minimax").train()
+    prompt, branches = ragged_batch(num_branches=1)
+    encoded = PromptEncoder(model)(model, prompt, branches.ids.size(-1))
+    settings = SamplingSettings(2, 5, end_token_ids=(*range(VOCABULARY),), separator_ids=(5, 6), pad_token_id=0)
+    sampler = WarmupSampler()
+    assert sampler(model, encoded, settings).lengths.max() == 0
+    assert WAYS[sampler._way(model, encoded, settings)] is from_copies
+
+
+@pytest.mark.parametrize("name", ["rwkv", "deepseek_v4", "llama"])
+def test_beams_of_a_batch_are_those_of_its_prompts_alone(name):
+    model = build(name)
+    prompt, _ = ragged_batch(num_branches=1)
+    settings = SamplingSettings(2, 5, (), (5, 6), pad_token_id=0, num_beams=3, do_sample=False)
+
+    def search(prompt: Tokens) -> torch.Tensor:
+        encoded = PlainRows(model, model, prompt)
+        return WarmupSampler()(model, encoded, settings).ids
+
+    together = search(prompt)
+    for row, (ids, mask) in enumerate(zip(*prompt)):
+        one = Tokens(ids[mask].unsqueeze(0), torch.ones(1, int(mask.sum()), dtype=torch.bool))
+        assert torch.equal(together[row], search(one)[0])

@@ -34,7 +34,7 @@ from warmup_peft.evaluation.scorer import Scorer, anothers, as_row, none_at_all
 from warmup_peft.evaluation.tasks import Question, find_task, fingerprint
 from warmup_peft.inference.loading import end_with_the_tokenizer
 from warmup_peft.method.pool import POOL_NAME
-from warmup_peft.method.sampling import random_numbers_from
+from warmup_peft.method.scoring import random_numbers_from
 from warmup_peft.parsing import parse_training, quieten
 from warmup_peft.trainer import WarmupSFTTrainer
 

@@ -115,7 +115,7 @@ def _decode(
     training = [module for module in model.modules() if module.training]
     model.eval()  # in training mode with gradient checkpointing the cache would be dropped
     try:
-        cache = new_cache(model, prompt.size(1) + warmup_config.max_warmup_length)
+        cache = new_cache(model, mask, warmup_config.max_warmup_length)
         written, lengths = write_warmups(model, prompt, mask, warmup_config, law, cache)
         separator = torch.tensor(warmup_config.warmup_separator_ids, device=prompt.device).expand(len(prompt), -1)
         is_warmup = torch.arange(written.size(1), device=prompt.device) < lengths.unsqueeze(1)
@@ -126,7 +126,8 @@ def _decode(
             model_kwargs |= {"past_key_values": cache, "use_cache": True}
         else:  # states that saw what was written after a warmup's end, windows, positions by column: encode it anew
             context, mask = _packed(context, mask), _packed(mask, mask)
-            model_kwargs["past_key_values"] = past_key_values
+            if past_key_values is not None:  # that one may have been sized for the prompt and the answer
+                model_kwargs["past_key_values"] = DynamicCache(config=model.config)
         if _takes(model, "position_ids"):
             model_kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0).repeat_interleave(beams, 0)
 
@@ -158,16 +159,23 @@ def _decode(
     return result
 
 
-def new_cache(model: PreTrainedModel, longest: int) -> DynamicCache | None:
-    """An empty cache; None for models that have to encode a row of `longest` tokens anew for each of its tokens.
+def new_cache(model: PreTrainedModel, mask: Tensor, room: int) -> DynamicCache | None:
+    """An empty cache for prompts (B, P) and `room` tokens behind them; None where rows have to be encoded anew.
 
-    Those keep their state elsewhere, or turn all positions differently once a row exceeds some length (longrope).
+    That is in models that keep their state elsewhere, and where a row becomes so long that all its positions change.
     """
-    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    limit = parameters.get("original_max_position_embeddings") if parameters.get("rope_type") == "longrope" else None
-    if not _takes(model, "past_key_values") or (limit is not None and longest > limit):
+    if not _takes(model, "past_key_values") or not model._supports_default_dynamic_cache():
+        return None
+    limit, lengths = _rope_limit(model), mask.sum(1)
+    if limit is not None and bool(((lengths <= limit) & (lengths.max() + room > limit)).any()):
         return None
     return DynamicCache(config=model.config)
+
+
+def _rope_limit(model: PreTrainedModel) -> int | None:
+    """Tokens beyond which all positions of a row are turned differently (longrope: Phi-3 128k)."""
+    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    return parameters.get("original_max_position_embeddings") if parameters.get("rope_type") == "longrope" else None
 
 
 def write_warmups(
@@ -201,6 +209,9 @@ def _last_logits(model: PreTrainedModel, prompt: Tensor, mask: Tensor, written: 
     """(B, V) of what follows, from whole rows that are padded on the right, where padding changes nothing."""
     ids = torch.cat([prompt, written], 1)
     mask = torch.cat([mask, torch.ones_like(written, dtype=torch.bool)], 1)
+    if _rope_limit(model) is not None:  # where it does: the longest row decides for all
+        rows = [model(input_ids=row[real].unsqueeze(0), use_cache=False).logits for row, real in zip(ids, mask)]
+        return torch.cat([logits[:, -1] for logits in rows])
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
     ids, mask = ids.gather(1, order), mask.gather(1, order)
     logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits

@@ -1,16 +1,15 @@
 """How the prompts of a batch are encoded: once for all branches where that is exact, in plain rows elsewhere.
 
 No model is believed. What it says of itself gives a clear sentence at once where sharing cannot work; whether it does
-work is measured. The first batch, and every later one with a longer row than any before, is scored in both ways on
-two of its prompts, and the first one's gradients are compared too. A model that nobody thought of, whatever it does
-with its attention, its positions or its dropout, is therefore shared only as far as it was seen to give the same.
+work is measured. The first batch, and every later one with a longer prompt or row than any before, is scored in both
+ways on two of its prompts, and the first time gradients are compared too. A model that nobody thought of, whatever it
+does with its attention, its positions or its dropout, is therefore shared only as far as it was seen to give the same.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,13 +19,14 @@ from transformers import PreTrainedModel
 from warmup_peft.method.branches import Branches, Tokens, left_padded, prefix_mask
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix, install, rope_limit, sliding_window, uninstall, why_not_shareable
-from warmup_peft.method.scoring import CachedPrompt, PlainRows, evaluation_mode
+from warmup_peft.method.scoring import CachedPrompt, PlainRows, evaluation_mode, random_numbers_from, training_mode
 
 logger = logging.getLogger(__name__)
 
 Encoded = PlainRows | SharedPrefix | CachedPrompt
-PROBE_PROMPT = 64  # tokens of the prompts whose gradients are compared, which takes the memory of four such rows
+PROBE_TOKENS = 64  # of a prompt and of a branch whose gradients are compared, so that it takes little memory
 PROBE_PARAMETERS = 2**24  # numbers of the gradient that are compared
+PROBE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,18 @@ LOW_PRECISION = Tolerance(0.1, 0.15)
 
 def tolerance_of(model: nn.Module, is_mixed: bool = False) -> Tolerance:
     """What rounding explains; `is_mixed` where the model computes in another precision than its weights have."""
-    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point() or p.dtype == torch.int8}
     kinds |= {getattr(module, "compute_dtype", None) or torch.float32 for module in model.modules()}
-    device = next(model.parameters()).device.type
-    is_mixed = is_mixed or torch.is_autocast_enabled(device) or torch.get_float32_matmul_precision() != "highest"
+    is_mixed = is_mixed or torch.is_autocast_enabled(next(model.parameters()).device.type) or multiplies_roughly()
     return FLOAT32 if kinds <= {torch.float32, torch.float64} and not is_mixed else LOW_PRECISION
+
+
+def multiplies_roughly() -> bool:
+    """Whether float32 matrices are multiplied in less than float32 (TF32)."""
+    kinds = [getattr(place, "fp32_precision", None) for place in (torch.backends, torch.backends.cuda.matmul)]
+    if kinds == [None, None]:  # torch before 2.9; asked later, the older switch raises
+        return torch.get_float32_matmul_precision() != "highest"
+    return any(kind not in (None, "none", "ieee") for kind in kinds)
 
 
 def alone(value: int) -> int:
@@ -71,6 +78,7 @@ class PromptEncoder:
         reason: why prompts cannot be shared: where the caller knows, or once it was found.
         largest: int -> the largest of all ranks' ints, so that all ranks go one way.
         is_mixed: whether the training computes in another precision than the weights have.
+        shares: whether prompts are shared, as far as is known.
     """
 
     model: PreTrainedModel
@@ -79,16 +87,18 @@ class PromptEncoder:
     reason: str | None = None
     largest: Callable[[int], int] = alone
     is_mixed: bool = False
-    limit: int | None = field(init=False, default=None)
-    _checked_to: int = field(init=False, default=0)
-    _is_reported: bool = field(init=False, default=False)
+    shares: bool = field(init=False, default=False)
 
     def __post_init__(self):
         """Raises ValueError where sharing is demanded and cannot be had."""
-        self._rope_limit = rope_limit(self.model)
+        self._rope_limit, self._window = rope_limit(self.model), None
+        self._is_model_checked = False
+        self._equal_to = (0, 0)  # tokens of the longest prompt and of the longest row that were seen to be equal
+        self._differs_beyond: int | None = None  # tokens of a row
+        self._said: set[str] = set()
         self.shares = self.sharing != "false"
-        if self.shares and self.fast is SharedPrefix:
-            self.limit = sliding_window(self.model)
+        if self.shares and self.fast.has_gradient:
+            self._window = sliding_window(self.model)
             self.reason = self.reason or why_not_shareable(self.model)
             if self.reason is None:
                 install(self.model)
@@ -103,54 +113,77 @@ class PromptEncoder:
             room: tokens that may follow the prompts.
 
         Raises:
-            ValueError: sharing is demanded and not exact, or the model is no decoder.
+            ValueError: sharing is demanded and not exact, or the model is no decoder or cannot be trained.
         """
+        length = self.largest(prompt.ids.size(1))
         longest = self.largest(prompt.ids.size(1) + room)
-        if self._rope_limit is not None and longest > self._rope_limit:
-            self._report(
-                f"rows of {longest} tokens exceed {self._rope_limit}, beyond which this model turns the positions of "
-                "all tokens differently. Each row is encoded by itself there"
-            )
-            return PlainRows(model, self.model, prompt, room)
-        if longest > self._checked_to:
-            self._check(prompt, room, longest)
-        if self.shares and self.limit is not None and longest > self.limit:
-            self._report(f"rows of {longest} tokens exceed {self.limit}, up to where prompts can be shared")
-            return PlainRows(model, self.model, prompt)
-        return (self.fast if self.shares else PlainRows)(model, self.model, prompt)
+        if length > 1 and not self._is_model_checked:
+            self._check_model(prompt, room)
+        if self._why_plain(prompt, room, length, longest) is None:
+            return self.fast(model, self.model, prompt)
+        return PlainRows(model, self.model, prompt, room if self._turns_otherwise(longest) else None)
 
-    def _check(self, prompt: Tokens, room: int, longest: int) -> None:
-        tolerance = tolerance_of(self.model, self.is_mixed)
-        if self._checked_to == 0:
-            probe = probe_prompts(prompt, PROBE_PROMPT)
-            check_is_causal(self.model, probe, room, tolerance)
-            if self.fast is SharedPrefix:
+    def _check_model(self, prompt: Tokens, room: int) -> None:
+        probe, room = probe_prompts(prompt, PROBE_TOKENS), min(room, PROBE_TOKENS)
+        with random_numbers_from(PROBE_SEED, prompt.ids.device):  # the training's own stay as they are
+            check_is_causal(self.model, probe, room, tolerance_of(self.model, self.is_mixed))
+            if self.fast.has_gradient:
                 check_is_trainable(self.model, probe, room)
-        if self.shares and (self.limit is None or longest <= self.limit):
-            reason = why_different(self.model, self.fast, prompt, room, tolerance, with_gradient=not self._checked_to)
-            if self.largest(int(reason is not None)):
-                reason = reason or "another rank found a difference"
-                if self._checked_to == 0:
-                    self._stop_sharing(reason)
-                else:
-                    self.limit = self._checked_to
-        self._checked_to = longest
+        self._is_model_checked = True
+
+    def _turns_otherwise(self, longest: int) -> bool:
+        return self._rope_limit is not None and longest > self._rope_limit
+
+    def _why_plain(self, prompt: Tokens, room: int, length: int, longest: int) -> str | None:
+        """In words, why this batch is encoded in plain rows, said once; None where its prompts are shared."""
+        if self._turns_otherwise(longest):
+            return self._say(
+                "rope",
+                f"rows of {longest} tokens exceed {self._rope_limit}, beyond which this model turns the positions of "
+                "all tokens differently, and are encoded one at a time",
+            )
+        if self.shares and self._window is not None and longest > self._window:
+            return self._say("window", f"rows of {longest} tokens exceed the sliding window, {self._window}")
+        if self.shares and length > 1:
+            self._compare(prompt, room, length, longest)
+        if not self.shares:
+            return self.reason or "prefix_sharing is false"
+        if self._differs_beyond is not None and longest > self._differs_beyond:
+            return self._say("length", f"rows of {longest} tokens exceed {self._differs_beyond}: {self.reason}")
+        return None if length > 1 else "a prompt of one token has nothing to share"
+
+    def _compare(self, prompt: Tokens, room: int, length: int, longest: int) -> None:
+        """Both ways, where this batch is longer than any before."""
+        equal_length, equal_longest = self._equal_to
+        if length <= equal_length and longest <= equal_longest:
+            return
+        if self._differs_beyond is not None and longest > self._differs_beyond:
+            return
+        is_first = self._equal_to == (0, 0)
+        tolerance = tolerance_of(self.model, self.is_mixed)
+        with random_numbers_from(PROBE_SEED, prompt.ids.device):
+            reason = why_different(self.model, self.fast, prompt, room, tolerance, with_gradient=is_first)
+        if not self.largest(int(reason is not None)):
+            self._equal_to = max(length, equal_length), max(longest, equal_longest)
+        elif is_first or longest <= equal_longest:
+            self._stop_sharing(reason or "another rank found a difference")
+        else:
+            self.reason, self._differs_beyond = reason or "another rank found a difference", equal_longest
 
     def _stop_sharing(self, reason: str) -> None:
         self.shares, self.reason = False, reason
-        if self.fast is SharedPrefix:
+        if self.fast.has_gradient:
             uninstall(self.model)
-        self._report(reason)
+        self._say("model", reason)
 
-    def _report(self, reason: str) -> None:
-        """Refuse, or say once, that prompts are not shared."""
-        if self.fast is CachedPrompt:
-            return
+    def _say(self, kind: str, reason: str) -> str:
+        """Refuse, or say once, that prompts are not shared; returns the reason."""
         if self.sharing == "true":
             raise ValueError(f"prefix_sharing=true cannot be had: {reason}. Set prefix_sharing to auto.")
-        if self.sharing == "auto" and not self._is_reported:
+        if self.fast.has_gradient and self.sharing == "auto" and kind not in self._said:
             logger.warning("Each prompt is encoded once a warmup, which is slower than once: %s.", reason)
-            self._is_reported = True
+            self._said.add(kind)
+        return reason
 
 
 # ---- The check ----
@@ -188,8 +221,8 @@ def check_is_causal(model: PreTrainedModel, prompt: Tokens, room: int, tolerance
     with evaluation_mode(model):
         logits = PlainRows(model, model, prompt).predictions(branches, first)
     logp = logits.float().log_softmax(-1).unflatten(0, (-1, 2))
-    difference = (logp[:, 0] - logp[:, 1]).abs().mean().item()
-    if difference > tolerance.nats:  # false where it is NaN, which is the trainer's to tell
+    difference = distance(logp[:, 0], logp[:, 1])
+    if difference > tolerance.nats:
         raise ValueError(
             f"{model.config.model_type} lets a token see those behind it (what it predicts after a prompt changes by "
             f"{difference:.2g} nats with what follows), so it cannot be trained to write. Use a decoder (for BERT's "
@@ -205,6 +238,8 @@ def check_is_trainable(model: PreTrainedModel, prompt: Tokens, room: int) -> Non
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        if "not compatible with .grad()" in str(error):  # reentrant checkpointing, which `backward` gets through
+            return
         raise ValueError(
             f"{model.config.model_type} cannot be trained: its backward pass fails ({first_line(error)}). Choose "
             "another model."
@@ -227,22 +262,19 @@ def why_different(
         room: tokens of a branch.
         with_gradient: compare gradients too, after the last tokens of that prompt.
     """
-    is_training = fast is SharedPrefix
     try:
-        with training_mode(model) if is_training else evaluation_mode(model):
+        with training_mode(model) if fast.has_gradient else evaluation_mode(model):
             with torch.no_grad():
-                plain, again, shared = (
-                    logps(way, model, probe_prompts(prompt), room) for way in (PlainRows, PlainRows, fast)
-                )
-            if (plain - again).abs().mean() > tolerance.nats:
+                probe, ways = probe_prompts(prompt), (PlainRows, PlainRows, fast)
+                plain, again, shared = (logps(way, model, probe, room) for way in ways)
+            if distance(plain, again) > tolerance.nats:
                 return "the model's scores change from one call to the next (dropout, or other noise)"
-            difference = (plain - shared).abs().mean().item()
-            if difference > tolerance.nats or shared.isnan().any() > plain.isnan().any():
+            difference = distance(plain, shared)
+            if difference > tolerance.nats:
                 return f"with shared prompts tokens would differ by {difference:.2g} nats on average"
-            if with_gradient and is_training:
-                probe = probe_prompts(prompt, PROBE_PROMPT)
-                gradients = [gradient(way, model, probe, room) for way in (PlainRows, fast)]
-                error = relative_error(*gradients)
+            if with_gradient and fast.has_gradient:
+                probe, room = probe_prompts(prompt, PROBE_TOKENS), min(room, PROBE_TOKENS)
+                error = relative_error(*(gradient(way, model, probe, room) for way in (PlainRows, fast)))
                 if error > tolerance.gradient:
                     return f"with shared prompts the gradient would be off by {error:.0%}"
     except torch.OutOfMemoryError:
@@ -258,6 +290,19 @@ def logps(way: type[Encoded], model: PreTrainedModel, prompt: Tokens, room: int)
     return token_logps(way(model, model, prompt).predictions(branches, branches.mask), branches.ids[branches.mask])
 
 
+def distance(plain: Tensor, other: Tensor) -> float:
+    """Mean absolute difference where both are finite, infinite where only one is; 0 where `plain` itself is NaN.
+
+    NaN is the trainer's to tell: it knows the rows of the batch.
+    """
+    if plain.isnan().any():
+        return 0.0
+    is_finite = plain.isfinite()
+    if not torch.equal(is_finite, other.isfinite()):
+        return float("inf")
+    return (plain - other)[is_finite].abs().mean().nan_to_num(0.0).item()
+
+
 def gradient(way: type[Encoded], model: PreTrainedModel, prompt: Tokens, room: int) -> Tensor | None:
     """Of a sum in which every token has a weight of its own; of the smallest parameters. None without any."""
     chosen, size = [], 0
@@ -271,27 +316,17 @@ def gradient(way: type[Encoded], model: PreTrainedModel, prompt: Tokens, room: i
         values = logps(way, model, prompt, room)
         weighted = (values * torch.arange(1, len(values) + 1, device=values.device).cos()).sum()
         parts = torch.autograd.grad(weighted, chosen, allow_unused=True)
-    return torch.cat([part.flatten().float() for part in parts if part is not None])
+    found = [part.flatten().float() for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def relative_error(plain: Tensor | None, shared: Tensor | None) -> float:
-    if plain is None or shared is None or plain.isnan().any() or plain.norm() == 0:
+    """0 where there is nothing to compare with."""
+    if plain is None or plain.isnan().any() or plain.norm() == 0:
         return 0.0
-    if plain.shape != shared.shape or shared.isnan().any():
+    if shared is None or plain.shape != shared.shape or shared.isnan().any():
         return 1.0
     return ((shared - plain).norm() / plain.norm()).item()
-
-
-@contextmanager
-def training_mode(model: nn.Module) -> Iterator[None]:
-    """As in a training step, with dropout and checkpointing; each module's mode is put back."""
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def first_line(error: Exception) -> str:

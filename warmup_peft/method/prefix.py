@@ -184,6 +184,9 @@ class SharedPrefix:
         prompt: (B, P), padded on the left.
     """
 
+    has_gradient = True
+    room = None
+
     def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens):
         self.model, self.prompt = model, prompt
         self.lm_head = unwrapped.get_output_embeddings()

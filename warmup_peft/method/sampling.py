@@ -19,8 +19,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from warmup_peft.method.branches import Branches, Tokens, Warmups, pack, prefix_mask, sums_where
-from warmup_peft.method.encoding import Encoded, first_line, probe_prompts, tolerance_of
+from warmup_peft.method.branches import Branches, Tokens, Warmups, pack, prefix_mask
+from warmup_peft.method.encoding import PROBE_SEED, Encoded, distance, first_line, probe_prompts, tolerance_of
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.scoring import (
@@ -31,12 +31,13 @@ from warmup_peft.method.scoring import (
     fitted,
     logits_at,
     positions_for,
+    random_numbers_from,
     without_peft_wrapper,
 )
 
 logger = logging.getLogger(__name__)
 
-PROBE_SEED = 0
+NO_TOKEN = -1
 
 
 class NaNLogitsError(FloatingPointError):
@@ -135,15 +136,6 @@ def only_this_generation_config(model: PreTrainedModel, config: GenerationConfig
         model.generation_config = own
 
 
-@contextmanager
-def random_numbers_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Take random numbers from a seed, and leave the training's as they are."""
-    others = {} if device.type == "cpu" else {"devices": [device.index or 0], "device_type": device.type}
-    with torch.random.fork_rng(**({"devices": []} | others)):
-        torch.manual_seed(seed)
-        yield
-
-
 # ---- Ways to decode, the fastest first. All of them give the logits of what follows, one token after another ----
 
 
@@ -179,7 +171,7 @@ class RowDecoding:
     """
 
     def __init__(self, model: PreTrainedModel, encoded: Encoded, num_copies: int):
-        self.model, self.room, self.num_copies = model, getattr(encoded, "room", None), num_copies
+        self.model, self.room, self.num_copies = model, encoded.room, num_copies
         mask, ids = pack(encoded.prompt.mask, encoded.prompt.ids, side="right")
         self.ids, self.lengths = (x.repeat_interleave(num_copies, 0) for x in (ids, mask.sum(1)))
         self.logits = self._next_logits()
@@ -253,7 +245,7 @@ class WarmupSampler:
             return sample(WAYS[self._way(model, encoded, settings)], model, encoded, settings)
 
     def _way(self, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> int:
-        if getattr(encoded, "room", None) is not None:
+        if encoded.room is not None:
             return WAYS.index(RowDecoding)
         way, tried_to = self._known.get(type(encoded), (0 if isinstance(encoded, SharedPrefix) else 1, 0))
         longest = int(encoded.prompt.mask.sum(1).max())
@@ -273,8 +265,11 @@ def first_exact_way(way: int, model: PreTrainedModel, encoded: Encoded, settings
         ValueError: none does.
     """
     prompt = probe_prompts(encoded.prompt)
-    settings = dataclasses.replace(settings, num_beams=1, do_sample=True)
-    wrong = ""
+    own = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None}  # and no end: all W tokens are compared
+    settings = dataclasses.replace(
+        settings, num_beams=1, do_sample=True, end_token_ids=(), separator_ids=(NO_TOKEN,), **own
+    )
+    wrong: str | None = None
     for index in range(way, len(WAYS)):
         if WAYS[index] is RowDecoding and way < index:
             logger.warning("Warmups are sampled without a cache, which is slow: with one, %s.", wrong)
@@ -288,16 +283,15 @@ def first_exact_way(way: int, model: PreTrainedModel, encoded: Encoded, settings
 def why_wrong(way: Callable, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> str | None:
     """In words, why samples of this way are not the model's; None where they are. Call it in `evaluation_mode`."""
     try:
-        warmups = sample(way, model, encoded, settings)
+        tokens, logps = sample_tokens(way(model, encoded, settings.num_warmups), settings)
     except (torch.OutOfMemoryError, NaNLogitsError):
         raise
     except Exception as error:  # whatever a cache does that was not foreseen, plain rows do without it
         return f"{model.config.model_type} cannot go on from its prompt ({first_line(error)})"
-    is_sampled = prefix_mask(warmups.num_decisions, warmups.ids.size(-1))
-    rows = PlainRows(model, model, encoded.prompt)
-    logits = rows.predictions(Branches(warmups.ids, is_sampled, is_sampled), is_sampled)
-    again_BK = sums_where(is_sampled, settings.logps(logits, warmups.ids[is_sampled]))
-    difference = ((again_BK - warmups.logp).abs().sum() / is_sampled.sum()).item()
+    ids = tokens.unflatten(0, (-1, settings.num_warmups))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    logits = PlainRows(model, model, encoded.prompt).predictions(Branches(ids, mask, mask), mask)
+    difference = distance(settings.logps(logits, tokens.flatten()), logps.flatten())
     if difference > tolerance_of(model).nats:
         return f"tokens would be sampled {difference:.2g} nats off their probability"
     return None
@@ -328,17 +322,18 @@ def sample_tokens(decoding: CachedDecoding | RowDecoding, settings: SamplingSett
 
 def _search_beams(way: Callable, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> Tensor:
     """(B * K, W) by transformers' beam search, with sampling or without."""
-    cached = {}
-    if way is from_kept_keys:
-        cached["past_key_values"] = encoded.prompt_cache(settings.num_beams, without_last=True)
+    prompt, width = encoded.prompt, encoded.prompt.ids.size(1)
     with only_this_generation_config(model, settings.generation_config()):
-        sequences = model.generate(
-            input_ids=encoded.prompt.ids,
-            attention_mask=encoded.prompt.mask.long(),
-            use_cache=way is not RowDecoding,
-            **cached,
-        )
-    return sequences[:, encoded.prompt.ids.size(1) :]
+        if way is RowDecoding:  # which cannot do with padding on the left
+            rows = [ids[mask].unsqueeze(0) for ids, mask in zip(prompt.ids, prompt.mask)]
+            found = [model.generate(input_ids=row, use_cache=False)[:, row.size(1) :] for row in rows]
+            return torch.cat([nn.functional.pad(x, (0, max(y.size(1) for y in found) - x.size(1)),
+                                                value=settings.pad_token_id) for x in found])  # fmt: skip
+        cached = {}
+        if way is from_kept_keys:
+            cached["past_key_values"] = encoded.prompt_cache(settings.num_beams, without_last=True)
+        sequences = model.generate(input_ids=prompt.ids, attention_mask=prompt.mask.long(), **cached)
+    return sequences[:, width:]
 
 
 def end_warmups(ids_BKW: Tensor, settings: SamplingSettings, logps_BKW: Tensor | None = None) -> Warmups:

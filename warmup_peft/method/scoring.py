@@ -26,14 +26,37 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     In training mode with gradient checkpointing transformers drops the cache, and everything decoded after the first
     token would be written without its context.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    with _modes_kept(model), torch.no_grad():
+        model.eval()
+        yield
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Run as in a training step, with dropout and checkpointing, and put each module's mode back."""
+    with _modes_kept(model):
+        model.train()
+        yield
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    """Those of the modules themselves: an inner block must not wake what an outer one put into eval mode."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
-        for module in training:  # those alone: an inner block must not wake what an outer one put into eval mode
-            module.training = True
+        for module, is_training in modes:
+            module.training = is_training
+
+
+@contextmanager
+def random_numbers_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Take random numbers from a seed, and leave the training's as they are."""
+    others = {} if device.type == "cpu" else {"devices": [device.index or 0], "device_type": device.type}
+    with torch.random.fork_rng(**({"devices": []} | others)):
+        torch.manual_seed(seed)
+        yield
 
 
 def without_peft_wrapper(model: nn.Module) -> PreTrainedModel:
@@ -86,6 +109,8 @@ class PlainRows:
             follow each prompt. Rows are then encoded one at a time, each as long as it may become. None for others.
     """
 
+    has_gradient = True
+
     def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens, room: int | None = None):
         self.model, self.unwrapped, self.prompt, self.room = model, unwrapped, prompt, room
 
@@ -128,6 +153,9 @@ class CachedPrompt:
     Args:
         model, unwrapped, prompt: as for `PlainRows`.
     """
+
+    has_gradient = False
+    room = None
 
     def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens):
         self.model, self.prompt = without_peft_wrapper(unwrapped), prompt

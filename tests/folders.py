@@ -9,9 +9,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
 
+from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import TrainingRecord
-from warmup_peft.inference.warmup_config import WarmupConfig
-from warmup_peft.quantization import keep_4bit_weights_in_place
+from warmup_peft.inference.quantization import keep_4bit_weights_in_place
 
 TRAINING = {  # options of the shortest training that moves a tiny model's weights
     "use_peft": "true",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer, merge_adapter
-from warmup_peft.cli import main
+from warmup_peft.cli.main import main
 from warmup_peft.inference.loading import load_folder
 
 IDS = torch.arange(3, 60).unsqueeze(0)

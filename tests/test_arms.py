@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from warmup_peft.arms import arms_of, choose_arms, swept_arms
-from warmup_peft.parsing import parse_training, training_fields
+from warmup_peft.comparison.arms import arms_of, choose_arms, swept_arms
+from warmup_peft.training.config import parse_training, training_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "recipes" / "logiqa" / "tiny.yaml"

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from warmup_peft import bench
-from warmup_peft.arguments import BenchArguments
-from warmup_peft.bench import ARMS, AliveBytes, build_arms, run_bench
+from warmup_peft.cli import bench
+from warmup_peft.cli.bench import ARMS, AliveBytes, build_arms, run_bench
+from warmup_peft.settings.arguments import BenchArguments
 
 TINY = dict(
     hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_trainer import make_trainer
 from transformers import BitsAndBytesConfig
 
-from warmup_peft.checkpoints import checkpoint_to_resume, checkpoints, is_whole, last_checkpoint
+from warmup_peft.training.checkpoints import checkpoint_to_resume, checkpoints, is_whole, last_checkpoint
 
 ADAPTER = "adapter_model.safetensors"
 STEPS = 7  # of 4 examples one at a time, 3 accumulated: 3 + 1 in each epoch

@@ -31,7 +31,7 @@ from transformers import LlamaForCausalLM, MixtralConfig, ProcessorMixin, T5Conf
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
-from warmup_peft.checks import (
+from warmup_peft.training.checks import (
     adapter_configs,
     check_adapters,
     check_columns,

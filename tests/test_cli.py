@@ -17,9 +17,9 @@ from conftest import EXAMPLES
 from folders import puzzles, random_adapter, save_adapter, tree, write_rows
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from warmup_peft import __version__, cli
-from warmup_peft.cli import BAD_INPUT, COMMANDS, INTERRUPTED, main
-from warmup_peft.inference.push import PushPlan
+from warmup_peft import __version__
+from warmup_peft.cli.main import BAD_INPUT, COMMANDS, INTERRUPTED, OPTIONS, main
+from warmup_peft.export.push import PushPlan
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def parsed(monkeypatch):
 
     def run(*argv: str):
         seen = []
-        monkeypatch.setattr("warmup_peft.commands.train.run_training", lambda *options: seen.append(options))
+        monkeypatch.setattr("warmup_peft.cli.train.run_training", lambda *options: seen.append(options))
         assert main(["train", *argv]) == 0
         return seen[0]
 
@@ -81,7 +81,7 @@ def test_unknown_command_names_the_nearest(refusal):
 def test_help_lists_every_option(capsys, command):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
-    for kind in cli.OPTIONS[command]:
+    for kind in OPTIONS[command]:
         for name in kind.__dataclass_fields__:
             assert re.search(rf"^  --{name} .*\((required|default: .+)\)$", out, re.MULTILINE)
 
@@ -342,7 +342,7 @@ def test_push_passes_on_what_was_asked(capsys, monkeypatch, tmp_path, flags, pri
         asked.append((folder, repo_id, keywords))
         return PushPlan(repo_id, private, [], card_kept=True, url="https://huggingface.co/me/it")
 
-    monkeypatch.setattr("warmup_peft.inference.push.push_folder", push_folder)
+    monkeypatch.setattr("warmup_peft.export.push.push_folder", push_folder)
     assert main(["push", "--folder", "it", "--repo_id", "me/it", *flags]) == 0
     assert asked == [("it", "me/it", {"private": private, "create_pr": False, "dry_run": False})]
     out = capsys.readouterr().out

@@ -22,16 +22,16 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from warmup_peft.arguments import EvaluateArguments
-from warmup_peft.cli import BAD_INPUT, INTERRUPTED, main
-from warmup_peft.commands.evaluate import evaluate_arms
-from warmup_peft.commands.train import build_trainer
-from warmup_peft.evaluation.harness import answer_questions, generate_texts
+from warmup_peft.cli.evaluate import evaluate_arms
+from warmup_peft.cli.main import BAD_INPUT, INTERRUPTED, main
+from warmup_peft.evaluation.predictor import answer_questions, generate_texts
 from warmup_peft.evaluation.tasks import TASKS, logiqa
-from warmup_peft.inference.hub import is_edited
+from warmup_peft.export.model_card import is_edited
+from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import TrainingRecord, load_folder
-from warmup_peft.inference.warmup_config import WarmupConfig
-from warmup_peft.parsing import parse_training
+from warmup_peft.settings.arguments import EvaluateArguments
+from warmup_peft.training.build import build_trainer
+from warmup_peft.training.config import parse_training
 
 SETTINGS = {
     **TRAINING,
@@ -182,7 +182,7 @@ def test_rows_are_streamed_from_the_hub(tmp_path, model_folder, monkeypatch):
     def load_dataset(name, config, split, streaming=False):
         return Dataset.from_list(EXAMPLES).to_iterable_dataset() if streaming else None
 
-    monkeypatch.setattr("warmup_peft.data.load_dataset", load_dataset)
+    monkeypatch.setattr("warmup_peft.evaluation.data.load_dataset", load_dataset)
     argv = train_argv(model_folder, "some/data", tmp_path / "run", dataset_streaming="true", eval_strategy="steps")
     assert main(argv) == 0
     record = TrainingRecord.load(tmp_path / "run")
@@ -266,7 +266,7 @@ def test_an_arm_that_writes_nothing_has_the_same_columns(run, capsys, monkeypatc
         texts = generate_texts(*arguments, **law)
         return ["" for _ in texts] if arguments[4] is None else texts
 
-    monkeypatch.setattr("warmup_peft.evaluation.harness.generate_texts", silent_base)
+    monkeypatch.setattr("warmup_peft.evaluation.predictor.generate_texts", silent_base)
     assert main(argv_of("evaluate", adapter=run, max_new_tokens=4)) == 0
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["base"]["generations_that_are_options"] == 0.0
@@ -526,8 +526,8 @@ def load_no_model(monkeypatch):
     def load(*_, **__):
         raise AssertionError("a model is loaded")
 
-    for name in ("evaluate", "inspect", "merge"):
-        monkeypatch.setattr(f"warmup_peft.commands.{name}.load_folder", load)
+    for module in ("cli.evaluate", "comparison.inspection", "cli.merge"):
+        monkeypatch.setattr(f"warmup_peft.{module}.load_folder", load)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "inspect"])
@@ -697,7 +697,7 @@ def test_missing_evaluation_split(refused, tmp_path):
 
 
 def test_only_a_runs_own_checkpoints_are_removed(tmp_path):
-    from warmup_peft.commands.train import remove_run
+    from warmup_peft.cli.train import remove_run
 
     for name in ("checkpoint-10", "checkpoint-best-by-me"):
         (tmp_path / name).mkdir()

@@ -7,8 +7,8 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
-from warmup_peft.controls import AnothersWarmupTrainer, EmptyWarmupTrainer
 from warmup_peft.method.branches import split_examples
+from warmup_peft.training.controls import AnothersWarmupTrainer, EmptyWarmupTrainer
 
 SEPARATOR = " | "
 

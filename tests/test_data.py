@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 from folders import write_rows
 
-from warmup_peft.data import MissingSplitError, has_split, load_from_hub, load_split, read_json
+from warmup_peft.evaluation.data import MissingSplitError, has_split, load_from_hub, load_split, read_json
 
 ROWS = [{"prompt": "one?", "completion": "A"}, {"prompt": "two, or é?", "completion": "B"}]
 NUMBERED = [{"number": i} for i in range(10)]
@@ -198,7 +198,7 @@ def failing(error):
 
 
 def test_hub_id_without_network(monkeypatch):
-    monkeypatch.setattr("warmup_peft.data.load_dataset", failing(ConnectionError("no route\nto host")))
+    monkeypatch.setattr("warmup_peft.evaluation.data.load_dataset", failing(ConnectionError("no route\nto host")))
     with pytest.raises(
         ValueError, match=r"^The data set some/data is no local file.*\(no route\)\. Without a network"
     ):
@@ -207,7 +207,7 @@ def test_hub_id_without_network(monkeypatch):
 
 def test_hub_id_that_is_a_script(monkeypatch):
     error = RuntimeError("Dataset scripts are no longer supported, but found data.py")
-    monkeypatch.setattr("warmup_peft.data.load_dataset", failing(error))
+    monkeypatch.setattr("warmup_peft.evaluation.data.load_dataset", failing(error))
     with pytest.raises(ValueError, match=r"loading script.*find a copy in JSON") as refusal:
         load_split("some/data", "train")
     assert "Without a network" not in str(refusal.value)
@@ -220,7 +220,7 @@ def test_hub_id_is_asked_for_its_configuration_and_split(monkeypatch):
         asked.append((positional, keywords))
         return Dataset.from_list(ROWS)
 
-    monkeypatch.setattr("warmup_peft.data.load_dataset", load_dataset)
+    monkeypatch.setattr("warmup_peft.evaluation.data.load_dataset", load_dataset)
     assert load_split("some/data", "dev", config="small").to_list() == ROWS
     assert asked == [(("some/data", "small"), {"split": "dev", "streaming": False})]
     assert has_split("some/data", "dev")
@@ -243,13 +243,13 @@ def test_folder_on_the_hub(monkeypatch, tmp_path):
         asked.append((repo, keywords))
         return str(tmp_path)
 
-    monkeypatch.setattr("warmup_peft.data.snapshot_download", snapshot_download)
+    monkeypatch.setattr("warmup_peft.evaluation.data.snapshot_download", snapshot_download)
     assert load_split("hf://datasets/user/repo/logiqa/DATA", "validation").to_list() == ROWS
     assert asked == [("user/repo", {"repo_type": "dataset", "allow_patterns": "logiqa/DATA/*"})]
 
 
 def test_folder_on_the_hub_without_network(monkeypatch):
-    monkeypatch.setattr("warmup_peft.data.snapshot_download", failing(ConnectionError("offline")))
+    monkeypatch.setattr("warmup_peft.evaluation.data.snapshot_download", failing(ConnectionError("offline")))
     with pytest.raises(ValueError, match=r"^hf://datasets/user/repo/x cannot be downloaded \(offline\)\. Without"):
         load_split("hf://datasets/user/repo/x", "train")
 

@@ -12,7 +12,7 @@ import torch
 from conftest import EXAMPLES
 from folders import TRAINING, write_rows
 
-from warmup_peft.cli import main
+from warmup_peft.cli.main import main
 
 TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
@@ -67,9 +67,9 @@ def test_two_ranks_move_the_weights_like_one(model_folder, tmp_path, sharing):
 OVERWRITE = """
 import os, sys, time
 from pathlib import Path
-from warmup_peft.cli import main
-from warmup_peft.commands import train
-from warmup_peft.method.pool import WarmupPool
+from warmup_peft.cli.main import main
+from warmup_peft.cli import train
+from warmup_peft.training.pool import WarmupPool
 
 found, *argv = sys.argv[1:]
 remove_run, load = train.remove_run, WarmupPool.load
@@ -111,8 +111,8 @@ from pathlib import Path
 from peft import LoraConfig
 from transformers import TrainerCallback
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
-from warmup_peft.callbacks import StopOnInterrupt
-from warmup_peft.checkpoints import is_whole
+from warmup_peft.training.callbacks import StopOnInterrupt
+from warmup_peft.training.checkpoints import is_whole
 
 model, rows, output = sys.argv[1:]
 torch.set_num_threads(1)

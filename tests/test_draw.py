@@ -8,7 +8,7 @@ import pytest
 from folders import puzzles, write_rows
 from test_commands import train_argv
 
-from warmup_peft.cli import BAD_INPUT, main
+from warmup_peft.cli.main import BAD_INPUT, main
 
 POOL = {"task": "logiqa", "warmup_pool_size": 3, "warmup_pool_batch_size": 12}
 

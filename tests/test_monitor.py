@@ -13,7 +13,7 @@ from test_trainer import make_trainer, randomise_adapter, record_warmups
 
 from warmup_peft.method.branches import Tokens, Warmups
 from warmup_peft.method.objective import Scores
-from warmup_peft.monitor import WarmupMonitor
+from warmup_peft.training.monitor import WarmupMonitor
 
 
 def tokens_of(tokenizer, texts, side):

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from warmup_peft import WarmupSFTConfig
-from warmup_peft.config import REFUSED_SETTINGS
-from warmup_peft.options import WarmupOptions
+from warmup_peft.settings.options import WarmupOptions
+from warmup_peft.training.config import REFUSED_SETTINGS
 
 REFUSED = [
     ({"num_warmups": 0}, "num_warmups", "1 or more"),

@@ -9,7 +9,7 @@ from peft import get_peft_model
 from test_trainer import randomise_adapter
 from transformers import AutoModelForCausalLM
 
-from warmup_peft.preparation import base_fingerprint, checksums, prompts_of, tokenizer_fingerprint
+from warmup_peft.training.dataset import base_fingerprint, checksums, prompts_of, tokenizer_fingerprint
 
 
 def test_a_prompt_ends_at_the_first_supervised_label():

@@ -32,9 +32,9 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer, merge_adapter, warmup_generate
-from warmup_peft.cli import main
+from warmup_peft.cli.main import main
+from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import TrainingRecord, load_folder
-from warmup_peft.inference.warmup_config import WarmupConfig
 from warmup_peft.method.branches import Tokens, split_examples
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.scoring import PlainRows

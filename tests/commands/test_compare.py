@@ -14,9 +14,9 @@ import pytest
 from folders import TRAINING, puzzles, tree, write_rows
 from trl import SFTTrainer
 
-from warmup_peft.cli import BAD_INPUT, INTERRUPTED, main
-from warmup_peft.commands import compare, run_arm, scheduler
-from warmup_peft.evaluation.results import Job, Run
+from warmup_peft.cli.main import BAD_INPUT, INTERRUPTED, main
+from warmup_peft.comparison import experiment, run_arm, runner
+from warmup_peft.comparison.results import Job, Run
 
 SETTINGS = {
     "task": "logiqa",
@@ -30,7 +30,7 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr("warmup_peft.evaluation.statistics.RESAMPLES", 99)
+    monkeypatch.setattr("warmup_peft.comparison.significance.RESAMPLES", 99)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,8 @@ class InThisProcess:
 def in_this_process(monkeypatch):
     monkeypatch.setattr(InThisProcess, "started", [])
     monkeypatch.setattr(InThisProcess, "fail", {})
-    monkeypatch.setattr(scheduler.subprocess, "Popen", InThisProcess)
-    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
+    monkeypatch.setattr(runner.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0)
     return InThisProcess
 
 
@@ -228,9 +228,9 @@ def test_where_every_run_fails_the_first_reason_is_said(argv, in_this_process, c
 
 def test_a_report_in_between_says_that_it_is_not_final(argv, tmp_path, in_this_process, monkeypatch):
     seen = []
-    write = compare.write_report
+    write = experiment.write_report
     monkeypatch.setattr(
-        compare, "write_report", lambda c, f: (seen.append((c.runs_done, c.runs_planned)), write(c, f))[1]
+        experiment, "write_report", lambda c, f: (seen.append((c.runs_done, c.runs_planned)), write(c, f))[1]
     )
     in_this_process.fail["empty_warmup"] = KeyboardInterrupt()
     assert main(argv(arms="sft,empty_warmup,paper")) == INTERRUPTED
@@ -344,7 +344,7 @@ def test_more_sft_without_a_time_to_train_for_has_failed(argv, tmp_path, in_this
 
 def test_two_at_once_in_one_folder(argv, tmp_path, in_this_process, capsys):
     assert main(argv(arms="sft")) == 0
-    with compare.only_one(tmp_path / "cmp"):
+    with experiment.only_one(tmp_path / "cmp"):
         assert main(argv(arms="sft,paper")) == BAD_INPUT
     assert "Another comparison is running" in capsys.readouterr().err
 
@@ -352,7 +352,7 @@ def test_two_at_once_in_one_folder(argv, tmp_path, in_this_process, capsys):
 def test_two_at_once_in_one_folder_where_the_second_would_replace_it(argv, tmp_path, in_this_process, capsys):
     assert main(argv(arms="sft")) == 0
     before = tree(tmp_path / "cmp")
-    with compare.only_one(tmp_path / "cmp"):
+    with experiment.only_one(tmp_path / "cmp"):
         assert main([*argv(arms="sft"), "--overwrite_output_dir"]) == BAD_INPUT
     assert "Another comparison is running" in capsys.readouterr().err
     assert tree(tmp_path / "cmp") == before
@@ -410,7 +410,7 @@ def test_one_test_row(argv, data, tmp_path, in_this_process, capsys):
 def test_a_full_disk_keeps_what_is_done(argv, tmp_path, in_this_process, monkeypatch, capsys):
     assert main(argv(arms="sft")) == 0
     full = shutil._ntuple_diskusage(2**30, 2**30 - 2**20, 2**20)
-    monkeypatch.setattr(scheduler.shutil, "disk_usage", lambda place: full)
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda place: full)
     assert main(argv(arms="sft,paper")) == BAD_INPUT
     assert "is full (1 MiB left)" in capsys.readouterr().err
     assert set(runs_of(tmp_path / "cmp")) == {"sft"}

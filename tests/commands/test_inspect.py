@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from folders import puzzles, write_rows
 
-from warmup_peft.arguments import InspectArguments
-from warmup_peft.cli import BAD_INPUT, main
-from warmup_peft.commands.inspect import inspect
-from warmup_peft.evaluation.harness import answer_questions
+from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.comparison.inspection import inspect
+from warmup_peft.evaluation.predictor import answer_questions
 from warmup_peft.evaluation.tasks import logiqa
 from warmup_peft.inference.loading import load_folder
+from warmup_peft.settings.arguments import InspectArguments
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from folders import TRAINING, puzzles, tree, write_rows
 
-from warmup_peft.arguments import EvaluateArguments
-from warmup_peft.cli import BAD_INPUT, main
-from warmup_peft.commands.rows import held_out_questions
+from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.inference.loading import TrainingRecord
+from warmup_peft.settings.arguments import EvaluateArguments
 
 TASK = """
 from pathlib import Path

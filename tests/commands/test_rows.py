@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset, IterableDataset
 from folders import puzzles, write_rows
 
-from warmup_peft.arguments import EvaluateArguments, RunOptions
-from warmup_peft.commands.rows import held_out_questions, rows_to_compare_on, task_args_of, training_rows
+from warmup_peft.evaluation.rows import held_out_questions, rows_to_compare_on, task_args_of, training_rows
+from warmup_peft.settings.arguments import EvaluateArguments, RunOptions
 
 TASK = """
 from warmup_peft.evaluation.tasks import Question, Task
@@ -69,7 +69,7 @@ def hub(monkeypatch, asked: list | None = None, broken: str = ""):
         rows = Dataset.from_list(HUB_SPLITS[split])
         return rows.to_iterable_dataset() if streaming else rows
 
-    monkeypatch.setattr("warmup_peft.data.load_dataset", load_dataset)
+    monkeypatch.setattr("warmup_peft.evaluation.data.load_dataset", load_dataset)
 
 
 def test_a_data_set_on_the_hub_without_a_validation_split_is_halved(monkeypatch):

@@ -7,16 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from warmup_peft.arms import arms_of, swept_arms
-from warmup_peft.evaluation.analysis import examples_to_reach, mean_curve, summarize
-from warmup_peft.evaluation.results import Comparison, Point, Row, Run
+from warmup_peft.comparison.arms import arms_of, swept_arms
+from warmup_peft.comparison.results import Comparison, Point, Run
+from warmup_peft.comparison.summary import examples_to_reach, mean_curve, summarize
+from warmup_peft.evaluation.tasks import Row
 
 ROWS = 200
 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr("warmup_peft.evaluation.statistics.RESAMPLES", 999)
+    monkeypatch.setattr("warmup_peft.comparison.significance.RESAMPLES", 999)
 
 
 def run(arm: str, seed: int, accuracy: float, curve: float | None = None, **more) -> Run:

@@ -12,7 +12,7 @@ from folders import puzzles, random_adapter, warmup_config
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from warmup_peft.evaluation.harness import (
+from warmup_peft.evaluation.predictor import (
     Prediction,
     answer_questions,
     answers_of,
@@ -21,7 +21,7 @@ from warmup_peft.evaluation.harness import (
     score_predictions,
 )
 from warmup_peft.evaluation.tasks import Question, logiqa
-from warmup_peft.inference.writing import end_token_ids
+from warmup_peft.inference.generation import end_token_ids
 
 QUESTIONS = [
     Question("Q: which?", (" A", " no, two", " yes", " a long option of many tokens"), 0),

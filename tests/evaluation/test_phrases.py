@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from warmup_peft.evaluation.phrases import CommonWarmup, changed, class_of, content_words, most_common
-from warmup_peft.evaluation.results import Row
+from warmup_peft.comparison.phrases import CommonWarmup, changed, class_of, content_words, most_common
+from warmup_peft.evaluation.tasks import Row
 
 
 def row(warmup: str, score: float, prompt: str = "") -> Row:

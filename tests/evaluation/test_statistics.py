@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from warmup_peft.evaluation.metrics import METRICS, Answers, mean_of_rows
-from warmup_peft.evaluation.statistics import (
+from warmup_peft.comparison.significance import (
     compare_with,
     corrected,
     estimate,
@@ -18,11 +17,12 @@ from warmup_peft.evaluation.statistics import (
     visible_before,
     visible_difference,
 )
+from warmup_peft.evaluation.metrics import METRICS, Answers, mean_of_rows
 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr("warmup_peft.evaluation.statistics.RESAMPLES", 1999)
+    monkeypatch.setattr("warmup_peft.comparison.significance.RESAMPLES", 1999)
 
 
 def rows(*scores: float):

@@ -24,10 +24,10 @@ from scipy.stats import chi2_contingency
 from transformers import AutoModelForCausalLM
 
 from warmup_peft import warmup_generate
-from warmup_peft.cli import BAD_INPUT, main
-from warmup_peft.inference.client import CompletionsClient, draw_from_server
+from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import load_folder, load_tokenizer
-from warmup_peft.inference.warmup_config import WarmupConfig
+from warmup_peft.inference.server import CompletionsClient, draw_from_server
 from warmup_peft.method.branches import left_padded
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
 from warmup_peft.method.scoring import PlainRows, evaluation_mode
@@ -235,7 +235,7 @@ def draw_argv(model_folder, server, tmp_path):
 
 
 def first_tokens(folder):
-    from warmup_peft.method.pool import read_part
+    from warmup_peft.training.pool import read_part
 
     counts = {}
     for row in read_part(next(folder.glob("part-*.arrow"))):
@@ -277,7 +277,7 @@ def test_a_server_of_another_model_is_noticed(
 def test_a_server_that_stops_answering_leaves_what_is_whole(
     server, draw_argv, model_folder, tokenizer, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("warmup_peft.method.pool.PROMPTS_PER_FILE", 2)
+    monkeypatch.setattr("warmup_peft.training.pool.PROMPTS_PER_FILE", 2)
     healthy = serve(model_folder, tokenizer(" || ")["input_ids"])
     server.answer = lambda body: healthy(body) if len(server.asked) < 3 else (404, {})
     assert main(draw_argv) == BAD_INPUT
@@ -296,8 +296,8 @@ def test_a_server_that_dies_while_it_is_drawn_from_changes_no_draw(
     server, draw_argv, model_folder, tokenizer, tmp_path, capsys, monkeypatch
 ):
     """Its connections break; the same command, to another server of the same model, ends with the same files."""
-    monkeypatch.setattr("warmup_peft.method.pool.PROMPTS_PER_FILE", 2)
-    monkeypatch.setattr("warmup_peft.commands.train.CompletionsClient", partial(CompletionsClient, pause=0.0))
+    monkeypatch.setattr("warmup_peft.training.pool.PROMPTS_PER_FILE", 2)
+    monkeypatch.setattr("warmup_peft.cli.train.CompletionsClient", partial(CompletionsClient, pause=0.0))
     healthy = serve(model_folder, tokenizer(" || ")["input_ids"])
     server.answer = healthy
     assert main([*draw_argv, "--output_dir", str(tmp_path / "unbroken")]) == 0

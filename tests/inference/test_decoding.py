@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 
 from warmup_peft import warmup_generate
 from warmup_peft.inference.decoding import _decode
-from warmup_peft.inference.warmup_config import WARMUP_CONFIG_NAME, WarmupConfig
-from warmup_peft.inference.writing import append_warmups, end_token_ids, separator_token_ids
+from warmup_peft.inference.folder import WARMUP_CONFIG_NAME, WarmupConfig
+from warmup_peft.inference.generation import append_warmups, end_token_ids, separator_token_ids
 from warmup_peft.method.branches import Tokens, Warmups
 
 PROMPTS = ["Q: one?", "A longer question: two?", "x", "Q: what follows three?", "?", "Tell me."]

@@ -18,10 +18,10 @@ from folders import random_adapter, save_adapter, warmup_config
 from transformers import LlamaForCausalLM
 
 from warmup_peft import merge_adapter, warmup_generate
-from warmup_peft.inference.export import EXPORT_NAME, decoding_source, export_decoding
-from warmup_peft.inference.hub import write_model_card
+from warmup_peft.export.custom_generate import EXPORT_NAME, decoding_source, export_decoding
+from warmup_peft.export.model_card import write_model_card
+from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import load_folder
-from warmup_peft.inference.warmup_config import WarmupConfig
 
 PROMPT = "Q: what follows three?"
 

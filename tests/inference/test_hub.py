@@ -8,16 +8,10 @@ import pytest
 from folders import SEPARATOR, random_adapter, save_adapter, warmup_config
 from huggingface_hub import ModelCard
 
+from warmup_peft.export.model_card import CARD_NAME, PEFT_TEMPLATE_TITLE, is_edited, write_model_card
 from warmup_peft.files import replacing_files
-from warmup_peft.inference.hub import (
-    CARD_NAME,
-    METRICS_NAME,
-    PEFT_TEMPLATE_TITLE,
-    is_edited,
-    write_model_card,
-)
 from warmup_peft.inference.loading import TrainingRecord
-from warmup_peft.inference.scores import save_scores
+from warmup_peft.inference.scores import METRICS_NAME, save_scores
 
 SCORES = {
     "base": {"accuracy": 0.25, "macro_f1": 0.125, "n": 8},

@@ -15,7 +15,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, T5Config, set_seed
 
 from warmup_peft import merge_adapter
-from warmup_peft.inference.hub import METRICS_NAME, merge_layer_by_layer
+from warmup_peft.export.merge import merge_layer_by_layer
+from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.generation import end_token_ids
 from warmup_peft.inference.loading import (
     TRAINING_RECORD_NAME,
     TrainingRecord,
@@ -25,9 +27,7 @@ from warmup_peft.inference.loading import (
     load_folder,
     load_tokenizer,
 )
-from warmup_peft.inference.scores import save_scores
-from warmup_peft.inference.warmup_config import WarmupConfig
-from warmup_peft.inference.writing import end_token_ids
+from warmup_peft.inference.scores import METRICS_NAME, save_scores
 
 IDS = torch.arange(3, 120).unsqueeze(0)
 
@@ -337,7 +337,7 @@ def test_failed_merge_leaves_nothing_behind(adapter, tmp_path, monkeypatch, part
         raise OSError(28, "No space left on device")
 
     before = tree(tmp_path)
-    monkeypatch.setattr(f"warmup_peft.inference.hub.{part}", full)
+    monkeypatch.setattr(f"warmup_peft.export.merge.{part}", full)
     with pytest.raises(OSError, match="No space left"):
         merge_adapter(adapter, tmp_path / "merged")
     assert tree(tmp_path) == before
@@ -424,7 +424,7 @@ def test_a_merge_that_is_off_by_more_than_rounding_is_an_error(adapter, tmp_path
         model.lm_head.weight.data[:64] *= 1.05
         return model
 
-    monkeypatch.setattr("warmup_peft.inference.hub.merge_layer_by_layer", spoilt)
+    monkeypatch.setattr("warmup_peft.export.merge.merge_layer_by_layer", spoilt)
     before = tree(tmp_path)
     if is_refused:
         with pytest.raises(ValueError, match=r"differ from the adapter's by \d\.\d%, .* 0\.1% .*nothing was written"):
@@ -443,7 +443,7 @@ def test_a_merge_into_nothing_but_nan_is_an_error(tmp_path, model_folder, tokeni
         model.lm_head.weight.data.fill_(float("nan"))
         return model
 
-    monkeypatch.setattr("warmup_peft.inference.hub.merge_layer_by_layer", spoilt)
+    monkeypatch.setattr("warmup_peft.export.merge.merge_layer_by_layer", spoilt)
     with pytest.raises(ValueError, match="nothing was written"):
         merge_adapter(folder, tmp_path / "merged", merge_base="original")
 

@@ -11,7 +11,7 @@ import pytest
 from folders import random_adapter, save_adapter, tree
 
 from warmup_peft import merge_adapter
-from warmup_peft.inference import hub
+from warmup_peft.export import merge
 from warmup_peft.inference.loading import load_folder
 
 
@@ -68,7 +68,7 @@ def test_a_mounted_folder_is_overwritten_when_told(mounted, adapter, merged):
 
 
 def test_what_a_killed_merge_left_is_no_obstacle(mounted, adapter, merged):
-    leftover = mounted / f"{hub.staging_prefix(mounted)}abc" / "new"
+    leftover = mounted / f"{merge.staging_prefix(mounted)}abc" / "new"
     leftover.mkdir(parents=True)
     (leftover / "model.safetensors").write_bytes(b"half")
     merge_adapter(adapter, mounted)
@@ -80,7 +80,7 @@ def test_a_merge_that_fails_leaves_a_mounted_folder_as_it_was(mounted, adapter, 
         raise RuntimeError("no luck")
 
     (mounted / "config.json").write_text("{}")
-    monkeypatch.setattr(hub, "merge_layer_by_layer", fail)
+    monkeypatch.setattr(merge, "merge_layer_by_layer", fail)
     with pytest.raises(RuntimeError, match="no luck"):
         merge_adapter(adapter, mounted, overwrite=True)
     assert tree(mounted.parent / "out") == {"config.json": b"{}"}
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_the_work(tmp_path, ad
     folder = tmp_path / "out"
     folder.mkdir()
     mount("-t", "tmpfs", "-o", "ro", "tmpfs", folder)
-    monkeypatch.setattr(hub, "load_base", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(merge, "load_base", lambda *_, **__: pytest.fail("the model was loaded"))
     try:
         with pytest.raises(ValueError, match=r"out cannot be written \(Read-only file system\). Choose another"):
             merge_adapter(adapter, folder)
@@ -110,8 +110,8 @@ def test_where_nothing_can_be_mounted_the_same_is_played(tmp_path, adapter, merg
             raise OSError(errno.EBUSY, "Device or resource busy")
         replace(source, target)
 
-    monkeypatch.setattr(hub.os, "replace", refuse)
-    monkeypatch.setattr(hub.os.path, "ismount", lambda path: (is_known and Path(path) == folder) or is_mount(path))
+    monkeypatch.setattr(merge.os, "replace", refuse)
+    monkeypatch.setattr(merge.os.path, "ismount", lambda path: (is_known and Path(path) == folder) or is_mount(path))
     merge_adapter(adapter, folder, overwrite=True)
     assert tree(folder) == merged
     assert not (folder / "old").exists()

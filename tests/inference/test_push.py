@@ -19,10 +19,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import filter_repo_objects
 from test_hub import SCORES, card_of
 
-from warmup_peft.inference.hub import CARD_NAME, METRICS_NAME, PEFT_TEMPLATE_TITLE, merge_adapter, write_model_card
+from warmup_peft.export.merge import merge_adapter
+from warmup_peft.export.model_card import CARD_NAME, PEFT_TEMPLATE_TITLE, write_model_card
+from warmup_peft.export.push import files_to_push, push_folder, without_places
 from warmup_peft.inference.loading import TrainingRecord
-from warmup_peft.inference.push import files_to_push, push_folder, without_places
-from warmup_peft.inference.scores import HARNESS_NAME, save_scores
+from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, save_scores
 
 
 class FakeHub:
@@ -170,7 +171,7 @@ def test_dry_run_asks_the_hub_nothing(pushable, monkeypatch):
     def no_client(*_, **__):
         raise AssertionError("a dry run has no use for a client")
 
-    monkeypatch.setattr("warmup_peft.inference.push.HfApi", no_client)
+    monkeypatch.setattr("warmup_peft.export.push.HfApi", no_client)
     plan = push_folder(pushable, "me/it", dry_run=True)
     assert (plan.files, plan.private, plan.url) == (PUSHED, True, None)
 

@@ -14,7 +14,7 @@ from test_trainer import make_trainer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from warmup_peft import merge_adapter
-from warmup_peft.cli import BAD_INPUT, main
+from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.inference.loading import TrainingRecord, load_base, load_folder
 
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [64, 64]}

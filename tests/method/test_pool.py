@@ -12,9 +12,9 @@ import torch
 from datasets import Dataset
 from scipy.stats import chisquare
 
-from warmup_peft.method import pool as pool_module
 from warmup_peft.method.branches import Tokens, Warmups
-from warmup_peft.method.pool import WarmupPool, pick, rows_of
+from warmup_peft.training import pool as pool_module
+from warmup_peft.training.pool import WarmupPool, pick, rows_of
 
 LAW = {"base model": "abc", "tokenizer": "def", "temperature": 1.0, "end_token_ids": (1,)}
 M = 6
@@ -253,7 +253,7 @@ def test_files_are_plain_arrow_data_sets(tmp_path):
 MEASURE = """
 import resource, sys, torch, numpy as np
 from warmup_peft.method.branches import Tokens, Warmups
-from warmup_peft.method.pool import WarmupPool
+from warmup_peft.training.pool import WarmupPool
 
 def draw(batch, seed):
     ids = torch.randint(0, 30000, (len(batch), 16, 8), generator=torch.Generator().manual_seed(seed))

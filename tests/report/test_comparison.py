@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from pages import EVIL, Page, cells, table_lines
 
+from warmup_peft.comparison.report import comparison as report
+from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Estimate, Point
 from warmup_peft.evaluation import wording
-from warmup_peft.evaluation.results import ArmSummary, Comparison, Difference, Estimate, Point, Row
-from warmup_peft.report import comparison as report
+from warmup_peft.evaluation.tasks import Row
 
 
 def difference(estimate: float = 0.1234, is_shown: bool = True, **changes) -> Difference:

@@ -11,9 +11,10 @@ from dataclasses import replace
 import pytest
 from pages import EVIL, Page, cells, table_lines
 
-from warmup_peft.evaluation.phrases import CLASSES, CommonWarmup, Inspection
-from warmup_peft.evaluation.results import Difference, Row
-from warmup_peft.report import inspection as report
+from warmup_peft.comparison.phrases import CLASSES, CommonWarmup, Inspection
+from warmup_peft.comparison.report import inspection as report
+from warmup_peft.comparison.results import Difference
+from warmup_peft.evaluation.tasks import Row
 
 FIGURES = dict(gain_over_none=2.408, gain_over_others=1.9, overlap=0.29, distinct=0.975, mean_length=6.96)
 

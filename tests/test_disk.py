@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from folders import puzzles, random_adapter, save_adapter, tree, write_rows
-from test_commands import logiqa_folder, train_argv
+from folders import logiqa_folder, puzzles, random_adapter, save_adapter, train_argv, tree, write_rows
 
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.comparison.experiment import prepare_folder

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from test_trainer import randomise_adapter
+from trainers import randomise_adapter
 from transformers import AutoModelForCausalLM
 
 from warmup_peft.training.dataset import base_fingerprint, checksums, prompts_of, tokenizer_fingerprint

@@ -9,7 +9,7 @@ import pytest
 from warmup_peft.comparison.arms import arms_of, choose_arms, swept_arms
 from warmup_peft.training.config import parse_training, training_fields
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "recipes" / "logiqa" / "tiny.yaml"
 ARMS = arms_of(0.3)
 

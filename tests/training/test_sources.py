@@ -12,8 +12,8 @@ import torch
 from conftest import EXAMPLES
 from datasets import Dataset
 from scipy.stats import chisquare
-from test_exact_gradients import OUTCOMES, build_trainer, quantities, world  # noqa: F401
-from test_trainer import make_trainer, randomise_adapter, record_warmups
+from tiny_world import OUTCOMES, build_trainer, quantities
+from trainers import make_trainer, randomise_adapter, record_warmups
 from transformers import AutoModelForCausalLM
 
 
@@ -22,7 +22,7 @@ def base_trainer(model, tmp_path, tokenizer, **settings):
     return make_trainer(model, tmp_path, tokenizer, **settings)
 
 
-def test_the_pool_has_the_law_of_sampling_on_the_fly(world, tmp_path):  # noqa: F811
+def test_the_pool_has_the_law_of_sampling_on_the_fly(world, tmp_path):
     """4,000 draws of one prompt against the exact probabilities of all 26 warmups, the adapter being off."""
     trainer = build_trainer(world, tmp_path, "warmup", warmup_source="base", warmup_pool_size=4000)
     pool = trainer.draw_warmups()

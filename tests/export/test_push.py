@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from folders import random_adapter, save_adapter
+from folders import SCORES, card_of, random_adapter, save_adapter
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -17,7 +17,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import filter_repo_objects
-from test_hub import SCORES, card_of
 
 from warmup_peft.export.merge import merge_adapter
 from warmup_peft.export.model_card import CARD_NAME, PEFT_TEMPLATE_TITLE, write_model_card

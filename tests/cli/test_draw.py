@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from folders import puzzles, write_rows
-from test_commands import train_argv
+from folders import puzzles, train_argv, write_rows
 
 from warmup_peft.cli.main import BAD_INPUT, main
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from folders import TRAINING, puzzles, random_adapter, save_adapter, tree, write_rows
 from safetensors.torch import load_file, save_file
-from test_trainer import make_trainer
+from trainers import make_trainer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from warmup_peft import merge_adapter

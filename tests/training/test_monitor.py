@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import EXAMPLES
-from test_trainer import make_trainer, randomise_adapter, record_warmups
+from trainers import make_trainer, randomise_adapter, record_warmups
 
 from warmup_peft.method.branches import Tokens, Warmups
 from warmup_peft.method.objective import Scores

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
 
+from warmup_peft.export.model_card import CARD_NAME
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import TrainingRecord
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place
@@ -30,6 +31,16 @@ TRAINING = {  # options of the shortest training that moves a tiny model's weigh
 }
 SEPARATOR = " | "
 COLOURS = ("red", "green as grass", "a dull blue", "grey")
+SETTINGS = {
+    **TRAINING,
+    "save_strategy": "no",
+    "logging_steps": "1",
+}
+SCORES = {
+    "base": {"accuracy": 0.25, "macro_f1": 0.125, "n": 8},
+    "warmup": {"accuracy": 0.5, "macro_f1": 0.4321, "n": 8},
+    "settings": {"seed": 0},
+}
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:
@@ -85,3 +96,24 @@ def save_adapter(
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below the folder, with its bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def argv_of(command: str, **options) -> list[str]:
+    return [command, *(str(word) for key, value in options.items() for word in (f"--{key}", value))]
+
+
+def train_argv(model, data, output_dir, **options) -> list[str]:
+    return argv_of(
+        "train",
+        **{**SETTINGS, "model_name_or_path": model, "dataset_name": data, "output_dir": output_dir, **options},
+    )
+
+
+def logiqa_folder(folder: Path) -> Path:
+    for start, split in enumerate(("train", "validation", "test")):
+        write_rows(folder / f"{split}.jsonl", puzzles(8, start=8 * start))
+    return folder
+
+
+def card_of(folder: Path) -> str:
+    return (folder / CARD_NAME).read_text(encoding="utf-8")

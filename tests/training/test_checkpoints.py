@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
-from test_trainer import make_trainer
+from trainers import make_trainer
 from transformers import BitsAndBytesConfig
 
 from warmup_peft.training.checkpoints import checkpoint_to_resume, checkpoints, is_whole, last_checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from folders import SEPARATOR, random_adapter, save_adapter, warmup_config
+from folders import SCORES, SEPARATOR, card_of, random_adapter, save_adapter, warmup_config
 from huggingface_hub import ModelCard
 
 from warmup_peft.export.model_card import CARD_NAME, PEFT_TEMPLATE_TITLE, is_edited, write_model_card
@@ -13,20 +13,10 @@ from warmup_peft.files import replacing_files
 from warmup_peft.inference.loading import TrainingRecord
 from warmup_peft.inference.scores import METRICS_NAME, save_scores
 
-SCORES = {
-    "base": {"accuracy": 0.25, "macro_f1": 0.125, "n": 8},
-    "warmup": {"accuracy": 0.5, "macro_f1": 0.4321, "n": 8},
-    "settings": {"seed": 0},
-}
-
 
 @pytest.fixture
 def adapter(tmp_path, model_folder, tokenizer, lora) -> Path:
     return save_adapter(tmp_path / "my-adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
-
-
-def card_of(folder: Path) -> str:
-    return (folder / CARD_NAME).read_text(encoding="utf-8")
 
 
 def save_again(model, folder: Path) -> None:

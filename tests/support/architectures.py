@@ -1,6 +1,6 @@
 """Every causal language model of transformers, as small as its configuration allows, with random weights.
 
-    python tests/architectures.py
+    python tests/support/architectures.py
 
 prints the table of `warmup_peft/README.md`: which models share prompts.
 """

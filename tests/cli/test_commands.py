@@ -17,7 +17,17 @@ import pytest
 import torch
 from conftest import EXAMPLES, tiny_config
 from datasets import Dataset
-from folders import TRAINING, puzzles, random_adapter, save_adapter, tree, write_rows
+from folders import (
+    SETTINGS,
+    argv_of,
+    logiqa_folder,
+    puzzles,
+    random_adapter,
+    save_adapter,
+    train_argv,
+    tree,
+    write_rows,
+)
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -33,11 +43,6 @@ from warmup_peft.settings.arguments import EvaluateArguments
 from warmup_peft.training.build import build_trainer
 from warmup_peft.training.config import parse_training
 
-SETTINGS = {
-    **TRAINING,
-    "save_strategy": "no",
-    "logging_steps": "1",
-}
 TRAINED = {
     "README.md",
     "adapter_config.json",
@@ -51,23 +56,6 @@ TRAINED = {
     "warmup_training.json",
 }
 PROMPTS = ["Q: one?", "A longer question: two?", "x", "Q: what follows three?"]
-
-
-def argv_of(command: str, **options) -> list[str]:
-    return [command, *(str(word) for key, value in options.items() for word in (f"--{key}", value))]
-
-
-def train_argv(model, data, output_dir, **options) -> list[str]:
-    return argv_of(
-        "train",
-        **{**SETTINGS, "model_name_or_path": model, "dataset_name": data, "output_dir": output_dir, **options},
-    )
-
-
-def logiqa_folder(folder: Path) -> Path:
-    for start, split in enumerate(("train", "validation", "test")):
-        write_rows(folder / f"{split}.jsonl", puzzles(8, start=8 * start))
-    return folder
 
 
 @pytest.fixture(scope="module")

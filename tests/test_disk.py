@@ -8,16 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from folders import puzzles, random_adapter, save_adapter, tree, write_rows
-from test_commands import logiqa_folder, train_argv
+from folders import logiqa_folder, puzzles, random_adapter, save_adapter, train_argv, tree, write_rows
 
-from warmup_peft.checkpoints import checkpoints
-from warmup_peft.cli import BAD_INPUT, main
-from warmup_peft.commands.compare import prepare_folder
-from warmup_peft.disk import saying_where_the_disk_is_full
-from warmup_peft.files import remove_abandoned, replacing_files, scratch_folder
-from warmup_peft.inference.hub import whole_or_nothing
-from warmup_peft.method import pool as pool_module
+from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.comparison.experiment import prepare_folder
+from warmup_peft.export.merge import whole_or_nothing
+from warmup_peft.files import remove_abandoned, replacing_files, saying_where_the_disk_is_full, scratch_folder
+from warmup_peft.training import pool as pool_module
+from warmup_peft.training.checkpoints import checkpoints
 
 ADAPTER = "adapter_model.safetensors"
 TRAINING = {"task": "logiqa", "save_strategy": "steps", "save_steps": "1", "max_steps": "3", "disable_tqdm": "true"}

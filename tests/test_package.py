@@ -13,6 +13,17 @@ import warmup_peft
 
 PACKAGE = Path(warmup_peft.__file__).parent
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "numpy")
+WINGS = (
+    "files",
+    "settings",
+    "method",
+    "inference",
+    "export",
+    "evaluation",
+    "training",
+    "comparison",
+    "cli",
+)  # in order
 MODULES = {
     "warmup_peft." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -57,11 +68,9 @@ def test_import_is_quick_and_loads_nothing_heavy():
     assert min(map(float, seconds)) < 0.3
 
 
-def test_options_and_arguments_load_nothing_heavy():
-    code = (
-        "import sys, warmup_peft.options, warmup_peft.arguments, warmup_peft.cli\n"
-        f"print([name for name in {HEAVY} if name in sys.modules])"
-    )
+def test_settings_and_the_command_line_load_nothing_heavy():
+    modules = [*modules_below("warmup_peft.settings"), "warmup_peft.cli.main"]
+    code = f"import sys, {', '.join(modules)}\nprint([name for name in {HEAVY} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
@@ -89,6 +98,20 @@ def test_import_parser_sees_every_kind_of_import():
     assert imported_modules(source) == {"a.b", "c", "c.d", "e.f", "e.f.g"}
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_a_wing_imports_only_from_itself_and_those_before_it(module):
+    imports = imported_modules(MODULES[module].read_text(encoding="utf-8"))
+    own = {name for name in imports if is_within(name, ("warmup_peft",))} - {"warmup_peft", "warmup_peft.__version__"}
+    allowed = tuple(f"warmup_peft.{wing}" for wing in WINGS[: WINGS.index(module.split(".")[1]) + 1])
+    assert {name for name in own if not is_within(name, allowed)} == set()
+
+
+def test_every_module_lies_in_a_wing():
+    assert {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"} == {
+        "__init__.py", "README.md", "files.py", *WINGS[1:]
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("module", modules_below("warmup_peft.method"))
 def test_method_knows_only_torch_transformers_and_itself(module):
     imports = imported_modules(MODULES[module].read_text(encoding="utf-8"))
@@ -97,42 +120,14 @@ def test_method_knows_only_torch_transformers_and_itself(module):
     assert {name for name in imports if is_within(name, ("trl", "peft"))} == set()
 
 
-@pytest.mark.parametrize("module", modules_below("warmup_peft.inference"))
-def test_inference_knows_no_training(module):
-    above = (
-        "trl",
-        *(
-            f"warmup_peft.{name}"
-            for name in ("evaluation", "report", "trainer", "config", "checks", "cli", "commands")
-        ),
-    )
-    assert forbidden_imports(module, above) == set()
+@pytest.mark.parametrize(
+    "module", modules_below("warmup_peft.inference", "warmup_peft.export", "warmup_peft.evaluation")
+)
+def test_what_uses_an_adapter_knows_no_training(module):
+    assert forbidden_imports(module, ("trl",)) == set()
 
 
-@pytest.mark.parametrize("module", modules_below("warmup_peft.evaluation"))
-def test_evaluation_knows_no_training(module):
-    above = ("trl", *(f"warmup_peft.{name}" for name in ("trainer", "config", "checks", "cli", "commands", "report")))
-    assert forbidden_imports(module, above) == set()
-
-
-@pytest.mark.parametrize("module", modules_below("warmup_peft.report"))
+@pytest.mark.parametrize("module", modules_below("warmup_peft.comparison.report"))
 def test_reports_know_no_model(module):
-    above = ("trl", "torch", "transformers", *(f"warmup_peft.{name}" for name in ("trainer", "inference", "commands")))
+    above = ("trl", "torch", "transformers", "warmup_peft.training", "warmup_peft.inference")
     assert forbidden_imports(module, above) == set()
-
-
-@pytest.mark.parametrize("name", ["config", "options", "checks", "data", "arguments"])
-def test_settings_know_nothing_above_them(name):
-    above = tuple(f"warmup_peft.{other}" for other in ("trainer", "cli", "commands"))
-    assert forbidden_imports(f"warmup_peft.{name}", above) == set()
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "warmup_peft.cli"])
-def test_nothing_imports_the_command_line(module):
-    assert forbidden_imports(module, ("warmup_peft.cli",)) == set()
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "warmup_peft.cli"])
-def test_only_the_command_line_and_commands_import_commands(module):
-    if not is_within(module, ("warmup_peft.commands",)):
-        assert forbidden_imports(module, ("warmup_peft.commands",)) == set()

@@ -6,18 +6,18 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from warmup_peft.config import WarmupSFTConfig
+    from warmup_peft.export.merge import merge_adapter
     from warmup_peft.inference.decoding import warmup_generate
-    from warmup_peft.inference.hub import merge_adapter
-    from warmup_peft.trainer import WarmupSFTTrainer
+    from warmup_peft.training.config import WarmupSFTConfig
+    from warmup_peft.training.trainer import WarmupSFTTrainer
 
 __version__ = "0.1.0"
 __all__ = ["WarmupSFTConfig", "WarmupSFTTrainer", "merge_adapter", "warmup_generate"]
 
 _HOMES = {
-    "WarmupSFTConfig": "warmup_peft.config",
-    "WarmupSFTTrainer": "warmup_peft.trainer",
-    "merge_adapter": "warmup_peft.inference.hub",
+    "WarmupSFTConfig": "warmup_peft.training.config",
+    "WarmupSFTTrainer": "warmup_peft.training.trainer",
+    "merge_adapter": "warmup_peft.export.merge",
     "warmup_generate": "warmup_peft.inference.decoding",
 }
 

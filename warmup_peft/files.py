@@ -1,4 +1,7 @@
-"""Files that are there whole, or as they were before, even where a process is killed while it writes them."""
+"""Files that are there whole, or as they were before, even where a process is killed while it writes them.
+
+And a sentence where a folder cannot be written, or its disk is full.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 HELD = ".warmup_peft.lock"  # in a scratch folder, while its process lives
+NO_SPACE = ("No space left on device", "Disk quota exceeded")
+LEAST_FREE = 4096  # bytes: a file that was cut short has taken all but the rest of a block
 
 
 def read_text(path: Path) -> str:
@@ -102,3 +107,36 @@ def replacing_files(folder: Path) -> Iterator[Path]:
             target = folder / path.relative_to(staging)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
+
+
+@contextmanager
+def saying_where_the_disk_is_full(folder: str | Path, how_to_go_on: Callable[[], str]) -> Iterator[None]:
+    """Raise OSError with a sentence where what the block writes into `folder` does not fit.
+
+    Args:
+        how_to_go_on: gives a sentence, when it is needed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_full(Path(folder), error):
+            raise
+        raise OSError(f"The disk of {folder} is full. {how_to_go_on()}") from error
+
+
+def is_full(folder: Path, error: Exception) -> bool:
+    """Whether this is why `error` was raised. torch's says nothing of the disk, so that is looked at."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return any(words in str(error) for words in NO_SPACE) or (
+        isinstance(error, RuntimeError) and shutil.disk_usage(place).free < LEAST_FREE
+    )
+
+
+def check_writable(folder: Path) -> None:
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise ValueError(
+            f"The output folder {folder} cannot be written ({error.strerror}). Choose another --output_dir."
+        ) from error

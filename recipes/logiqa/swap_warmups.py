@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from warmup_peft.arguments import EvaluateArguments
-from warmup_peft.commands.rows import held_out_questions
-from warmup_peft.evaluation.harness import answer_questions, score_predictions, write_for
+from warmup_peft.evaluation.predictor import answer_questions, score_predictions, write_for
+from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import find_task
 from warmup_peft.evaluation.wording import metric_name, score_text
 from warmup_peft.inference.loading import load_folder
-from warmup_peft.parsing import quieten
+from warmup_peft.settings.arguments import EvaluateArguments
+from warmup_peft.settings.parsing import quieten
 
 
 def swaps(vocab_size: int, filler: int) -> dict[str, Callable[[list[list[int]]], list[list[int]]]]:

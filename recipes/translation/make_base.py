@@ -16,7 +16,7 @@ from pathlib import Path
 
 from task import LANGUAGES
 
-from warmup_peft.data import load_split
+from warmup_peft.evaluation.data import load_split
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from small_base import add_options, make_base

@@ -17,12 +17,12 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from warmup_peft.cli import BAD_INPUT, main
-from warmup_peft.evaluation.harness import answer_questions
+from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.evaluation.lm_eval_model import WarmupLM, log_mean_exp, run_tasks
+from warmup_peft.evaluation.predictor import answer_questions
 from warmup_peft.evaluation.tasks import logiqa
 from warmup_peft.inference.decoding import warmup_generate
-from warmup_peft.inference.warmup_config import WarmupConfig
+from warmup_peft.inference.folder import WarmupConfig
 
 TASK = """
 task: tiny_puzzles

@@ -26,12 +26,12 @@ from pathlib import Path
 import pytest
 from folders import puzzles, random_adapter, save_adapter, tree, write_rows
 
-import warmup_peft.commands.compare  # imported here, so that the processes need not
-import warmup_peft.commands.merge
-import warmup_peft.commands.train  # noqa: F401
-from warmup_peft.checkpoints import checkpoints, is_whole
-from warmup_peft.cli import BAD_INPUT, main
-from warmup_peft.method import pool
+import warmup_peft.cli.merge  # imported here, so that the processes need not
+import warmup_peft.cli.train
+import warmup_peft.comparison.experiment  # noqa: F401
+from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.training import pool
+from warmup_peft.training.checkpoints import checkpoints, is_whole
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

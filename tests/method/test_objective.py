@@ -18,7 +18,7 @@ from warmup_peft.method.objective import (
     token_logps,
 )
 from warmup_peft.method.objective import warmup_loss as loss_of
-from warmup_peft.options import OBJECTIVE_NAMES
+from warmup_peft.settings.options import OBJECTIVE_NAMES
 
 
 def warmup_loss(logp_BK, warmup_logp_BK=None, kl_BK=None, *, objective="warmup", beta=0.0, **shaping):

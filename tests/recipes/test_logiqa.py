@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from warmup_peft.evaluation.tasks import logiqa
-from warmup_peft.parsing import parse_training
+from warmup_peft.training.config import parse_training
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "recipes" / "logiqa" / "tiny"

@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 from worlds import ROOT, check_base, check_data, read_splits, run_script
 
-from warmup_peft.cli import parse_training
 from warmup_peft.evaluation.tasks import find_task, read_questions
+from warmup_peft.training.config import parse_training
 
 RECIPE = ROOT / "recipes" / "translation"
 TINY = RECIPE / "tiny"

@@ -15,10 +15,10 @@ from lm_eval.models.utils import postprocess_generated_text
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from warmup_peft.evaluation.harness import check_logps
+from warmup_peft.evaluation.predictor import check_logps
 from warmup_peft.inference.decoding import _decode
-from warmup_peft.inference.warmup_config import WarmupConfig
-from warmup_peft.inference.writing import write_warmups
+from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.generation import write_warmups
 from warmup_peft.method.branches import left_padded
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (texts), ids of the context, ids of the continuation

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warmup_peft.evaluation.harness import (
+from warmup_peft.evaluation.metrics import score_rows
+from warmup_peft.evaluation.predictor import (
     Prediction,
     Progress,
     answer_text,
@@ -25,10 +26,8 @@ from warmup_peft.evaluation.harness import (
     write_answers,
     write_for,
 )
-from warmup_peft.evaluation.metrics import score_rows
-from warmup_peft.evaluation.results import Row
-from warmup_peft.evaluation.tasks import Question, Task
-from warmup_peft.inference.warmup_config import WarmupConfig
+from warmup_peft.evaluation.tasks import Question, Row, Task
+from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.method.diagnostics import num_shared_words
 
 

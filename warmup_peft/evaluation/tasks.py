@@ -40,6 +40,27 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One test row, as one trained model answered it.
+
+    Attributes:
+        prompt, reference: texts.
+        warmup, answer: what was written; the answer of a multiple-choice question is the chosen option.
+        score: the row's own score on the first metric (1 or 0 for accuracy; a sentence's BLEU, ROUGE, ... else).
+        target_nll: -log P(reference | prompt, warmup, separator), in nats, summed over its tokens.
+        target_tokens: how many they are.
+    """
+
+    prompt: str
+    reference: str
+    warmup: str
+    answer: str
+    score: float
+    target_nll: float
+    target_tokens: int
+
+
+@dataclass(frozen=True)
 class Task:
     """What a recipe's own `task.py` defines as `TASK`.
 

@@ -28,16 +28,16 @@ from transformers import (
 )
 
 from warmup_peft.files import write_text
-from warmup_peft.inference.warmup_config import WarmupConfig, check_folder
-from warmup_peft.inference.writing import end_token_ids
-from warmup_peft.method.scoring import without_peft_wrapper
-from warmup_peft.quantization import (
+from warmup_peft.inference.folder import WarmupConfig, check_folder
+from warmup_peft.inference.generation import end_token_ids
+from warmup_peft.inference.quantization import (
     is_quantized,
     keep_4bit_weights_in_place,
     save_as_it_is,
     stored_quantization,
     to_load_with,
 )
+from warmup_peft.method.scoring import without_peft_wrapper
 
 TRAINING_RECORD_NAME = "warmup_training.json"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")

@@ -1,0 +1,191 @@
+"""From runs to a verdict: worlds where the answer is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from warmup_peft.comparison.arms import arms_of, swept_arms
+from warmup_peft.comparison.results import Comparison, Point, Run
+from warmup_peft.comparison.summary import examples_to_reach, mean_curve, summarize
+from warmup_peft.evaluation.tasks import Row
+
+ROWS = 200
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr("warmup_peft.comparison.significance.RESAMPLES", 999)
+
+
+def run(arm: str, seed: int, accuracy: float, curve: float | None = None, **more) -> Run:
+    """Answers the first rows right, as many as make the accuracy."""
+    right = round(accuracy * ROWS)
+    rows = [Row("p", "r", "w", "a", float(i < right), 1.0, 2) for i in range(ROWS)]
+    metrics = {"accuracy": right / ROWS, "perplexity": 1.5}
+    points = [Point(4, 64, 1.0, accuracy if curve is None else curve, 0.5)]
+    return Run(arm, seed, steps=4, metrics=metrics, train_seconds=10.0, curve=points, rows=rows, **more)
+
+
+def compared(accuracies: dict[str, list[float]], metric: str = "accuracy", **runs: list[Run]) -> Comparison:
+    """Of arms' accuracies, one a seed."""
+    arms = [arms_of(0.3)[name] for name in (*accuracies, *runs)]
+    every = {
+        name: [run(name, seed, value) for seed, value in enumerate(values)] for name, values in accuracies.items()
+    }
+    every |= runs
+    return summarize(arms, every, metric, 0.8, sum(map(len, every.values())), num_test_rows=ROWS, num_curve_rows=64)
+
+
+def test_clearly_better_and_better_than_longer_sft():
+    found = compared({"sft": [0.5, 0.52, 0.51], "more_sft": [0.6, 0.62, 0.6], "posterior": [0.9, 0.91, 0.9]})
+    assert found.verdict.startswith("Warmups help here: posterior has +39.3 points of accuracy against SFT")
+    assert "ahead of SFT given as much time too (+29.7 points" in found.verdict
+    assert found.verdict.endswith(").")
+
+
+def test_better_at_equal_steps_only():
+    found = compared({"sft": [0.5, 0.52, 0.51], "more_sft": [0.9, 0.92, 0.9], "posterior": [0.9, 0.91, 0.91]})
+    assert found.verdict.startswith("Warmups help here")
+    assert found.verdict.endswith("they save steps, not time.")
+    assert "no difference can be seen to SFT given as much time" in found.verdict
+
+
+def test_longer_sft_is_better():
+    found = compared({"sft": [0.5, 0.52, 0.51], "more_sft": [0.98, 0.985, 0.98], "posterior": [0.9, 0.91, 0.9]})
+    assert "SFT given as much time does better (−7.8 points" in found.verdict
+
+
+def test_worse():
+    found = compared({"sft": [0.9, 0.91, 0.9], "paper": [0.5, 0.52, 0.5]})
+    assert found.verdict.startswith("Do not use warmups here: even the best warmup arm, paper, has −39.7 points")
+
+
+def test_no_difference_says_which_one_would_have_shown():
+    found = compared({"sft": [0.8, 0.805, 0.81], "paper": [0.81, 0.8, 0.805]})
+    assert found.verdict.startswith("No difference can be seen")
+    difference = found.arms[1].versus_sft
+    assert f"difference of {100 * difference.visible:.1f} points or more would probably have shown" in found.verdict
+
+
+def test_seeds_that_differ_too_much_settle_nothing():
+    found = compared({"sft": [0.5, 0.6, 0.97], "anchored": [1.0, 1.0, 1.0]})
+    assert found.verdict.startswith("Not settled: the best warmup arm, anchored, has +31.0 points")
+    assert "run more seeds" in found.verdict
+
+
+def test_uneven_seeds_of_longer_sft_are_called_unsure():
+    found = compared({"sft": [0.5, 0.52, 0.51], "more_sft": [0.6, 0.95, 0.5], "posterior": [0.9, 0.91, 0.9]})
+    assert "on these rows is ahead of SFT given as much time (+22.0 points" in found.verdict
+    assert found.verdict.endswith("but seeds differ too much to be sure.")
+
+
+def test_a_sweep_is_judged_by_the_best_sft_arm():
+    """Its own learning rate makes a warmup arm look good; SFT's better one does not."""
+    arms = swept_arms([arms_of(0.3)[name] for name in ("sft", "warmup")], ["learning_rate=1,2"], ["learning_rate"])
+    accuracies = ([0.2, 0.21, 0.2], [0.98, 0.97, 0.98], [0.9, 0.91, 0.9], [0.88, 0.87, 0.88])
+    runs = {arm.name: [run(arm.name, i, x) for i, x in enumerate(values)] for arm, values in zip(arms, accuracies)}
+    found = summarize(arms, runs, "accuracy", 0.8, 12, num_test_rows=ROWS, num_curve_rows=64)
+    assert found.arms[2].versus_sft.estimate > 0.6  # paired, as the table has it
+    assert found.verdict.startswith(
+        "Do not use warmups here: even the best warmup arm, warmup learning_rate=1, has −7."
+    )
+    assert "the best of its kind, sft learning_rate=2" in found.verdict
+
+
+def test_controls_without_their_twin_say_nothing():
+    found = compared({"sft": [0.5, 0.51, 0.5], "warmup": [0.9, 0.91, 0.9], "random_warmup": [0.6, 0.61, 0.6]})
+    assert not any(note.startswith("What the warmups say") for note in found.notes)
+
+
+def test_seeds_that_only_one_arm_has_do_not_count():
+    found = compared(
+        {}, sft=[run("sft", seed, 0.5) for seed in (1, 2)], warmup=[run("warmup", s, 0.9) for s in (0, 1)]
+    )
+    assert found.arms[1].versus_sft.num_seeds == 1
+    assert any(note.startswith("With one seed") for note in found.notes)
+
+
+def test_without_curves_the_first_arm_is_judged_and_it_is_said():
+    runs = {
+        name: [dataclasses.replace(run(name, seed, value + seed / 100), curve=[]) for seed in range(3)]
+        for name, value in (("sft", 0.6), ("warmup", 0.4), ("anchored", 0.9))
+    }
+    found = compared({}, **runs)
+    assert any("the verdict is on the first, warmup" in note for note in found.notes)
+
+
+def test_the_best_arm_is_chosen_on_other_rows_than_it_is_judged_on():
+    lucky = [run("paper", seed, 0.9, curve=0.6) for seed in range(3)]
+    chosen = [run("base", seed, 0.8, curve=0.7) for seed in range(3)]
+    found = compared({"sft": [0.5, 0.51, 0.5]}, paper=lucky, base=chosen)
+    assert found.verdict.startswith("Warmups help here: base has")
+    assert any(note.startswith("base is called the best of 2 warmup arms") for note in found.notes)
+
+
+def test_controls_are_never_the_best_and_are_compared_with_their_twin():
+    found = compared(
+        {"sft": [0.5, 0.52, 0.5], "anchored": [0.9, 0.91, 0.9], "random_warmup": [0.9, 0.9, 0.91],
+         "empty_warmup": [0.6, 0.62, 0.6]}
+    )  # fmt: skip
+    assert "anchored has" in found.verdict
+    says, is_there = [note for note in found.notes if note.startswith(("What the", "That there"))]
+    assert says.startswith("What the warmups say does not visibly matter: anchored has")
+    assert is_there.startswith("That there is a warmup at all matters: anchored has +29.7 points against empty_warmup")
+
+
+def test_one_seed_says_what_one_seed_cannot_show():
+    found = compared({"sft": [0.5], "paper": [0.9]})
+    assert found.arms[1].versus_sft.seeds_p is None
+    assert found.arms[1].metrics["accuracy"].error is None
+    assert any(note.startswith("With one seed the intervals say") for note in found.notes)
+    assert not any(
+        note.startswith("With one seed") for note in compared({"sft": [0.5, 0.5], "paper": [0.9, 0.9]}).notes
+    )
+
+
+def test_a_failed_run_is_left_out_and_named_with_its_reason():
+    ran = [run("paper", 0, 0.9), Run("paper", 1, error="no memory"), run("paper", 2, 0.92)]
+    found = compared({"sft": [0.5, 0.9, 0.5]}, paper=ran, base=[Run("base", seed, error="broke") for seed in range(3)])
+    paper, base = found.arms[1:]
+    assert (paper.seeds, paper.failures) == ([0, 2], {1: "no memory"})
+    assert paper.versus_sft.estimate == pytest.approx(0.41)  # seeds 0 and 2 of both
+    assert (base.seeds, base.versus_sft) == ([], None)
+    assert "paper, seed 1, failed and is left out: no memory" in found.notes
+    assert (found.runs_done, found.runs_planned, found.is_finished) == (9, 9, True)
+
+
+def test_without_sft_or_warmups_there_is_no_verdict():
+    assert compared({"paper": [0.5]}).verdict.startswith("No verdict: the comparison has no finished SFT arm")
+    assert compared({"sft": [0.5]}).verdict == "No verdict: the comparison has no finished warmup arm."
+
+
+def test_a_corpus_metric_is_recomputed_from_texts():
+    rows = [Row("p", f"the cat number {i} sat down", "", f"the cat number {i} sat up", 0.5, 1.0, 2) for i in range(40)]
+    exact = [Row("p", row.reference, "", row.reference, 1.0, 1.0, 2) for row in rows]
+    runs = {
+        name: [Run(name, 0, steps=4, metrics={"bleu": score, "perplexity": 1.5}, train_seconds=1.0, rows=of)]
+        for name, score, of in (("sft", 0.5, rows), ("paper", 1.0, exact))
+    }
+    found = compared({}, "bleu", **runs)
+    difference = found.arms[1].versus_sft
+    assert difference.low <= difference.estimate <= difference.high
+    assert difference.mcnemar_p is None
+    assert "points of BLEU" in found.verdict
+
+
+def test_examples_to_reach_and_mean_curve():
+    def curve(*scores: float) -> list[Point]:
+        return [Point(i, 16 * i, float(i), score, 0.1, gain_over_none=score) for i, score in enumerate(scores)]
+
+    assert examples_to_reach(curve(0.1, 0.85, 0.7, 0.9), 0.8) == 16
+    assert examples_to_reach(curve(0.1, 0.2), 0.8) is None
+    mean = mean_curve([curve(0.0, 0.5), curve(1.0, 0.7)])
+    assert [(p.step, p.examples, p.score, p.gain_over_none) for p in mean] == [
+        (0, 0, 0.5, 0.5),
+        (1, 16, pytest.approx(0.6), pytest.approx(0.6)),
+    ]
+    assert [p.overlap for p in mean] == [None, None]
+    assert np.isfinite([p.seconds for p in mean]).all()

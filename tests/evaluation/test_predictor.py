@@ -1,0 +1,207 @@
+"""Log-likelihoods of options against a plain loop: one unpadded row at a time, straight from the definition."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from folders import puzzles, random_adapter, warmup_config
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from warmup_peft.evaluation.predictor import (
+    Prediction,
+    answer_questions,
+    answers_of,
+    continuation_ids,
+    is_an_option,
+    score_predictions,
+)
+from warmup_peft.evaluation.tasks import Question, logiqa
+from warmup_peft.inference.generation import end_token_ids
+
+QUESTIONS = [
+    Question("Q: which?", (" A", " no, two", " yes", " a long option of many tokens"), 0),
+    Question("x", (" one", " two", " three", " four"), 1),
+    *logiqa(puzzles(4)),
+]
+
+
+@pytest.fixture(scope="module")
+def model(model_folder):
+    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+
+
+def greedy_warmup(model, prompt_ids, config):
+    """The most likely token, one at a time, until an end token, the separator or the limit."""
+    ids = []
+    separator = config.warmup_separator_ids
+    while len(ids) < config.max_warmup_length:
+        token = int(model(torch.tensor([prompt_ids + ids])).logits[0, -1].argmax())
+        if token in end_token_ids(model):
+            return ids
+        ids.append(token)
+        if ids[-len(separator) :] == separator:
+            return ids[: -len(separator)]
+    return ids
+
+
+def sum_of_logps(model, context_ids, ids):
+    logp = model(torch.tensor([context_ids + ids])).logits[0].log_softmax(-1)
+    return sum(float(logp[len(context_ids) + i - 1, token]) for i, token in enumerate(ids))
+
+
+def context_of(model, tokenizer, question, config):
+    prompt_ids = tokenizer(question.prompt)["input_ids"]
+    if config is None:
+        return prompt_ids, []
+    warmup_ids = greedy_warmup(model, prompt_ids, config)
+    return prompt_ids + warmup_ids + config.warmup_separator_ids, warmup_ids
+
+
+@torch.no_grad()
+def plain_answers(model, tokenizer, config):
+    """Warmup, log-likelihood of each option and free generation of each question."""
+    for question in QUESTIONS:
+        context, warmup_ids = context_of(model, tokenizer, question, config)
+        logps = [sum_of_logps(model, context, tokenizer(option)["input_ids"]) for option in question.options]
+        sequence = model.generate(torch.tensor([context]), max_new_tokens=6, do_sample=False, pad_token_id=0)
+        text = tokenizer.decode(sequence[0, len(context) :], skip_special_tokens=True)
+        yield warmup_ids, logps, text
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+@pytest.mark.parametrize("with_warmup", [False, True], ids=["direct", "warmup"])
+def test_scores_equal_a_plain_loop_whatever_the_batches(model, tokenizer, with_warmup, batch_size):
+    config = warmup_config(tokenizer) if with_warmup else None
+    predictions = answer_questions(model, tokenizer, QUESTIONS, config, batch_size=batch_size, max_new_tokens=6)
+    plain = list(plain_answers(model, tokenizer, config))
+    for prediction, (warmup_ids, logps, text) in zip(predictions, plain, strict=True):
+        assert prediction.option_logps == pytest.approx(logps, abs=1e-3)
+        assert prediction.choice == max(range(4), key=logps.__getitem__)
+        assert prediction.warmup == tokenizer.decode(warmup_ids)
+        assert prediction.generation == text
+    if with_warmup:
+        assert len({len(warmup_ids) for warmup_ids, _, _ in plain}) > 1  # ragged, or the test sees too little
+
+
+def test_warmups_and_adapters_change_the_scores(model, model_folder, tokenizer, lora):
+    config = warmup_config(tokenizer)
+    with_adapter = random_adapter(model_folder, lora)
+    arms = [(model, None), (model, config), (with_adapter, None), (with_adapter, config)]
+    scores = [answer_questions(*arm[:1], tokenizer, QUESTIONS, arm[1], max_new_tokens=0) for arm in arms]
+    assert len({prediction[0].option_logps for prediction in scores}) == len(arms)
+    with with_adapter.disable_adapter():
+        off = answer_questions(with_adapter, tokenizer, QUESTIONS, config, max_new_tokens=0)
+    assert off[0].option_logps == pytest.approx(scores[1][0].option_logps, abs=1e-3)
+
+
+def test_order_is_kept(model, tokenizer):
+    forward = answer_questions(model, tokenizer, QUESTIONS, warmup_config(tokenizer), batch_size=3, max_new_tokens=2)
+    backward = answer_questions(
+        model, tokenizer, QUESTIONS[::-1], warmup_config(tokenizer), batch_size=3, max_new_tokens=2
+    )
+    for one, other in zip(forward, backward[::-1], strict=True):
+        assert one.option_logps == pytest.approx(other.option_logps, abs=1e-3)
+        assert dataclasses.replace(one, option_logps=()) == dataclasses.replace(other, option_logps=())
+
+
+def test_no_tokens_no_generation(model, tokenizer):
+    predictions = answer_questions(model, tokenizer, QUESTIONS[:2], None, max_new_tokens=0)
+    assert [prediction.generation for prediction in predictions] == [None, None]
+    assert [prediction.warmup for prediction in predictions] == ["", ""]
+
+
+def test_training_mode_is_left_as_it_was(model, tokenizer):
+    for mode in (True, False):
+        model.train(mode)
+        answer_questions(model, tokenizer, QUESTIONS[:1], warmup_config(tokenizer), max_new_tokens=1)
+        assert model.training is mode
+
+
+def test_progress_sees_every_batch_and_every_question_once(model, tokenizer):
+    seen = {}
+
+    def progress(batches, what):
+        seen[what] = batches
+        return iter(batches)
+
+    config = warmup_config(tokenizer)
+    answer_questions(model, tokenizer, QUESTIONS, config, batch_size=4, max_new_tokens=1, progress=progress)
+    assert list(seen) == ["warmups", "scores", "answers"]
+    for batches in seen.values():
+        assert [len(batch) for batch in batches] == [4, 2]
+        assert sorted(i for batch in batches for i in batch) == list(range(6))
+
+
+def test_answers_after_given_warmups_are_those_after_the_same_text(model, tokenizer):
+    """Its own warmups given back change nothing; others, none among them, are what stands before the separator."""
+    config = warmup_config(tokenizer)
+    own = answer_questions(model, tokenizer, QUESTIONS, config, max_new_tokens=3)
+    again = [prediction.warmup_ids for prediction in own]
+    given = answer_questions(model, tokenizer, QUESTIONS, config, max_new_tokens=3, warmup_ids=again)
+    assert [p.generation for p in given] == [p.generation for p in own]
+    for one, other in zip(given, own):
+        assert one.option_logps == pytest.approx(other.option_logps, abs=1e-4)
+    others = [list(range(70, 70 + i)) for i in range(len(QUESTIONS))]
+    swapped = answer_questions(model, tokenizer, QUESTIONS, config, max_new_tokens=0, warmup_ids=others)
+    for question, prediction, ids in zip(QUESTIONS, swapped, others):
+        context = tokenizer(question.prompt)["input_ids"] + ids + config.warmup_separator_ids
+        with torch.no_grad():
+            logps = [sum_of_logps(model, context, tokenizer(option)["input_ids"]) for option in question.options]
+        assert prediction.option_logps == pytest.approx(logps, abs=1e-3)
+
+
+def test_scores_of_predictions(model, tokenizer):
+    predictions = answer_questions(model, tokenizer, QUESTIONS, None, max_new_tokens=2)
+    scores, left_out = score_predictions(("accuracy", "macro_f1"), QUESTIONS, predictions)
+    assert left_out == {}
+    right = [p.choice == q.answer for q, p in zip(QUESTIONS, predictions)]
+    assert scores["accuracy"] == pytest.approx(sum(right) / len(right))
+    nll = -sum(p.option_logps[q.answer] for q, p in zip(QUESTIONS, predictions))
+    count = sum(len(tokenizer(q.completion)["input_ids"]) for q in QUESTIONS)
+    assert scores["perplexity"] == pytest.approx(math.exp(nll / count))
+
+
+@pytest.mark.parametrize(("written", "share"), [(["", ""], 0.0), (["", "A"], 0.5), ([None, None], None)])
+def test_whether_options_are_written_is_scored_where_anything_was_to_be_written(written, share):
+    predictions = [Prediction(0, (-1.0, -2.0), 1, "", (), text) for text in written]
+    questions = [Question("x", (" A", " B"))] * 2
+    assert score_predictions(("accuracy",), questions, predictions)[0].get("generations_that_are_options") == share
+
+
+def test_nan_logits_are_not_scored(model, tokenizer):
+    broken = copy.deepcopy(model)
+    broken.lm_head.weight.data[5] = math.nan
+    with pytest.raises(FloatingPointError, match=r"logits are NaN, so its answers cannot be scored\. .*learning_rate"):
+        answer_questions(broken, tokenizer, QUESTIONS, warmup_config(tokenizer), max_new_tokens=0)
+
+
+def test_a_question_without_options_is_answered_freely(model, tokenizer):
+    questions = [Question("Say it:", (" a b c",)), Question("x", (" d",))]
+    predictions = answer_questions(model, tokenizer, questions, None, max_new_tokens=4)
+    answers = answers_of(questions, predictions)
+    assert answers.choices is None
+    assert answers.texts == [prediction.generation.strip() for prediction in predictions]
+    assert answers.references == ["a b c", "d"]
+
+
+def test_continuation_that_merges_with_the_prompt_is_encoded_alone():
+    """With a merge of b and c, 'ab' + 'c' would be encoded as a, bc: the prompt's own ids would not be kept."""
+    vocabulary = {"a": 0, "b": 1, "c": 2, "bc": 3}
+    merging = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[("b", "c")])))
+    assert merging("abc")["input_ids"] == [0, 3]
+    assert continuation_ids(merging, "ab", "c") == [2]
+    assert continuation_ids(merging, "a", "bc") == [3]
+    assert continuation_ids(merging, "ac", "ab") == [0, 1]
+
+
+def test_is_an_option():
+    question = QUESTIONS[0]
+    assert is_an_option("no, two", question)
+    assert is_an_option(" yes\n", question)
+    assert not is_an_option("no", question)
+    assert not is_an_option("", question)

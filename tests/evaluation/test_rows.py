@@ -1,0 +1,172 @@
+"""Which rows a command works on: those to draw curves with, those to judge by, and what is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset, IterableDataset
+from folders import puzzles, write_rows
+
+from warmup_peft.evaluation.rows import held_out_questions, rows_to_compare_on, task_args_of, training_rows
+from warmup_peft.settings.arguments import EvaluateArguments, RunOptions
+
+TASK = """
+from warmup_peft.evaluation.tasks import Question, Task
+
+def read(rows, column="text"):
+    return [Question(str(row[column]), (" yes",)) for row in rows]
+
+TASK = Task(read=read, metrics=("rougeL",))
+"""
+
+
+def script(name, test_split: str = "test", streaming: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(
+        dataset_name=str(name), dataset_config=None, dataset_test_split=test_split, dataset_streaming=streaming
+    )
+
+
+def folder_with(folder, **sizes: int):
+    for start, (split, size) in enumerate(sizes.items()):
+        write_rows(folder / f"{split}.jsonl", puzzles(size, start=100 * start))
+    return folder
+
+
+def numbers(questions) -> list[int]:
+    return [int(q.prompt.split("Colour ")[1].split("?")[0]) for q in questions]
+
+
+def test_curves_are_drawn_on_validation_rows(tmp_path):
+    data = folder_with(tmp_path, train=4, validation=6, test=5)
+    curve, test = rows_to_compare_on(script(data), RunOptions(task="logiqa"), None, 128)
+    assert (numbers(curve), numbers(test)) == (list(range(100, 106)), list(range(200, 205)))
+    curve, test = rows_to_compare_on(script(data), RunOptions(task="logiqa"), 2, 3)
+    assert (len(curve), len(test)) == (3, 2)
+
+
+@pytest.mark.parametrize(("sizes", "split"), [({"train": 4, "test": 7}, "test"), ({"train": 4, "val": 7}, "test"),
+                                              ({"train": 4, "val": 7}, "validation")])  # fmt: skip
+def test_without_two_splits_the_rows_are_halved(tmp_path, sizes, split):
+    data = folder_with(tmp_path, **sizes)
+    curve, test = rows_to_compare_on(script(data, split), RunOptions(task="logiqa"), None, 128)
+    assert (numbers(curve), numbers(test)) == ([100, 102, 104, 106], [101, 103, 105])
+
+
+HUB_SPLITS = {"train": puzzles(4), "test": puzzles(7, start=100)}
+
+
+def hub(monkeypatch, asked: list | None = None, broken: str = ""):
+    """The Hub has the two splits; `broken` names one whose download fails."""
+
+    def load_dataset(name, config, split, streaming=False):
+        if asked is not None:
+            asked.append((name, config, split, streaming))
+        if split == broken:
+            raise ConnectionError("no route to host")
+        if split not in HUB_SPLITS:
+            raise ValueError(f'Unknown split "{split}". Should be one of {list(HUB_SPLITS)}.')
+        rows = Dataset.from_list(HUB_SPLITS[split])
+        return rows.to_iterable_dataset() if streaming else rows
+
+    monkeypatch.setattr("warmup_peft.evaluation.data.load_dataset", load_dataset)
+
+
+def test_a_data_set_on_the_hub_without_a_validation_split_is_halved(monkeypatch):
+    hub(monkeypatch)
+    curve, test = rows_to_compare_on(script("some/data"), RunOptions(task="logiqa"), None, 128)
+    assert (numbers(curve), numbers(test)) == ([100, 102, 104, 106], [101, 103, 105])
+
+
+def test_a_failure_of_the_hub_is_not_taken_for_a_missing_split(monkeypatch):
+    hub(monkeypatch, broken="validation")
+    with pytest.raises(ValueError, match=r"did not give its split validation \(no route to host\)"):
+        rows_to_compare_on(script("some/data"), RunOptions(task="logiqa"), None, 128)
+
+
+def test_rows_are_streamed_from_the_hub(monkeypatch):
+    asked = []
+    hub(monkeypatch, asked)
+    rows = training_rows(script("some/data", streaming=True), RunOptions(), "train", 3)
+    assert isinstance(rows, IterableDataset)
+    assert [row["question"] for row in rows] == ["Colour 0?", "Colour 1?", "Colour 2?"]
+    assert asked == [("some/data", None, "train", True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "words"),
+    [
+        ("rows.jsonl", None, "needs the id of a data set on the Hub, which .*rows.jsonl is not"),
+        ("data", None, "needs the id of a data set on the Hub, which .*data is not"),
+        ("hf://datasets/user/repo/x", None, "needs the id of a data set on the Hub"),
+        ("some/data", "logiqa", "does not work with a task"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused(tmp_path, monkeypatch, name, task, words):
+    hub(monkeypatch)
+    folder_with(tmp_path / "data", train=4)
+    name = name if name.count("/") else tmp_path / name
+    with pytest.raises(ValueError, match=rf"^dataset_streaming {words}.*[Ll]eave it out"):
+        training_rows(script(name, streaming=True), RunOptions(task=task), "train", None)
+
+
+def test_rows_to_compare_on_are_not_streamed(monkeypatch):
+    hub(monkeypatch)
+    with pytest.raises(ValueError, match=r"^dataset_streaming does not work with a task"):
+        rows_to_compare_on(script("some/data", streaming=True), RunOptions(task="logiqa"), None, 128)
+
+
+def test_a_single_file_needs_a_share_that_is_kept_out_of_training(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", puzzles(20))
+    with pytest.raises(ValueError, match="--test_split_size"):
+        rows_to_compare_on(script(path), RunOptions(task="logiqa"), None, 128)
+    options = RunOptions(task="logiqa", test_split_size=0.5)
+    curve, test = rows_to_compare_on(script(path), options, None, 128)
+    trained = training_rows(script(path), options, "train", None)
+    seen = {int(row["prompt"].split("Colour ")[1].split("?")[0]) for row in trained}
+    assert len(seen | set(numbers(curve)) | set(numbers(test))) == 20
+    assert len(seen) + len(curve) + len(test) == 20
+
+
+def test_without_a_task_answers_cannot_be_scored(tmp_path):
+    with pytest.raises(ValueError, match="Set --task"):
+        rows_to_compare_on(script(tmp_path), RunOptions(), None, 128)
+
+
+@pytest.mark.parametrize(
+    ("task_args", "expected"),
+    [(None, {}), ('{"a": 1}', {"a": 1}), ({"a": "b"}, {"a": "b"}), ("{}", {})],
+)
+def test_task_args_as_text_or_mapping(task_args, expected):
+    assert task_args_of(RunOptions(task_args=task_args)) == expected
+    letter = RunOptions(task_args=task_args, answer_format="letter")
+    assert task_args_of(letter) == {"answer_format": "letter", **expected}
+
+
+@pytest.mark.parametrize("task_args", ["source: de", '["a"]', "{"])
+def test_task_args_that_are_no_object(task_args):
+    with pytest.raises(ValueError, match="task_args="):
+        task_args_of(RunOptions(task_args=task_args))
+
+
+def test_a_tasks_arguments_are_remembered_from_the_training(tmp_path):
+    path = tmp_path / "task.py"
+    path.write_text(TASK)
+    data = folder_with(tmp_path / "data", train=2, test=3)
+    record = {"dataset_name": str(data), "task": str(path), "task_args": {"column": "question"}}
+    named = {"task": str(path)}  # what a folder names is not run, see test_named_tasks.py
+    name, questions, source = held_out_questions(EvaluateArguments("run", **named), record)
+    assert (name, [q.prompt for q in questions]) == (str(path), [f"Colour {i}?" for i in range(100, 103)])
+    assert source == f"{data}, split test"
+    given = EvaluateArguments("run", **named, task_args='{"column": "answer"}')
+    assert [q.prompt for q in held_out_questions(given, record)[1]] == ["0", "1", "2"]
+
+
+def test_training_rows_of_a_written_task(tmp_path):
+    path = tmp_path / "task.py"
+    path.write_text(TASK)
+    data = folder_with(tmp_path / "data", train=2)
+    options = RunOptions(task=str(path), task_args={"column": "question"})
+    assert training_rows(script(data), options, "train", 1).to_list() == [
+        {"prompt": "Colour 0?", "completion": " yes"}
+    ]

@@ -1,0 +1,143 @@
+"""Model cards, whose edits are kept, and what a push uploads. No network: the Hub's client is a fake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from folders import SCORES, SEPARATOR, card_of, random_adapter, save_adapter, warmup_config
+from huggingface_hub import ModelCard
+
+from warmup_peft.export.model_card import CARD_NAME, PEFT_TEMPLATE_TITLE, is_edited, write_model_card
+from warmup_peft.files import replacing_files
+from warmup_peft.inference.loading import TrainingRecord
+from warmup_peft.inference.scores import METRICS_NAME, save_scores
+
+
+@pytest.fixture
+def adapter(tmp_path, model_folder, tokenizer, lora) -> Path:
+    return save_adapter(tmp_path / "my-adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
+
+
+def save_again(model, folder: Path) -> None:
+    """As the trainer does."""
+    with replacing_files(folder) as staging:
+        model.save_pretrained(staging)
+        (staging / CARD_NAME).unlink()
+    write_model_card(folder)
+
+
+# ---- Model cards ----
+
+
+def test_card_says_how_to_decode(adapter, tokenizer):
+    assert write_model_card(adapter) == adapter / CARD_NAME
+    card = card_of(adapter)
+    ids = ", ".join(map(str, warmup_config(tokenizer).warmup_separator_ids))
+    assert "\n# my-adapter\n" in card
+    assert f"at most 5 tokens, then the separator `{SEPARATOR}` (ids {ids})" in card
+    assert f"separator, end_tokens = [{ids}], []" in card
+    assert "AutoPeftModelForCausalLM" in card
+    assert "| warmup_anchor | 0.3 |" in card
+    assert not is_edited(card)
+
+
+def test_card_hides_local_paths(adapter, model_folder):
+    record = TrainingRecord.load(adapter)
+    record.data = {"dataset_name": "/home/someone/secret/rows.jsonl"}
+    record.save(adapter)
+    write_model_card(adapter)
+    assert str(Path(model_folder).parent) not in card_of(adapter)
+    assert "/home/someone" not in card_of(adapter)
+    assert "rows.jsonl (local)" in card_of(adapter)
+    assert ModelCard.load(adapter / CARD_NAME).data.base_model is None
+
+
+def test_cards_metadata_names_public_base_and_data(adapter):
+    record = TrainingRecord("some/base", "abc123", data={"dataset_name": "some/data"})
+    record.save(adapter)
+    write_model_card(adapter)
+    data = ModelCard.load(adapter / CARD_NAME).data
+    assert (data.base_model, data.datasets, data.library_name) == ("some/base", ["some/data"], "peft")
+    assert {"lora", "warmup-sft"} <= set(data.tags)
+    assert "| Base revision | `abc123` |" in card_of(adapter)
+
+
+def test_own_card_is_rewritten_with_the_scores(adapter):
+    write_model_card(adapter)
+    first = card_of(adapter)
+    save_scores(adapter, METRICS_NAME, SCORES)
+    write_model_card(adapter)
+    assert first != card_of(adapter)
+    assert "| base | 0.250 | 0.125 | 8 |" in card_of(adapter)
+    assert "| warmup | 0.500 | 0.432 | 8 |" in card_of(adapter)
+    assert not is_edited(card_of(adapter))
+    write_model_card(adapter)
+    assert card_of(adapter).count("written by warmup_peft") == 1
+
+
+def test_the_card_shows_no_scores_of_other_weights(adapter, model_folder, lora):
+    save_scores(adapter, METRICS_NAME, SCORES)
+    save_again(random_adapter(model_folder, lora), adapter)  # the same weights once more
+    assert "| warmup | 0.500 | 0.432 | 8 |" in card_of(adapter)
+    other = random_adapter(model_folder, lora)
+    other.base_model.model.model.layers[0].mlp.up_proj.lora_B["default"].weight.data[0, 0] += 1e-6
+    save_again(other, adapter)
+    assert "0.432" not in card_of(adapter)
+    assert "held-out data" not in card_of(adapter)
+
+
+def test_an_arm_may_lack_a_score(adapter):
+    scores = {"base": {"accuracy": 0.25, "n": 8}, "warmup": {"accuracy": 0.5, "bleu": 0.125, "n": 8}}
+    save_scores(adapter, METRICS_NAME, scores)
+    write_model_card(adapter)
+    assert "| held-out data | accuracy | bleu | rows |" in card_of(adapter)
+    assert "| base | 0.250 | – | 8 |" in card_of(adapter)
+    assert "| warmup | 0.500 | 0.125 | 8 |" in card_of(adapter)
+
+
+EDITS = {
+    "inside": lambda card: card.replace("# my-adapter", "# My better title"),
+    "before": lambda card: card.replace("library_name: peft", "library_name: peft\nlicense: mit"),
+    "after": lambda card: card + "\n## Limits\n\nA person wrote this.\n",
+    "seal gone": lambda card: card[: card.index("<!--")],
+    "anew": lambda _: "# Mine\n",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edited_card_is_kept(adapter, edit):
+    write_model_card(adapter)
+    edited = EDITS[edit](card_of(adapter))
+    (adapter / CARD_NAME).write_text(edited, encoding="utf-8")
+    assert is_edited(edited)
+    write_model_card(adapter)
+    assert card_of(adapter) == edited
+
+
+def test_white_space_at_the_end_is_no_edit(adapter):
+    write_model_card(adapter)
+    assert not is_edited(card_of(adapter) + "\n")
+    assert not is_edited(card_of(adapter).rstrip())
+
+
+def test_pefts_template_is_nobodys(adapter, model_folder, lora):
+    random_adapter(model_folder, lora).save_pretrained(adapter)
+    assert PEFT_TEMPLATE_TITLE in card_of(adapter)
+    write_model_card(adapter)
+    assert PEFT_TEMPLATE_TITLE not in card_of(adapter)
+    assert "# my-adapter" in card_of(adapter)
+
+
+@pytest.mark.parametrize("before", [None, "own", "# Mine\n"])
+def test_saving_over_a_folder_keeps_an_edited_card(adapter, model_folder, lora, before):
+    if before == "own":
+        write_model_card(adapter)
+    elif before is not None:
+        (adapter / CARD_NAME).write_text(before)
+    save_again(random_adapter(model_folder, lora), adapter)
+    if before == "# Mine\n":
+        assert card_of(adapter) == before
+    else:
+        assert "# my-adapter" in card_of(adapter)
+        assert not is_edited(card_of(adapter))

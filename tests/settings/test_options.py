@@ -1,0 +1,171 @@
+"""Settings: defaults, and values that cannot work, each refused with its name and a mend."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from warmup_peft import WarmupSFTConfig
+from warmup_peft.settings.options import WarmupOptions
+from warmup_peft.training.config import REFUSED_SETTINGS
+
+REFUSED = [
+    ({"num_warmups": 0}, "num_warmups", "1 or more"),
+    ({"num_warmups": -2}, "num_warmups", "1 or more"),
+    ({"max_warmup_length": 0}, "max_warmup_length", "1 or more"),
+    ({"warmup_separator": ""}, "warmup_separator", "some text"),
+    ({"warmup_sampling": "greedy"}, "warmup_sampling", "'multinomial' or 'beam'"),
+    ({"temperature": 0.0}, "temperature", "above 0"),
+    ({"temperature": -1.0}, "temperature", "above 0"),
+    ({"temperature": math.inf}, "temperature", "above 0"),
+    ({"temperature": math.nan}, "temperature", "above 0"),
+    ({"top_k": -1}, "top_k", "0 (off) or more"),
+    ({"top_p": 0.0}, "top_p", "above 0 and at most 1"),
+    ({"top_p": 1.1}, "top_p", "above 0 and at most 1"),
+    ({"min_p": -0.1}, "min_p", "0 to 1"),
+    ({"min_p": 1.1}, "min_p", "0 to 1"),
+    ({"warmup_anchor": -0.1}, "warmup_anchor", "0 (off) or more"),
+    ({"warmup_anchor": math.inf}, "warmup_anchor", "0 (off) or more"),
+    ({"warmup_anchor": math.nan}, "warmup_anchor", "0 (off) or more"),
+    ({"warmup_num_beams": 4}, "warmup_num_beams", "set warmup_sampling to 'beam'"),
+    ({"warmup_sampling": "beam", "warmup_num_beams": 3}, "warmup_num_beams", "4 or more"),
+    ({"warmup_sampling": "beam", "num_warmups": 1, "warmup_num_beams": 1}, "warmup_num_beams", "2 or more"),
+    ({"warmup_sampling": "beam", "num_warmups": 1}, "warmup_num_beams", "2 or more"),
+    ({"prefix_sharing": "always"}, "prefix_sharing", "auto, true or false"),
+    ({"objective": "jensen_"}, "objective", "Did you mean jensen?"),
+    ({"objective": "?"}, "objective", "Choose one of warmup, jensen"),
+    ({"objective": "latro", "warmup_sampling": "beam"}, "warmup_sampling", "Set it to 'multinomial'"),
+    ({"objective": "verifree", "num_warmups": 1}, "num_warmups", "2 or more"),
+    ({"advantage_clip": 0.0, "objective": "jensen"}, "advantage_clip", "above 0"),
+    ({"advantage_clip": 0.2}, "advantage_clip", "has no advantages"),
+    ({"normalize_advantages": True}, "normalize_advantages", "has no advantages"),
+    (
+        {"normalize_advantages": True, "objective": "rlpr", "num_warmups": 1},
+        "normalize_advantages",
+        "num_warmups to 2",
+    ),
+    ({"normalize_advantages": True, "objective": "posterior"}, "normalize_advantages", "have no centre"),
+    ({"warmup_source": "base", "warmup_anchor": 0.3, "top_k": 5}, "top_k", "temperature works"),
+    ({"warmup_source": "base", "objective": "posterior", "top_p": 0.9}, "top_p", "temperature works"),
+    ({"warmup_source": "base", "warmup_anchor": 0.3, "min_p": 0.1}, "min_p", "temperature works"),
+    ({"warmup_source": "base", "top_k": 5}, "top_k", "temperature works"),
+    ({"warmup_dropout": 1.0}, "warmup_dropout", "up to 1"),
+    ({"warmup_dropout": -0.1}, "warmup_dropout", "0 (off)"),
+    ({"warmup_dropout": 0.1, "objective": "log_mean_exp"}, "warmup_dropout", "one of warmup, jensen"),
+    ({"warmup_gain_steps": -1}, "warmup_gain_steps", "0 (never) or more"),
+    ({"num_warmups_to_print": 0}, "num_warmups_to_print", "1 or more"),
+    ({"warmup_source": "Base"}, "warmup_source", "'policy' or 'base'"),
+    ({"warmup_pool": "pool"}, "warmup_pool", "set warmup_source to 'base'"),
+    ({"warmup_source": "base", "warmup_pool_size": 3}, "warmup_pool_size", "num_warmups=4"),
+    ({"warmup_source": "base", "warmup_pool_batch_size": 0}, "warmup_pool_batch_size", "1 or more"),
+    ({"warmup_source": "base", "warmup_sampling": "beam"}, "warmup_sampling", "independent draws"),
+    ({"warmup_source": "base", "objective": "jensen"}, "objective", "Choose warmup or posterior"),
+]
+ACCEPTED = [
+    {"num_warmups": 1, "max_warmup_length": 1},
+    {"temperature": 0.5, "top_k": 5, "top_p": 0.9, "min_p": 0.1},
+    {"min_p": 0.0},
+    {"min_p": 1.0},
+    {"warmup_anchor": 0.3},
+    {"warmup_sampling": "beam"},
+    {"objective": "log_mean_exp", "num_warmups": 2},
+    {"objective": "posterior", "num_warmups": 1},
+    {"objective": "rlpr", "num_warmups": 1, "advantage_clip": 1},
+    {"objective": "jensen", "normalize_advantages": True, "advantage_clip": 0.2, "warmup_dropout": 0.1},
+    {"warmup_source": "base", "warmup_pool": "pool", "warmup_pool_size": 4, "warmup_anchor": 0.3},
+    {"warmup_source": "base", "objective": "posterior", "num_warmups": 1, "warmup_pool_size": 1},
+    {"warmup_gain_steps": 0},
+    {"warmup_source": "base", "warmup_anchor": 0.0, "top_k": 5},
+    {"warmup_source": "base", "warmup_anchor": 0.3, "temperature": 0.7},
+    {"warmup_sampling": "beam", "num_warmups": 1, "warmup_num_beams": 2},
+    {"warmup_sampling": "beam", "num_warmups": 2, "warmup_num_beams": 5},
+]
+
+
+def config(**settings) -> WarmupSFTConfig:
+    return WarmupSFTConfig(**{"output_dir": "unused", "bf16": False, "report_to": "none", **settings})
+
+
+def test_defaults_are_the_papers():
+    options = WarmupOptions()
+    options.check_warmup_options()
+    assert (options.num_warmups, options.max_warmup_length, options.warmup_separator) == (4, 8, " || ")
+    assert (options.temperature, options.top_k, options.top_p, options.min_p) == (1.0, 0, 1.0, None)
+    assert (options.warmup_sampling, options.num_beams, options.objective) == ("multinomial", 1, "warmup")
+    assert (options.warmup_source, options.warmup_dropout) == ("policy", 0.0)
+    assert options.prefix_sharing == "auto"
+
+
+def test_config_has_the_same_defaults():
+    ours = config()
+    assert {name: getattr(ours, name) for name in vars(WarmupOptions())} == vars(WarmupOptions())
+
+
+@pytest.mark.parametrize(("settings", "field", "mend"), REFUSED)
+@pytest.mark.parametrize("build", [WarmupOptions, config], ids=["options", "config"])
+def test_refusal_names_the_field_and_the_mend(build, settings, field, mend):
+    with pytest.raises(ValueError, match=f"^{field}=.*{re.escape(mend)}"):
+        build(**settings).check_warmup_options()
+
+
+@pytest.mark.parametrize("settings", ACCEPTED)
+@pytest.mark.parametrize("build", [WarmupOptions, config], ids=["options", "config"])
+def test_values_that_work_are_kept(build, settings):
+    options = build(**settings)
+    options.check_warmup_options()
+    assert {name: getattr(options, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    "field", ["num_warmups", "max_warmup_length", "top_k", "warmup_num_beams", "warmup_pool_size"]
+)
+def test_counts_are_whole_numbers(field):
+    with pytest.raises(ValueError, match=f"^{field}=4.5 "):
+        config(**{field: 4.5, "warmup_sampling": "beam"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "beams"),
+    [
+        ({}, 1),
+        ({"warmup_sampling": "beam"}, 4),
+        ({"warmup_sampling": "beam", "num_warmups": 3}, 3),
+        ({"warmup_sampling": "beam", "warmup_num_beams": 6}, 6),
+    ],
+)
+def test_number_of_beams(settings, beams):
+    assert WarmupOptions(**settings).num_beams == beams
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(True, "true"), (False, "false"), ("True", "true"), ("AUTO", "auto"), ("auto", "auto")]
+)
+@pytest.mark.parametrize("build", [WarmupOptions, config], ids=["options", "config"])
+def test_prefix_sharing_takes_booleans(build, given, kept):
+    options = build(prefix_sharing=given)
+    options.check_warmup_options()
+    assert options.prefix_sharing == kept
+
+
+@pytest.mark.parametrize("field", REFUSED_SETTINGS)
+def test_trl_settings_that_change_the_objective_are_refused(field):
+    value = 0.1 if field in ("label_smoothing_factor", "router_aux_loss_coef") else True
+    with pytest.raises(ValueError, match=f"^{field}={value} does not work with warmups.*Set {field} to"):
+        config(**{field: value})
+
+
+def test_packing_and_label_smoothing_are_among_them():
+    assert {"packing", "eval_packing", "padding_free", "label_smoothing_factor"} <= set(REFUSED_SETTINGS)
+
+
+def test_dft_is_refused():
+    with pytest.raises(ValueError, match=r"^loss_type='dft'.*Set loss_type to 'nll'"):
+        config(loss_type="dft")
+
+
+def test_training_on_the_prompt_is_refused():
+    with pytest.raises(ValueError, match=r"^completion_only_loss=False.*set it to true"):
+        config(completion_only_loss=False)
+    assert config(completion_only_loss=True).completion_only_loss is True

@@ -1,0 +1,467 @@
+"""Refusals before long work: each names the trouble and the mend, and none waits until a model is loaded."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import EXAMPLES, tiny_config
+from datasets import Dataset, IterableDataset
+from peft import (
+    AdaLoraConfig,
+    BOFTConfig,
+    FourierFTConfig,
+    HRAConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    RandLoraConfig,
+    TrainableTokensConfig,
+    VeraConfig,
+    get_peft_model,
+)
+from transformers import LlamaForCausalLM, MixtralConfig, ProcessorMixin, T5Config, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
+from warmup_peft.training.checks import (
+    adapter_configs,
+    check_adapters,
+    check_columns,
+    check_context,
+    check_frozen_base,
+    check_model_config,
+    check_parallelism,
+    check_spans,
+    check_trainer_arguments,
+)
+
+
+class ModelWasLoaded(Exception):
+    pass
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Trainers that get as far as loading the model say so."""
+
+    def loading(*_, **__):
+        raise ModelWasLoaded
+
+    monkeypatch.setattr("trl.trainer.sft_trainer.create_model_from_path", loading)
+
+
+@pytest.fixture
+def build(no_model, model_folder, tokenizer, lora, tmp_path):
+    """A trainer's call that works but for the changes."""
+
+    def call(settings=None, **changes):
+        args = WarmupSFTConfig(str(tmp_path / "run"), bf16=False, report_to="none", **(settings or {}))
+        defaults = dict(
+            model=model_folder,
+            args=args,
+            train_dataset=Dataset.from_list(EXAMPLES),
+            processing_class=tokenizer,
+            peft_config=lora,
+        )
+        return WarmupSFTTrainer(**{**defaults, **changes})
+
+    return call
+
+
+def settings(**changes) -> SimpleNamespace:
+    defaults = dict(
+        assistant_only_loss=False,
+        warmup_anchor=0.0,
+        warmup_source="policy",
+        router_aux_loss_coef=None,
+        deepspeed_plugin=None,
+        fsdp=[],
+        parallelism_config=None,
+        model_init_kwargs=None,
+        trust_remote_code=False,
+    )
+    return SimpleNamespace(**{**defaults, **changes})
+
+
+def test_a_good_call_gets_as_far_as_the_model(build):
+    with pytest.raises(ModelWasLoaded):
+        build()
+
+
+# ---- Hooks and processors ----
+
+
+@pytest.mark.parametrize("name", ["compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func"])
+def test_hooks_on_logits_are_refused(build, name):
+    with pytest.raises(ValueError, match=f"^{name} works on the logits.*Leave {name} out"):
+        build(**{name: lambda *_: None})
+
+
+def test_vision_language_processor_is_refused(build):
+    with pytest.raises(ValueError, match="Vision-language models are not supported"):
+        build(processing_class=object.__new__(ProcessorMixin))
+
+
+def test_checks_can_be_called_without_a_trainer(model_folder, examples, lora):
+    good = {"model": model_folder, "train_dataset": examples, "peft_config": lora}
+    check_trainer_arguments(good, settings())
+    with pytest.raises(ValueError, match=r"^compute_metrics works on the logits"):
+        check_trainer_arguments({**good, "compute_metrics": len}, settings())
+    with pytest.raises(ValueError, match=r"^The validation dataset is empty"):
+        check_trainer_arguments({**good, "eval_dataset": {"validation": Dataset.from_list([])}}, settings())
+
+
+def test_unknown_separator_is_refused_before_the_model(build, tokenizer, monkeypatch):
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda *_, **__: {"input_ids": []})
+    with pytest.raises(ValueError, match=r"^warmup_separator=' \|\| ' cannot be written by this tokenizer"):
+        build()
+
+
+# ---- Columns ----
+
+WITHOUT_BOUNDARY = [
+    [{"text": "Q: one? A"}],
+    [{"prompt": "Q: one?", "answer": "A"}],
+    [{"messages": [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "A"}]}],
+    [{"input_ids": [3, 4, 5]}],
+]
+
+
+@pytest.mark.parametrize("rows", WITHOUT_BOUNDARY, ids=lambda rows: "+".join(rows[0]))
+def test_data_must_show_where_the_prompt_ends(build, rows):
+    columns = ", ".join(sorted(rows[0]))
+    expected = re.escape(f"The train dataset (columns {columns}) does not show where the prompt ends")
+    with pytest.raises(ValueError, match=f"^{expected}.*`prompt` and `completion`"):
+        build(train_dataset=Dataset.from_list(rows))
+    with pytest.raises(ValueError, match=f"^{expected.replace('train', 'eval', 1)}"):
+        build(eval_dataset=Dataset.from_list(rows))
+    with pytest.raises(ValueError, match=f"^{expected.replace('train', 'short', 1)}"):
+        build(eval_dataset={"short": Dataset.from_list(rows)})
+
+
+@pytest.mark.parametrize(
+    ("row", "assistant_only_loss"),
+    [
+        ({"prompt": "one?", "completion": "A"}, False),
+        (
+            {"prompt": [{"role": "user", "content": "one?"}], "completion": [{"role": "assistant", "content": "A"}]},
+            False,
+        ),
+        ({"input_ids": [3, 4], "labels": [-100, 4]}, False),
+        ({"input_ids": [3, 4], "completion_mask": [0, 1]}, False),
+        ({"input_ids": [3, 4], "assistant_masks": [0, 1]}, False),
+        ({"messages": [{"role": "user", "content": "one?"}]}, True),
+    ],
+)
+def test_data_that_shows_the_boundary_passes(row, assistant_only_loss):
+    args = settings(assistant_only_loss=assistant_only_loss)
+    check_columns("train", Dataset.from_list([row]), args)
+    check_columns("train", IterableDataset.from_generator(lambda: iter([row])), args)
+
+
+def test_a_transform_gets_trls_own_words(model_folder, tokenizer, lora, tmp_path):
+    """As TRL's own test has it: the columns that the rows show are those of the transform."""
+    rows = Dataset.from_list(EXAMPLES).with_transform(
+        lambda batch: {"input_ids": [[1, 2, 3] for _ in batch["prompt"]]}
+    )
+    said = {}
+    for trainer_class, settings_class in ((SFTTrainer, SFTConfig), (WarmupSFTTrainer, WarmupSFTConfig)):
+        args = settings_class(str(tmp_path), bf16=False, report_to="none")
+        with pytest.raises(ValueError, match="with_transform") as refusal:
+            trainer_class(model_folder, args=args, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
+        said[trainer_class] = str(refusal.value)
+    assert said[WarmupSFTTrainer] == said[SFTTrainer]
+    with pytest.raises(ValueError, match="with_transform"):
+        WarmupSFTTrainer(
+            model_folder, args=args, train_dataset=rows, processing_class=tokenizer, peft_config=lora,
+            formatting_func=lambda row: {"prompt": row["prompt"], "completion": row["completion"]},
+        )  # fmt: skip
+
+
+def test_a_transform_that_returns_prepared_rows_trains(model_folder, tokenizer, lora, tmp_path):
+    def prepared(batch):
+        return {
+            "input_ids": [[40, 41, 42] for _ in batch["prompt"]],
+            "labels": [[-100, -100, 42] for _ in batch["prompt"]],
+        }
+
+    args = WarmupSFTConfig(
+        str(tmp_path), bf16=False, report_to="none", max_steps=1, gradient_checkpointing=False, max_warmup_length=2,
+        dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
+    )  # fmt: skip
+    rows = Dataset.from_list(EXAMPLES).with_transform(prepared)
+    trainer = WarmupSFTTrainer(
+        model_folder, args=args, train_dataset=rows, processing_class=tokenizer, peft_config=lora
+    )
+    assert trainer.train().global_step == 1
+
+
+def test_empty_data_is_refused(build):
+    empty = Dataset.from_list([])
+    with pytest.raises(ValueError, match=r"^The train dataset is empty. Give it at least one row"):
+        build(train_dataset=empty)
+    with pytest.raises(ValueError, match=r"^The eval dataset is empty"):
+        build(eval_dataset=empty)
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_images_are_refused(build, column):
+    with pytest.raises(ValueError, match=r"^The train dataset holds images.*text-only"):
+        build(train_dataset=Dataset.from_list([{"prompt": "one?", "completion": "A", column: "x.png"}]))
+
+
+def test_formatting_func_may_return_prompt_and_completion(build):
+    rows = Dataset.from_list([{"question": "one?", "answer": " A"}])
+    with pytest.raises(ModelWasLoaded):
+        build(
+            train_dataset=rows,
+            formatting_func=lambda row: {"prompt": row["question"], "completion": row["answer"]},
+        )
+    with pytest.raises(ValueError, match=r"formatting_func returns text.*Let it return"):
+        build(train_dataset=rows, formatting_func=lambda row: row["question"] + row["answer"])
+
+
+# ---- Adapter ----
+
+
+@pytest.mark.parametrize(
+    "peft_config",
+    [
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", alora_invocation_tokens=[5]),
+    ],
+    ids=["prompt tuning", "prefix tuning", "alora"],
+)
+def test_adapters_that_depend_on_positions_are_refused(build, peft_config):
+    with pytest.raises(ValueError, match=f"^{type(peft_config).__name__} depends on where tokens stand.*plain LoRA"):
+        build(peft_config=peft_config)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["lm_head"], r"lm_head|.*\.q_proj", "lm_head"])
+def test_adapter_on_lm_head_is_refused(build, targets):
+    with pytest.raises(ValueError, match=r"adapter on `lm_head` is not supported.*Remove 'lm_head'"):
+        build(peft_config=LoraConfig(target_modules=targets))
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], r".*\.q_proj", None])
+def test_other_targets_pass(model_folder, targets):
+    check_adapters([LoraConfig(target_modules=targets)], settings())
+
+
+def test_anchor_without_adapter_is_refused(build, lora):
+    with pytest.raises(ValueError, match=r"^warmup_anchor=0.3 .* has no adapter. Pass a peft_config"):
+        build(settings={"warmup_anchor": 0.3}, peft_config=None)
+    with pytest.raises(ModelWasLoaded):
+        build(settings={"warmup_anchor": 0.3})
+    with pytest.raises(ModelWasLoaded):
+        build(settings={"warmup_anchor": 0.0}, peft_config=None)
+
+
+def test_a_peft_models_own_adapter_counts(lora):
+    model = get_peft_model(LlamaForCausalLM(tiny_config()), lora)
+    check_adapters(adapter_configs(model, None), settings(warmup_anchor=0.3))
+    prompt_tuned = get_peft_model(
+        LlamaForCausalLM(tiny_config()), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    )
+    with pytest.raises(ValueError, match=r"^PromptTuningConfig depends"):
+        check_adapters(adapter_configs(prompt_tuned, None), settings())
+
+
+LINEARS = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "up_proj"]}
+OF_ANY_TUNER = [
+    LoraConfig(**LINEARS),
+    LoraConfig(**LINEARS, bias="all"),
+    LoraConfig(**LINEARS, bias="lora_only"),
+    LoraConfig(**LINEARS, lora_bias=True),
+    LoraConfig(**LINEARS, use_dora=True),
+    LoraConfig(**LINEARS, trainable_token_indices=[3, 4, 50]),
+    LoraConfig(**LINEARS, modules_to_save=["embed_tokens", "lm_head", "norm"]),
+    LoraConfig(**LINEARS, layer_replication=[[0, 2], [1, 2]]),
+    LoraConfig(**LINEARS, target_parameters=["mlp.gate_proj.weight"]),
+    LoraConfig(**LINEARS, init_lora_weights="pissa"),
+    LoraConfig(**LINEARS, init_lora_weights="olora"),
+    LoraConfig(**LINEARS, init_lora_weights="orthogonal"),
+    LoraConfig(**{**LINEARS, "target_modules": ["embed_tokens"]}),
+    LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]),
+    TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[3, 4, 50]),
+    IA3Config(**LINEARS, feedforward_modules=["up_proj"]),
+    LoHaConfig(**LINEARS),
+    LoKrConfig(**LINEARS),
+    AdaLoraConfig(**LINEARS, total_step=10, bias="all"),
+    VeraConfig(**{**LINEARS, "target_modules": ["q_proj", "v_proj"]}, bias="all"),
+    RandLoraConfig(**LINEARS, bias="randlora_only"),
+    HRAConfig(**LINEARS, bias="all"),
+    FourierFTConfig(**LINEARS, n_frequency=20, bias="fourier_only"),
+    BOFTConfig(**LINEARS, boft_block_size=4),
+    BOFTConfig(**LINEARS, boft_block_size=4, bias="boft_only"),
+    OFTConfig(**LINEARS, oft_block_size=4),
+    OFTConfig(**LINEARS, oft_block_size=4, bias="all"),
+]
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("config", OF_ANY_TUNER, ids=lambda config: config.peft_type.value)
+def test_adapters_that_do_not_switch_off_to_their_base_are_refused(config, tied):
+    """What peft does, measured, decides: the adapter is trained away, then disabled."""
+    set_seed(0)
+    model = LlamaForCausalLM(tiny_config(attention_bias=True, mlp_bias=True, tie_word_embeddings=tied)).eval()
+    ids = torch.arange(3, 60).unsqueeze(0)
+    with torch.no_grad():
+        base = model(ids).logits
+        model = get_peft_model(model, config).eval()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        assert not torch.allclose(model(ids).logits, base, rtol=1e-3)
+        with model.disable_adapter():
+            stays = not torch.allclose(model(ids).logits, base, rtol=1e-5, atol=1e-6)
+    for needing in ({"warmup_anchor": 0.3}, {"warmup_source": "base"}):
+        if stays:
+            with pytest.raises(ValueError, match=r"with its adapter off is no longer the base .*warmup_anchor to 0"):
+                check_adapters([config], settings(**needing))
+        else:
+            check_adapters([config], settings(**needing))
+            check_frozen_base(model, settings(**needing))
+    check_adapters([config], settings())
+
+
+def test_adapters_that_change_their_base_are_refused_before_the_model_is_loaded(build):
+    with pytest.raises(ValueError, match=r"^bias='all' trains the base's own biases, .* at its default, or set"):
+        build(settings={"warmup_anchor": 0.3}, peft_config=LoraConfig(**LINEARS, bias="all"))
+    with pytest.raises(ModelWasLoaded):
+        build(peft_config=LoraConfig(**LINEARS, bias="all"))  # no anchor by default
+
+
+def test_weights_of_the_base_that_the_caller_trains_are_refused_with_an_anchor(lora):
+    model = get_peft_model(LlamaForCausalLM(tiny_config()), lora)
+    check_frozen_base(model, settings(warmup_anchor=0.3))
+    model.get_base_model().model.norm.weight.requires_grad_(True)
+    check_frozen_base(model, settings())
+    for needing in ({"warmup_anchor": 0.3}, {"warmup_source": "base"}):
+        with pytest.raises(ValueError, match=r"trains base_model.model.model.norm.weight, a weight of the base"):
+            check_frozen_base(model, settings(**needing))
+
+
+# ---- Model ----
+
+
+def tiny_mixtral(**changes) -> MixtralConfig:
+    sizes = dict(vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    return MixtralConfig(**{**sizes, "num_key_value_heads": 2, "num_local_experts": 2, **changes})
+
+
+def test_an_adapter_as_the_model_is_refused(build, lora, tmp_path):
+    get_peft_model(LlamaForCausalLM(tiny_config()), lora).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"^The base model .*adapter is an adapter itself\. Merge it first"):
+        build(model=str(tmp_path / "adapter"))
+
+
+def test_encoder_decoder_is_refused(build, tmp_path):
+    T5Config(d_model=8, num_layers=1).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match=r"^t5 is an encoder-decoder model.*Choose a causal language model"):
+        build(model=str(tmp_path / "t5"))
+
+
+def test_load_balancing_loss_is_refused_until_it_is_switched_off(build, tmp_path):
+    tiny_mixtral(router_aux_loss_coef=0.02).save_pretrained(tmp_path / "moe")
+    with pytest.raises(ValueError, match=r"^mixtral is a mixture of experts.*0\.02.*Set router_aux_loss_coef to 0"):
+        build(model=str(tmp_path / "moe"))
+    with pytest.raises(ModelWasLoaded):
+        build(model=str(tmp_path / "moe"), settings={"router_aux_loss_coef": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("config", "coefficient"),
+    [(tiny_config(), None), (tiny_mixtral(router_aux_loss_coef=0.0), None), (tiny_mixtral(), 0.0)],
+)
+def test_models_without_such_a_loss_pass(config, coefficient):
+    check_model_config(config, settings(router_aux_loss_coef=coefficient))
+
+
+# ---- Parallelism ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "Use DDP"),
+        ({"fsdp": ["full_shard"]}, "Use DDP"),
+        ({"parallelism_config": SimpleNamespace(cp_enabled=True, sp_enabled=False)}, "Set cp_size and sp_size to 1"),
+        ({"parallelism_config": SimpleNamespace(cp_enabled=False, sp_enabled=True)}, "Set cp_size and sp_size to 1"),
+    ],
+)
+def test_sharded_weights_and_cut_rows_are_refused(changes, mend):
+    with pytest.raises(ValueError, match=mend):
+        check_parallelism(settings(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"deepspeed_plugin": SimpleNamespace(zero_stage=2)},
+        {"parallelism_config": SimpleNamespace(cp_enabled=False, sp_enabled=False)},
+    ],
+)
+def test_other_parallelism_passes(changes):
+    check_parallelism(settings(**changes))
+
+
+# ---- Prepared rows ----
+
+
+def test_spans():
+    good = [[-100, 5], [-100, -100, 5, 6]]
+    check_spans("train", Dataset.from_dict({"labels": good}))
+    with pytest.raises(ValueError, match=r"^Row 2 of the train dataset has no prompt.*non-empty prompt"):
+        check_spans("train", Dataset.from_dict({"labels": [*good, [5, 6]]}))
+    with pytest.raises(
+        ValueError, match=r"^Row 2 of the eval dataset has 2 supervised spans.*one row for each answer"
+    ):
+        check_spans("eval", Dataset.from_dict({"labels": [*good, [-100, 5, -100, 6]]}))
+
+
+def test_the_longest_row_and_its_warmup_must_fit_the_context():
+    rows = Dataset.from_dict({"input_ids": [[5] * 3, [5] * 10, [5] * 4]})
+    check_context("train", rows, context=16, extra_tokens=6)
+    check_context("train", rows, context=None, extra_tokens=1000)
+    with pytest.raises(
+        ValueError,
+        match=r"^Row 1 of the train dataset has 10 tokens.*\(6\).*15, as it is for 1 of 3 rows\. Set max_length to 9 ",
+    ):
+        check_context("train", rows, context=15, extra_tokens=6)
+
+
+def trained_on(rows, model_folder, tokenizer, tmp_path, **settings):
+    args = WarmupSFTConfig(str(tmp_path / "run"), bf16=False, report_to="none", **settings)
+    return WarmupSFTTrainer(model_folder, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+def test_a_row_without_a_prompt_is_refused(model_folder, tokenizer, tmp_path):
+    rows = [*EXAMPLES, {"prompt": "", "completion": "alone"}]
+    with pytest.raises(ValueError, match=f"^Row {len(EXAMPLES)} of the train dataset has no prompt"):
+        trained_on(rows, model_folder, tokenizer, tmp_path)
+
+
+def test_a_row_that_leaves_no_room_for_its_warmup_is_refused(model_folder, tokenizer, tmp_path):
+    rows = [*EXAMPLES, {"prompt": "x" * 500, "completion": "y" * 8}]
+    with pytest.raises(
+        ValueError, match=r"has 509 tokens.*\(12\).*context of 512, as it is for 1 of 5 rows. Set max_length to 500"
+    ):
+        trained_on(rows, model_folder, tokenizer, tmp_path, max_length=None)
+    trained_on(rows, model_folder, tokenizer, tmp_path, max_length=500)
+
+
+def test_prompts_that_all_fill_max_length_are_refused(model_folder, tokenizer, tmp_path):
+    rows = [{"prompt": "x" * 20, "completion": "yy"}, {"prompt": "x" * 30, "completion": "y"}]
+    with pytest.raises(ValueError, match=r"all 2 prompts fill max_length=20 .*shortest row has 23.*higher"):
+        trained_on(rows, model_folder, tokenizer, tmp_path, max_length=20)

@@ -1,0 +1,160 @@
+"""Every objective's gradient against the exact one, by listing all warmups of a tiny world.
+
+Four words, a separator and a stop; W = 2: 26 warmups, 676 pairs of them. The average of the trainer's own
+gradient over all pairs, weighted by their probability, must be the gradient of the exact objective by autograd.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from tiny_world import OUTCOMES, PROMPT, SEPARATOR, STOP, TARGET, build_trainer, quantities
+from torch import Tensor
+from trainers import relative_difference
+
+from warmup_peft.method import objective as objective_page
+from warmup_peft.method.branches import Warmups
+
+BETA = 0.5
+
+
+def drawn_warmups(pair: tuple[int, int], logp: Tensor) -> Warmups:
+    outcomes = [OUTCOMES[i] for i in pair]
+    ids = torch.tensor([[[*outcome.drawn, STOP][:2] for outcome in outcomes]])
+    lengths = torch.tensor([[outcome.length for outcome in outcomes]])
+    num_decisions = torch.tensor([[len(outcome.drawn) for outcome in outcomes]])
+    return Warmups(ids, lengths, num_decisions, logp[list(pair)].unsqueeze(0))
+
+
+def flat_gradient(model, loss: Tensor) -> Tensor:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double()
+
+
+def probability_without_a_warmup(model) -> Tensor:
+    with torch.no_grad():
+        law = model(torch.tensor([[*PROMPT, SEPARATOR, *TARGET]])).logits[0, -3:-1].softmax(-1)
+    return (law[0, TARGET[0]] + law[1, TARGET[1]]) / 2
+
+
+def exact_objective(name: str, model, beta: float) -> Tensor:
+    logp, reward, kl, token_prob, base_logp = quantities(model)
+    p = logp.exp()
+    assert p.sum().item() == pytest.approx(1.0, abs=1e-5)  # all outcomes are listed
+    if name == "warmup":
+        return (p.detach() * reward).sum()
+    if name == "jensen":
+        return (p * reward).sum()
+    if name == "latro":
+        return (p * (reward - beta * kl)).sum()
+    if name == "verifree":
+        return (p * reward.exp()).sum()
+    if name == "rlpr":
+        gain = (token_prob.detach() - probability_without_a_warmup(model)).clamp(0, 1)
+        return (p.detach() * reward).sum() + (p * gain).sum()
+    if name == "posterior":  # the same bound with the model's present law, held fixed, for Q
+        name, base_logp = "posterior from the base", logp.detach()
+    if name in ("warmup from the base", "posterior from the base"):
+        q = base_logp.exp()
+        anchor = beta * (q * (base_logp - logp)).sum()  # KL(base || model)
+        if name == "warmup from the base":
+            return (q * reward).sum() - anchor
+        joint = reward + logp - base_logp
+        bound = torch.logaddexp(joint[:, None], joint[None, :]) - torch.tensor(2.0).log()
+        return (q[:, None] * q[None, :] * bound).sum() - anchor
+    pairs = torch.logaddexp(reward[:, None], reward[None, :]) - torch.tensor(2.0).log()
+    return (p[:, None] * p[None, :] * pairs).sum()
+
+
+def expected_gradient(trainer, change=lambda warmups: warmups) -> Tensor:
+    """The trainer's gradient, averaged over all pairs; pairs are exchangeable, so each unordered one is seen once."""
+    model = trainer.model
+    model.train()
+    with torch.no_grad():
+        known = quantities(model)
+    logp = known.base_logp if trainer.args.warmup_source == "base" else known.logp
+    p = logp.exp().double()
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    total = 0.0
+    for i, j in itertools.combinations_with_replacement(range(len(OUTCOMES)), 2):
+        warmups = change(drawn_warmups((i, j), logp))
+        trainer._sample = lambda *_, warmups=warmups: warmups
+        weight = p[i] * p[j] * (1 if i == j else 2)
+        total = total + weight * flat_gradient(model, trainer.compute_loss(model, dict(batch)))
+    return total
+
+
+def exact_gradient(name: str, model, beta: float) -> Tensor:
+    return flat_gradient(model, -exact_objective(name, model, beta) / len(TARGET))
+
+
+@pytest.mark.parametrize(
+    ("name", "beta"),
+    [
+        ("warmup", 0.0),
+        ("jensen", 0.0),
+        ("log_mean_exp", 0.0),
+        ("latro", BETA),
+        ("verifree", 0.0),
+        ("rlpr", 0.0),
+        ("posterior", 0.0),
+        ("warmup from the base", BETA),
+        ("posterior from the base", 0.0),
+        ("posterior from the base", BETA),
+    ],
+)
+def test_average_over_all_pairs_is_the_exact_gradient(world, tmp_path, name, beta):
+    objective, _, source = name.partition(" from the ")
+    trainer = build_trainer(world, tmp_path, objective, beta, warmup_source=source or "policy")
+    assert relative_difference(expected_gradient(trainer), exact_gradient(name, trainer.model, beta)) < 1e-5
+
+
+def mean_with_itself(known):
+    logp_BK = known.logp_BK
+    num_warmups = logp_BK.size(1)
+    return torch.full_like(logp_BK, 1 / num_warmups), (logp_BK - logp_BK.mean(1, keepdim=True)) / num_warmups
+
+
+def mean_of_advantages(known):
+    weight_BK, advantage_BK = objective_page.log_mean_exp(known)
+    return weight_BK, advantage_BK / advantage_BK.size(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("jensen", mean_with_itself), ("log_mean_exp", mean_of_advantages)],
+    ids=["a baseline that includes i", "a mean where the sum belongs"],
+)
+def test_a_wrong_advantage_is_caught(world, tmp_path, monkeypatch, name, wrong):
+    trainer = build_trainer(world, tmp_path, name)
+    monkeypatch.setitem(objective_page.OBJECTIVES, name, wrong)
+    assert relative_difference(expected_gradient(trainer), exact_gradient(name, trainer.model, 0.0)) > 1e-2
+
+
+def test_a_stop_decision_left_out_is_caught(world, tmp_path):
+    trainer = build_trainer(world, tmp_path, "jensen")
+    wrong = expected_gradient(trainer, change=lambda warmups: warmups._replace(num_decisions=warmups.lengths))
+    assert relative_difference(wrong, exact_gradient("jensen", trainer.model, 0.0)) > 1e-2
+
+
+def test_an_importance_ratio_left_out_is_caught(world, tmp_path, monkeypatch):
+    trainer = build_trainer(world, tmp_path, "posterior", warmup_source="base")
+    monkeypatch.setitem(
+        objective_page.OBJECTIVES,
+        "posterior",
+        lambda known: objective_page.posterior(known._replace(log_ratio_BK=torch.zeros_like(known.logp_BK))),
+    )
+    wrong = expected_gradient(trainer)
+    assert relative_difference(wrong, exact_gradient("posterior from the base", trainer.model, 0.0)) > 1e-2
+
+
+def test_every_outcome_ends_as_the_sampler_would_end_it(world, tmp_path):
+    from warmup_peft.method.sampling import end_warmups
+
+    trainer = build_trainer(world, tmp_path, "jensen")
+    for outcome in OUTCOMES:
+        drawn = torch.tensor([[[*outcome.drawn, STOP][:2]]])
+        ended = end_warmups(drawn, trainer.sampling)
+        assert (ended.lengths.item(), ended.num_decisions.item()) == (outcome.length, len(outcome.drawn)), outcome

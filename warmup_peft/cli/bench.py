@@ -1,0 +1,388 @@
+"""What will warmups cost on my machine? One training step, timed several ways in one process.
+
+    sft       TRL's own `SFTTrainer`
+    naive     the ten-line way: `generate` with K return sequences, then K full rows
+    plain     `WarmupSFTTrainer` without sharing: K full rows, sampling from a prompt encoded once
+    shared    `WarmupSFTTrainer` with each prompt encoded once
+    anchored  the same with the anchor
+    base      the same with the anchor and warmups that were drawn before
+    jensen, log_mean_exp, ...   shared, with that objective
+
+The arms take turns, so that a machine whose speed drifts slows all of them alike; read the ratios, not the seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from rich.table import Table
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+from trl import SFTConfig, SFTTrainer
+
+from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
+from warmup_peft.method.objective import OBJECTIVES
+from warmup_peft.method.scoring import evaluation_mode
+from warmup_peft.settings.arguments import BenchArguments, check_counts
+from warmup_peft.training.config import WarmupSFTConfig
+from warmup_peft.training.monitor import log_console
+from warmup_peft.training.trainer import WarmupSFTTrainer
+
+ARMS: dict[str, dict[str, Any] | None] = {
+    "sft": None,
+    "naive": None,
+    "plain": {"prefix_sharing": "false"},
+    "shared": {},
+    "anchored": {"warmup_anchor": 0.3},
+    "base": {"warmup_anchor": 0.3, "warmup_source": "base"},
+    **{name: {"objective": name} for name in OBJECTIVES if name != "warmup"},
+}
+PARTS = ("encode", "sample", "score")
+SEPARATOR = "||"  # two tokens of the byte tokenizer
+SHAPES: dict[str, dict[str, Any]] = {
+    "small": dict(
+        hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
+        vocab_size=8192,
+    ),
+    "llama-3.2-1b": dict(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=128256, tie_word_embeddings=True,
+    ),
+    "llama-3.1-8b": dict(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=128256,
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Arm:
+    """One way to take a step, and what was measured of it (seconds, bytes)."""
+
+    name: str
+    model: nn.Module
+    step: Callable[[], None]
+    seconds: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in (*PARTS, "record")})
+    peak_bytes: int | None = None
+
+    def summary(self, sft_seconds: float, batch_size: int) -> dict[str, Any]:
+        seconds = statistics.median(self.seconds)
+        split = {part: statistics.median(self.parts[part]) for part in PARTS if self.parts[part]}
+        if split:
+            split["backward and the rest"] = seconds - sum(split.values())
+        return {
+            "arm": self.name,
+            "median_seconds": seconds,
+            "ratio_to_sft": seconds / sft_seconds,
+            "examples_per_second": batch_size / seconds,
+            "peak_bytes": self.peak_bytes,
+            "split_seconds": split,
+            "diagnostics_share": sum(self.parts["record"]) / sum(self.seconds),
+        }
+
+
+# ---- Model and batch ----
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, for random models."""
+    vocabulary = {token: i for i, token in enumerate(["<|pad|>", "<|eos|>", *pre_tokenizers.ByteLevel.alphabet()])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|eos|>")
+
+
+def load_model(options: BenchArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The user's model, or a random one of a given shape; 4-bit loading goes through a temporary folder."""
+    quantization = None
+    dtype = getattr(torch, options.dtype)
+    if options.load_in_4bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    load = {"dtype": dtype, "quantization_config": quantization, "device_map": {"": device}}
+    if options.model_name_or_path is not None:
+        model = AutoModelForCausalLM.from_pretrained(options.model_name_or_path, **load)
+        return model, load_tokenizer(options.model_name_or_path)
+    config = LlamaConfig(**SHAPES[options.shape], max_position_embeddings=8192, bos_token_id=None, eos_token_id=1)
+    config.pad_token_id = 0
+    with torch.device(device):
+        model = LlamaForCausalLM(config).to(dtype)
+    if quantization is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder, **load)
+    return model, byte_tokenizer()
+
+
+def random_rows(options: BenchArguments, vocab_size: int) -> Dataset:
+    """`batch_size` rows of random tokens, the prompt's labels masked."""
+    generator = torch.Generator().manual_seed(0)
+    length = options.prompt_length + options.target_length
+    ids = torch.randint(260, vocab_size, (options.batch_size, length), generator=generator)
+    labels = ids.clone()
+    labels[:, : options.prompt_length] = -100
+    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+
+
+# ---- Arms ----
+
+
+def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
+    """The arms over one model and one adapter."""
+    set_seed(0)
+    base, tokenizer = load_model(options)
+    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(base, lora)
+    rows = random_rows(options, base.config.get_text_config().vocab_size)
+    common = dict(
+        per_device_train_batch_size=options.batch_size,
+        gradient_checkpointing=options.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        max_length=None,
+        bf16=False,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=not torch.cuda.is_available(),
+    )
+    arms = []
+    for name in options.arms:
+        changes = ARMS[name]
+        if changes is None:
+            trainer = SFTTrainer(model, SFTConfig(folder, **common), train_dataset=rows, processing_class=tokenizer)
+        else:
+            settings = {
+                "num_warmups": options.num_warmups,
+                "max_warmup_length": options.max_warmup_length,
+                "warmup_separator": SEPARATOR,
+                "warmup_pool_size": options.num_warmups,
+                "warmup_anchor": 0.0,
+                "prefix_sharing": "true",
+                **common,
+                **changes,
+            }
+            trainer = WarmupSFTTrainer(
+                model, WarmupSFTConfig(folder, **settings), train_dataset=rows, processing_class=tokenizer
+            )
+            trainer.sampling = dataclasses.replace(trainer.sampling, end_token_ids=())  # use all W tokens
+            if trainer.args.warmup_source == "base":
+                trainer.draw_warmups()
+        arms.append(make_arm(name, trainer, options))
+    return arms
+
+
+def make_arm(name: str, trainer: SFTTrainer, options: BenchArguments) -> Arm:
+    if options.gradient_checkpointing:
+        trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    num_targets = (batch["labels"] != -100).sum()
+
+    def step() -> None:
+        trainer.model.train()
+        if name == "naive":
+            naive_loss(trainer, batch, options).backward()
+        else:
+            trainer.training_step(trainer.model, dict(batch), num_items_in_batch=num_targets)
+            trainer.state.global_step += 1  # some diagnostics are taken every so many steps
+        optimizer.step()
+        optimizer.zero_grad()
+
+    arm = Arm(name, trainer.model, step)
+    if isinstance(trainer, WarmupSFTTrainer):
+        for part in arm.parts:
+            setattr(trainer, f"_{part}", timed(getattr(trainer, f"_{part}"), arm.parts[part]))
+    return arm
+
+
+def naive_loss(trainer: SFTTrainer, batch: dict[str, torch.Tensor], options: BenchArguments) -> torch.Tensor:
+    """What one would write first. All prompts are of one length here, so it needs no padding."""
+    model, prompt = trainer.model, batch["input_ids"][:, : options.prompt_length]
+    with evaluation_mode(model):
+        drawn = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=True,
+            top_k=0,
+            num_return_sequences=options.num_warmups,
+            min_new_tokens=options.max_warmup_length,
+            max_new_tokens=options.max_warmup_length,
+        )
+    separator = torch.tensor(trainer.processing_class(SEPARATOR)["input_ids"], device=drawn.device)
+    target = batch["input_ids"][:, options.prompt_length :].repeat_interleave(options.num_warmups, 0)
+    rows = torch.cat([drawn, separator.expand(len(drawn), -1), target], dim=1)
+    labels = rows.clone()
+    labels[:, : -target.size(1)] = -100
+    return model(input_ids=rows, attention_mask=torch.ones_like(rows), labels=labels, use_cache=False).loss
+
+
+# ---- Measuring ----
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(function: Callable, seconds: list[float]) -> Callable:
+    def run(*args, **kwargs):
+        synchronize()
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    return run
+
+
+class AliveBytes(TorchDispatchMode):
+    """Bytes of the tensors that are made in its block and alive at once, at the worst moment."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.see(tensor.untyped_storage())
+        return result
+
+    def see(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.known:
+            return
+        self.known.add(storage)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.forget, storage.nbytes())
+
+    def forget(self, size: int) -> None:
+        self.now -= size
+
+
+@contextlib.contextmanager
+def peak_of(arm: Arm, model: nn.Module) -> Iterator[None]:
+    """Peak bytes during a step: as CUDA counts them; on a CPU the weights and whatever tensors the step made."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield
+        arm.peak_bytes = torch.cuda.max_memory_allocated()
+        return
+    with AliveBytes() as alive:
+        yield
+    arm.peak_bytes = alive.peak + sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def measure(arms: list[Arm], steps: int) -> None:
+    """One step each to warm up and to see the memory, then `steps` timed ones in turn."""
+    for arm in arms:
+        arm.step()
+        with peak_of(arm, arm.model):
+            arm.step()
+        for values in arm.parts.values():
+            values.clear()
+    for _ in tqdm(range(steps), desc="timing", unit="round"):
+        for arm in arms:
+            timed(arm.step, arm.seconds)()
+
+
+def run_bench(options: BenchArguments) -> dict[str, Any]:
+    """Measure, print the table and, where `output_file` is given, write it as JSON.
+
+    Raises:
+        ValueError: an unknown shape or arm, an impossible count, or no folder for `output_file`.
+    """
+    check_is_no_adapter(options.model_name_or_path or "")
+    if options.model_name_or_path is None and options.shape not in SHAPES:
+        raise ValueError(f"shape={options.shape} is unknown. Choose one of {', '.join(SHAPES)}.")
+    if "sft" not in options.arms or not set(options.arms) <= set(ARMS):
+        raise ValueError(f"arms={options.arms} cannot be compared. Choose sft and others of {', '.join(ARMS)}.")
+    check_counts(options, prompt_length=1, target_length=1, max_warmup_length=1, num_warmups=1, batch_size=1, steps=1)
+    if options.output_file is not None and not Path(options.output_file).parent.is_dir():
+        raise ValueError(f"The folder of output_file={options.output_file} does not exist. Make it first.")
+    with tempfile.TemporaryDirectory() as folder:
+        arms = build_arms(options, folder)
+        measure(arms, options.steps)
+    sft = statistics.median(next(arm for arm in arms if arm.name == "sft").seconds)
+    result = {
+        "settings": dataclasses.asdict(options),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "arms": [arm.summary(sft, options.batch_size) for arm in arms],
+    }
+    log_console().print(bench_table(result))
+    if options.output_file is not None:
+        Path(options.output_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(f"Written to {options.output_file}")
+    return result
+
+
+def bench_table(result: dict[str, Any]) -> Table:
+    settings = result["settings"]
+    what = settings["model_name_or_path"] or settings["shape"]
+    table = Table(
+        title=f"One training step: {what} on {result['device']}, batch {settings['batch_size']}, prompt "
+        f"{settings['prompt_length']}, target {settings['target_length']}, K {settings['num_warmups']}, "
+        f"W {settings['max_warmup_length']}"
+    )
+    columns = (
+        "",
+        "seconds",
+        "to SFT",
+        "examples/s",
+        "peak MiB",
+        "to SFT",
+        "encode / sample / score / rest",
+        "diagnostics",
+    )
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
+    peaks = {arm["arm"]: arm["peak_bytes"] for arm in result["arms"]}
+    for arm in result["arms"]:
+        split = " / ".join(f"{seconds:.3f}" for seconds in arm["split_seconds"].values())
+        table.add_row(
+            arm["arm"],
+            f"{arm['median_seconds']:.3f}",
+            f"{arm['ratio_to_sft']:.2f}",
+            f"{arm['examples_per_second']:.2f}",
+            f"{arm['peak_bytes'] / 2**20:.0f}",
+            f"{arm['peak_bytes'] / peaks['sft']:.2f}",
+            split,
+            f"{arm['diagnostics_share']:.1%}" if split else "",
+        )
+    return table

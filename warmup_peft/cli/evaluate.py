@@ -1,0 +1,180 @@
+"""`warmup-peft evaluate`: score an adapter and its base on held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from warmup_peft.evaluation.predictor import (
+    Prediction,
+    answer_questions,
+    answer_text,
+    bars,
+    score_predictions,
+)
+from warmup_peft.evaluation.rows import held_out_questions
+from warmup_peft.evaluation.tasks import Question, Task, find_task
+from warmup_peft.evaluation.wording import NOTHING, metric_name, score_text
+from warmup_peft.export.model_card import score_columns, write_model_card
+from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, why_no_base
+from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, load_scores, save_scores
+from warmup_peft.settings.arguments import EvaluateArguments, check_counts
+
+RECORDED_SETTINGS = ("objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "seed", "steps")
+ARM_NAMES = {
+    "base": "base, answering directly",
+    "base_with_warmup": "base, after a warmup of its own",
+    "warmup": "adapter, after its warmup",
+}
+
+
+def run_evaluation(options: EvaluateArguments) -> None:
+    """Score a model on held-out questions; write `metrics.json` and the card beside it, and show both.
+
+    Raises:
+        ValueError: bad input, before a model is loaded.
+    """
+    check_counts(options, batch_size=1, max_samples=1, max_new_tokens=0, num_examples=0, num_warmups=1)
+    WarmupConfig.load(options.adapter)
+    if options.harness is not None:
+        run_harness(options)
+        return
+    record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
+    task_name, questions, source = held_out_questions(options, record.data)
+    task = find_task(task_name)
+    if options.max_new_tokens == 0 and len(questions[0].options) == 1:
+        raise ValueError(
+            "max_new_tokens=0 writes no answer, and answers are what this task scores. Set it to 1 or more, or leave "
+            "it out."
+        )
+    loaded = load_folder(options.adapter)
+    arms = evaluate_arms(loaded, questions, task, options)
+    scored = {name: score_predictions(task.metrics, questions, predictions) for name, predictions in arms.items()}
+    metrics: dict[str, Any] = {name: scores for name, (scores, _) in scored.items()}
+    metrics["settings"] = {
+        **{key: record.settings.get(key) for key in RECORDED_SETTINGS},
+        "max_warmup_length": loaded.warmup_config.max_warmup_length,
+        "warmup_separator": loaded.warmup_config.warmup_separator,
+        "base_model": record.base_model,
+        "data": source,
+    }
+    path = Path(options.adapter, METRICS_NAME)
+    if holds_scores_of_more(options.adapter, len(questions)):
+        print(f"{path} holds the scores of more questions and stays as it is.")
+    else:
+        save_scores(options.adapter, METRICS_NAME, metrics)
+        write_model_card(options.adapter)
+
+    console = Console()
+    console.print(scores_table(metrics, source))
+    console.print(examples_table(questions, arms["warmup"], options.num_examples))
+    for name, reason in scored["warmup"][1].items():
+        print(f"{metric_name(name)} is left out: {reason}.")
+    print(f"Scores: {path}\nAdapter and model card: {options.adapter}")
+    if is_adapter(options.adapter):
+        named = "" if options.task is None else f" --task {options.task}"
+        print(f"Next: warmup-peft merge --adapter {options.adapter} --output_dir {options.adapter}-merged{named}")
+
+
+def run_harness(options: EvaluateArguments) -> None:
+    """Score base and adapter on tasks of lm-evaluation-harness; write `harness.json` and show its tables.
+
+    Raises:
+        ImportError: lm-evaluation-harness is not installed.
+        ValueError: a task that is unknown.
+    """
+    try:
+        from lm_eval.utils import make_table
+
+        from warmup_peft.evaluation.lm_eval_model import run_tasks
+    except ImportError as error:
+        raise ImportError("--harness needs lm-evaluation-harness. Run: pip install 'warmup_peft[eval]'") from error
+    loaded = load_folder(options.adapter)
+    settings = {"num_warmups": options.num_warmups, "batch_size": options.batch_size, "limit": options.max_samples}
+    tasks = options.harness.split(",")
+    arms = {}
+    if options.compare_base and has_base(loaded):
+        with loaded.model.disable_adapter():
+            arms["base"] = run_tasks(loaded.model, loaded.tokenizer, None, tasks, **settings)
+    arms["warmup"] = run_tasks(loaded.model, loaded.tokenizer, loaded.warmup_config, tasks, **settings)
+    for name, results in arms.items():
+        print(f"{ARM_NAMES[name]}:\n{make_table(results)}")
+    numbers = {name: results["results"] for name, results in arms.items()}
+    print(f"Scores: {save_scores(options.adapter, HARNESS_NAME, numbers)}")
+
+
+def holds_scores_of_more(folder: str, count: int) -> bool:
+    """A quick look at a few questions must not replace the scores that the card shows."""
+    try:
+        return load_scores(folder, METRICS_NAME)["warmup"]["n"] > count
+    except (KeyError, TypeError):
+        return False
+
+
+def evaluate_arms(
+    loaded: LoadedModel, questions: Sequence[Question], task: Task, options: EvaluateArguments
+) -> dict[str, list[Prediction]]:
+    """Predictions of the base (answering directly, and after warmups of its own) and of the adapter."""
+
+    def answer(name: str, warmup_config: WarmupConfig | None) -> list[Prediction]:
+        return answer_questions(
+            loaded.model,
+            loaded.tokenizer,
+            questions,
+            warmup_config,
+            batch_size=options.batch_size,
+            max_new_tokens=task.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
+            progress=bars(name),
+        )
+
+    arms = {}
+    if options.compare_base and has_base(loaded):
+        with loaded.model.disable_adapter():
+            arms["base"] = answer("base", None)
+            arms["base_with_warmup"] = answer("base with its own warmup", loaded.warmup_config)
+    arms["warmup"] = answer("warmup", loaded.warmup_config)
+    return arms
+
+
+def has_base(loaded: LoadedModel) -> bool:
+    """Whether switching the adapter off gives its base; says so where there is an adapter and it does not."""
+    reasons = [why_no_base(config) for config in getattr(loaded.model, "peft_config", {}).values()]
+    for reason in filter(None, reasons):
+        print(f"The base is not scored: {reason}, also with the adapter off.")
+    return reasons == [None]
+
+
+def scores_table(metrics: dict[str, Any], source: str) -> Table:
+    arms = {name: metrics[key] for key, name in ARM_NAMES.items() if key in metrics}
+    columns = score_columns(arms.values())
+    table = Table(title=f"Held-out rows: {source}")
+    table.add_column("")
+    for key in (*columns, "n"):
+        table.add_column(metric_name(key), justify="right", min_width=max(map(len, metric_name(key).split())))
+    for name, scores in arms.items():
+        shown = (score_text(column, scores[column]) if column in scores else NOTHING for column in columns)
+        table.add_row(name, *shown, str(scores["n"]))
+    return table
+
+
+def examples_table(questions: Sequence[Question], predictions: Sequence[Prediction], count: int) -> Table:
+    table = Table(title="What it wrote", show_lines=True)
+    for column in ("end of the prompt", "warmup", "answer", "right answer"):
+        table.add_column(column, overflow="fold")
+    for question, prediction in list(zip(questions, predictions))[:count]:
+        table.add_row(
+            shorten(question.prompt.removesuffix("Answer:").rsplit("\nA. ", 1)[0]),
+            prediction.warmup.strip(),
+            shorten(answer_text(question, prediction), 60),
+            shorten(question.completion.strip(), 60),
+        )
+    return table
+
+
+def shorten(text: str, length: int = 160) -> str:
+    return text if len(text) <= length else "..." + text[-length:]

@@ -1,0 +1,65 @@
+"""`warmup-peft merge`: an adapter into its base, and how far the result is from it."""
+
+from __future__ import annotations
+
+from warmup_peft.evaluation.predictor import answer_questions, score_predictions
+from warmup_peft.evaluation.rows import held_out_questions
+from warmup_peft.evaluation.tasks import find_task
+from warmup_peft.evaluation.wording import metric_name, points_text, score_text
+from warmup_peft.export.merge import merge_adapter
+from warmup_peft.files import saying_where_the_disk_is_full
+from warmup_peft.inference.loading import TrainingRecord, load_folder
+from warmup_peft.settings.arguments import EvaluateArguments, MergeArguments, check_counts
+
+
+def run_merge(options: MergeArguments) -> None:
+    """Merge, and say how far the merged model is from the adapter: its logits, and its score on held-out questions.
+
+    Raises:
+        ValueError: as `merge_adapter`, or no such task.
+    """
+    check_counts(options, max_samples=0)
+    if options.task is not None:
+        find_task(options.task)
+    again = "Nothing there was replaced: free some space and run the same command again."
+    with saying_where_the_disk_is_full(options.output_dir, lambda: again):
+        report = merge_adapter(
+            options.adapter,
+            options.output_dir,
+            dtype=options.dtype,
+            merge_base=options.merge_base,
+            overwrite=options.overwrite_output_dir,
+        )
+    print(f"Merged into {report.output_dir}")
+    print(f"Relative error of its logits against the adapter's: {report.relative_logit_error:.2e}")
+    if options.max_samples > 0:
+        print(score_change(options))
+    print(f'Try it: warmup-peft generate --adapter {report.output_dir} --prompt "..."')
+
+
+def score_change(options: MergeArguments) -> str:
+    """The first metric of adapter and merged model on held-out rows of the training's task, in a sentence."""
+    record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
+    try:
+        held_out = EvaluateArguments(options.adapter, max_samples=options.max_samples, task=options.task)
+        name, questions, source = held_out_questions(held_out, record.data)
+        task = find_task(name)
+    except (ValueError, OSError) as error:
+        return f"Scores were not compared: {error}"
+    metric, is_choice = task.metrics[0], len(questions[0].options) > 1
+    scores = []
+    for folder in (options.adapter, options.output_dir):
+        loaded = load_folder(folder)
+        predictions = answer_questions(
+            loaded.model,
+            loaded.tokenizer,
+            questions,
+            loaded.warmup_config,
+            max_new_tokens=0 if is_choice else task.max_new_tokens,
+        )
+        scores.append(score_predictions([metric], questions, predictions)[0][metric])
+    return (
+        f"Held-out {metric_name(metric)} on {len(questions)} rows ({source}): "
+        f"adapter {score_text(metric, scores[0])}, merged {score_text(metric, scores[1])} "
+        f"({points_text(scores[1] - scores[0])} points)"
+    )

@@ -1,0 +1,182 @@
+"""Arms of a comparison: named changes to one recipe, and sweeps over its options. Loads neither torch nor trl."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from warmup_peft.settings.options import DEFAULT_ANCHOR, OBJECTIVE_NAMES, WarmupOptions
+from warmup_peft.settings.parsing import nearest
+
+Kind = Literal["base_model", "sft", "warmup", "random_warmup", "empty_warmup"]
+SFT, MORE_SFT, BASE_MODEL = "sft", "more_sft", "base_model"
+WARMUP_FIELDS = {option.name for option in dataclasses.fields(WarmupOptions)}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: as it is asked for; in a sweep with its values, as in "anchored num_warmups=2".
+        description: what it is, in a sentence.
+        kind: how it is trained and scored.
+        changes: options of the recipe that it sets.
+        swept: those of them that a sweep sets.
+    """
+
+    name: str
+    description: str
+    kind: Kind = "warmup"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    swept: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """The name without the sweep."""
+        return self.name.split(" ", 1)[0]
+
+    @property
+    def has_warmups(self) -> bool:
+        return self.kind not in (BASE_MODEL, SFT)
+
+    @property
+    def is_control(self) -> bool:
+        return self.kind in ("random_warmup", "empty_warmup")
+
+    def is_paired_with(self, other: Arm) -> bool:
+        """Whether both have the same swept values of options that are not the warmups'."""
+        return all_but_warmups(self.swept) == all_but_warmups(other.swept)
+
+
+def all_but_warmups(values: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if name not in WARMUP_FIELDS}
+
+
+def arms_of(anchor: float | None) -> dict[str, Arm]:
+    """Every arm there is, of a recipe with this `warmup_anchor`."""
+    beta = anchor or DEFAULT_ANCHOR
+    own_draws = {"warmup_source": "policy", "warmup_sampling": "multinomial", "warmup_anchor": beta}
+    base_draws = {"warmup_source": "base", "warmup_sampling": "multinomial", "warmup_anchor": beta}
+    arms = [
+        Arm(BASE_MODEL, "The base model as it is, answering directly; not trained.", BASE_MODEL),
+        Arm(
+            SFT, "Plain supervised fine-tuning (TRL's SFTTrainer) with the recipe's settings, answering directly.", SFT
+        ),
+        Arm(
+            MORE_SFT,
+            "The same SFT with more steps, so that it trains as long as the slowest warmup arm of the comparison.",
+            SFT,
+        ),
+        Arm("warmup", "The recipe as it is."),
+        Arm(
+            "paper",
+            "Warmup Generations as published: the model's own warmups by beam search with sampling, no anchor.",
+            changes={
+                "warmup_source": "policy",
+                "warmup_sampling": "beam",
+                "objective": "warmup",
+                "warmup_anchor": 0.0,
+            },
+        ),
+        Arm(
+            "anchored",
+            f"The model's own warmups, independent draws, held near the base model's by an anchor of {beta:g}.",
+            changes={**own_draws, "objective": "warmup"},
+        ),
+        Arm(
+            "base",
+            f"Warmups drawn once from the base model, before training; anchor {beta:g}.",
+            changes={**base_draws, "objective": "warmup"},
+        ),
+        Arm(
+            "posterior",
+            "Warmups drawn once from the base model; those after which the answer is likelier count more; "
+            f"anchor {beta:g}.",
+            changes={**base_draws, "objective": "posterior"},
+        ),
+        *(
+            Arm(
+                objective,
+                f"The objective {objective} on the model's own warmups, which also trains what is written; "
+                f"anchor {beta:g}.",
+                changes={**own_draws, "objective": objective},
+            )
+            for objective in OBJECTIVE_NAMES
+            if objective not in ("warmup", "posterior")
+        ),
+        Arm(
+            "random_warmup",
+            "Control: `anchored`, but with another row's warmup in training and in scoring.",
+            "random_warmup",
+            {**own_draws, "objective": "warmup"},
+        ),
+        Arm(
+            "empty_warmup",
+            "Control: no warmup, only the separator between prompt and answer.",
+            "empty_warmup",
+            {**own_draws, "objective": "warmup", "warmup_anchor": 0.0},
+        ),
+    ]
+    return {arm.name: arm for arm in arms}
+
+
+def choose_arms(names: Sequence[str], anchor: float | None) -> list[Arm]:
+    """The arms of these names, in their order.
+
+    Raises:
+        ValueError: an unknown name, a name twice, none at all, or `more_sft` without what it is measured by.
+    """
+    known = arms_of(anchor)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"There is no arm '{name}'. {nearest(name, known)} The arms are {', '.join(known)}.")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"--arms names {'no arm' if not names else 'an arm twice'}. The arms are {', '.join(known)}.")
+    arms = [known[name] for name in names]
+    if MORE_SFT in names and not (SFT in names and any(arm.has_warmups and not arm.is_control for arm in arms)):
+        raise ValueError("The arm more_sft trains as long as a warmup arm took. Name sft and a warmup arm too.")
+    return arms
+
+
+def swept_arms(arms: Sequence[Arm], sweeps: Sequence[str], fields: Sequence[str]) -> list[Arm]:
+    """Every arm with every combination of swept values that changes something in it.
+
+    Args:
+        sweeps: such as "num_warmups=2,4,8"; values as in the recipe.
+        fields: names of the recipe's options.
+
+    Raises:
+        ValueError: an unknown option, one that an arm is made of, or no values.
+    """
+    axes = [parse_sweep(sweep, fields) for sweep in sweeps]
+    if len({name for name, _ in axes}) < len(axes):
+        raise ValueError("--sweep names an option twice. Give all of its values at once, with commas between them.")
+    for name, _ in axes:
+        for arm in arms:
+            if name in arm.changes:
+                raise ValueError(
+                    f"--sweep {name} would undo the arm {arm.name}, which sets {name}={arm.changes[name]}. Sweep it "
+                    "with the arm `warmup`, which is the recipe as it is."
+                )
+    chosen: dict[str, Arm] = {}
+    for arm in arms:
+        own = [(name, values) for name, values in axes if arm.has_warmups or name not in WARMUP_FIELDS]
+        for values in itertools.product(*(values for _, values in own)):
+            swept = dict(zip((name for name, _ in own), values))
+            name = " ".join([arm.name, *(f"{key}={value}" for key, value in swept.items())])
+            chosen[name] = dataclasses.replace(arm, name=name, changes={**arm.changes, **swept}, swept=swept)
+    return list(chosen.values())
+
+
+def parse_sweep(text: str, fields: Sequence[str]) -> tuple[str, list[str]]:
+    name, _, values = text.partition("=")
+    if name not in fields:
+        raise ValueError(f"--sweep names no option of the recipe ('{name}'). {nearest(name, fields)}")
+    chosen = [value.strip() for value in values.split(",") if value.strip()]
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"--sweep {text} needs different values with commas between them, as in {name}=2,4,8.")
+    return name, chosen

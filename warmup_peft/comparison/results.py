@@ -1,0 +1,310 @@
+"""What a comparison found, as plain data: written by `compare`, judged by `significance`, shown by `report`.
+
+Knows no model and no trainer.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from warmup_peft import __version__
+from warmup_peft.evaluation.tasks import Row
+from warmup_peft.files import write_together
+
+FORMAT = 1  # of the files in a comparison's folder; raised when an older program could misread them
+JOB_NAME, RUN_NAME, PROGRESS_NAME = "job.json", "run.json", "progress.json"
+COMPARISON_NAME = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a training was after some steps, on the rows kept for learning curves.
+
+    Attributes:
+        step: optimizer steps done.
+        examples: examples seen.
+        seconds: of training, this scoring not counted.
+        score: the first metric, between 0 and 1 (BLEU, chrF and ROUGE too: hundredths).
+        nll_per_token: nats, of the reference after the model's own warmup.
+        gain_over_none, gain_over_others: nats a target, of the own warmup over none and over another row's; None
+            without warmups.
+        overlap: share of the warmup's words that are the reference's; None without warmups.
+    """
+
+    step: int
+    examples: int
+    seconds: float
+    score: float
+    nll_per_token: float
+    gain_over_none: float | None = None
+    gain_over_others: float | None = None
+    overlap: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One arm with one seed.
+
+    Attributes:
+        arm, seed: which.
+        error: why it failed, in a sentence; None when it is done.
+        steps: optimizer steps.
+        metrics: each score on the test rows, between 0 and 1; perplexity (of the reference, a token) is 1 or more.
+        signatures: how exactly a metric was computed, as its library words it.
+        left_out: metrics that could not be computed, with the reason.
+        train_seconds: of training, drawing of warmups included, scoring not.
+        examples_per_second: of training.
+        peak_memory: bytes until the end of training, loading and curves included; of the GPU's tensors, or of the
+            process on a CPU.
+        seconds_per_answer: to write warmup and answer, in batches.
+        warmups: figures of its own warmups on the test rows (gain_over_none, gain_over_others, overlap, distinct,
+            mean_length); empty without warmups.
+        curve: points of the learning curve.
+        device: what it ran on.
+        at_a_time: how many runs shared the machine.
+        rows: the test rows.
+    """
+
+    arm: str
+    seed: int
+    error: str | None = None
+    steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    train_seconds: float = 0.0
+    examples_per_second: float = 0.0
+    peak_memory: int = 0
+    seconds_per_answer: float = 0.0
+    warmups: dict[str, float] = field(default_factory=dict)
+    curve: list[Point] = field(default_factory=list)
+    device: str = ""
+    at_a_time: int = 1
+    rows: list[Row] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        write_together({RUN_NAME: json.dumps(asdict(self), ensure_ascii=False)}, folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Run | None:
+        """The run in this folder; None where it has not ended.
+
+        Raises:
+            ValueError: the file is not what `save` wrote.
+        """
+        path = folder / RUN_NAME
+        if not path.is_file():
+            return None
+        values = read_json_object(path, cls)
+        values["curve"] = [Point(**point) for point in values["curve"]]
+        values["rows"] = [Row(**row) for row in values["rows"]]
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run was told to do; a run is only taken over from an earlier comparison where this is the same.
+
+    Attributes:
+        arm: its name.
+        kind: how it is trained and scored, see `warmup_peft.comparison.arms`.
+        argv: the options of the training, as on the command line, without the output folder; the seed's is the last.
+        recipe: what the YAML file held that the options name.
+        rows: fingerprint of the rows that it is scored on.
+        at_a_time: how many runs share the machine; the only field that may differ when a run is taken over.
+        max_samples, curve_points, curve_samples, eval_batch_size: see `CompareOptions`.
+        format, version: of these files, and of warmup_peft.
+    """
+
+    arm: str
+    kind: str
+    argv: list[str]
+    recipe: dict[str, Any]
+    max_samples: int | None
+    curve_points: int
+    curve_samples: int
+    eval_batch_size: int
+    rows: str
+    at_a_time: int = 1
+    format: int = FORMAT
+    version: str = __version__
+
+    def save(self, folder: Path) -> None:
+        write_together({JOB_NAME: json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"}, folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """Raises ValueError where the folder was written by another version, or is no run's."""
+        return cls(**read_json_object(folder / JOB_NAME, cls))
+
+    def settings(self) -> list[str]:
+        """Each setting as text, to tell two jobs apart."""
+        options = [f"--{option.strip()}" for option in " ".join(self.argv).split("--") if option.strip()]
+        own = {name: value for name, value in asdict(self).items() if name not in ("argv", "recipe", "at_a_time")}
+        return sorted([*options, *(f"{name}: {value}" for name, value in (*self.recipe.items(), *own.items()))])
+
+
+def mark_format(folder: Path) -> None:
+    """Say what the folder holds."""
+    write_together({COMPARISON_NAME: json.dumps({"format": FORMAT, "version": __version__}) + "\n"}, folder)
+
+
+def check_format(folder: Path) -> None:
+    """Raise ValueError where the folder holds no comparison, or one of another version."""
+    path = folder / COMPARISON_NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} holds something else than a comparison. Choose another --output_dir.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        found = None
+    if found != {"format": FORMAT, "version": __version__}:
+        name = found.get("version", "unknown") if isinstance(found, dict) else "unknown"
+        raise ValueError(
+            f"The comparison in {folder} was made by another version of warmup_peft ({name}; this is {__version__}), "
+            "and their numbers would mix. Choose another --output_dir, or replace it with --overwrite_output_dir."
+        )
+
+
+def read_json_object(path: Path, kind: type) -> dict[str, Any]:
+    """The fields of a dataclass, from a file that holds exactly these."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). Remove its folder, and that run is made anew.") from error
+    known = kind.__dataclass_fields__.keys()
+    if not isinstance(values, dict) or values.keys() != known or values.get("format", FORMAT) != FORMAT:
+        raise ValueError(
+            f"{path} was written by another version of warmup_peft. Choose another --output_dir, or replace what is "
+            "there with --overwrite_output_dir."
+        )
+    return values
+
+
+def write_progress(folder: Path, step: int, steps: int) -> None:
+    write_together({PROGRESS_NAME: json.dumps([step, steps])}, folder)
+
+
+def read_progress(folder: Path) -> tuple[int, int]:
+    """Steps done, and steps to do; 0 of 0 before the first."""
+    path = folder / PROGRESS_NAME
+    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else (0, 0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over seeds, and its standard error (None where there is one seed)."""
+
+    mean: float
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm's first metric minus the reference arm's, on the same test rows with the same seeds.
+
+    Attributes:
+        reference: the arm that it is compared with.
+        estimate: the difference of the means over seeds.
+        low, high: 95% interval, by paired bootstrap over test rows.
+        p: of the paired bootstrap, two-sided.
+        p_adjusted: the same, corrected for the number of arms (Holm).
+        mcnemar_p, mcnemar_p_adjusted: McNemar's exact test where answers are right or wrong, else None.
+        seeds_p: paired t-test over seeds, corrected too; None where there is one seed.
+        visible: the difference that this many rows would show four times out of five, as far as rows go.
+        is_shown: p_adjusted below 0.05, and so are mcnemar_p_adjusted and seeds_p where there are any.
+        num_seeds: how many seeds both arms have.
+    """
+
+    reference: str
+    estimate: float
+    low: float
+    high: float
+    p: float
+    p_adjusted: float
+    mcnemar_p: float | None
+    mcnemar_p_adjusted: float | None
+    seeds_p: float | None
+    visible: float
+    is_shown: bool
+    num_seeds: int = 1
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """What the report says of one arm.
+
+    Attributes:
+        name: such as "anchored", or "anchored num_warmups=2" in a sweep.
+        description: what it is, in a sentence.
+        seeds: those that are done.
+        failures: seed -> why it failed.
+        metrics: of each score, and of perplexity, over seeds.
+        train_seconds, examples_per_second, peak_memory, seconds_per_answer: over seeds; None where it is not trained.
+        warmups: figures of its warmups, over seeds.
+        versus_sft, versus_more_sft: differences; None for these arms themselves, or where that arm is not there.
+        examples_to_reach: of each seed, the examples seen when the learning curve first reached the goal; None where
+            it never did.
+        curve: mean over seeds of the points of the learning curve.
+        rows: those of its first seed that is done.
+        steps: optimizer steps of the first seed.
+    """
+
+    name: str
+    description: str
+    seeds: list[int] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    train_seconds: Estimate | None = None
+    examples_per_second: Estimate | None = None
+    peak_memory: Estimate | None = None
+    seconds_per_answer: Estimate | None = None
+    warmups: dict[str, Estimate] = field(default_factory=dict)
+    versus_sft: Difference | None = None
+    versus_more_sft: Difference | None = None
+    examples_to_reach: list[int | None] = field(default_factory=list)
+    curve: list[Point] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a report shows.
+
+    Attributes:
+        verdict: one sentence: whether to use warmups on this data.
+        notes: what else has to be known to read it, a sentence each (one seed, rows too few, failed arms, ...).
+        metric: the first metric's name, such as "accuracy".
+        goal: the score whose `examples_to_reach` are counted; None where there is none.
+        arms: in the order asked for.
+        num_test_rows, num_curve_rows: how many rows the table and the curves rest on.
+        runs_done, runs_planned: fewer done than planned: it is still going, or was interrupted.
+        left_out: metrics that could not be computed, with the reason.
+        signatures: how exactly a metric was computed, as its library words it.
+        settings: of the recipe, in the order to show.
+        versions: of the packages, the program and the machine's accelerator.
+        command: what was run.
+    """
+
+    verdict: str
+    notes: list[str]
+    metric: str
+    goal: float | None
+    arms: list[ArmSummary]
+    num_test_rows: int
+    num_curve_rows: int
+    runs_done: int
+    runs_planned: int
+    left_out: dict[str, str] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def is_finished(self) -> bool:
+        return self.runs_done == self.runs_planned

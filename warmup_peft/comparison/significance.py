@@ -1,0 +1,146 @@
+"""Is a difference real? Paired tests over test rows and over seeds, from scipy and statsmodels.
+
+Two things make a difference uncertain. The test rows are a sample: the paired bootstrap (Koehn 2004, "Statistical
+significance tests for machine translation evaluation") and McNemar's test ask whether other rows would show it too.
+And a training is a sample: with another seed it ends elsewhere, which a paired t-test over seeds asks about, and which
+no number of rows can answer. Knows no model and no file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from warmup_peft.comparison.results import Difference, Estimate
+from warmup_peft.evaluation.metrics import Array, RowStatistics
+
+Pair = tuple[Sequence[RowStatistics], Sequence[RowStatistics]]
+
+LEVEL = 0.05
+RESAMPLES = 4999
+POWER = 0.8
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, and standard error of the mean where there are two or more."""
+    error = float(stats.sem(values)) if len(values) > 1 else None
+    return Estimate(float(np.mean(values)), error)
+
+
+@lru_cache(maxsize=256)  # a report is made anew after every run, and few pairs change
+def paired_bootstrap(
+    arm: tuple[RowStatistics, ...], reference: tuple[RowStatistics, ...], resamples: int
+) -> tuple[float, float, float, float]:
+    """Resample test rows, the same for both; the score of a resample is its mean over seeds.
+
+    Args:
+        arm, reference: statistics of the same rows, one entry a seed.
+
+    Returns:
+        Low and high end of the 95% percentile interval of arm - reference; the two-sided p-value, the share of
+        resamples whose difference lies as far from the observed one as that from zero; and the standard deviation
+        over resamples.
+    """
+    values = [np.stack([each.values for each in side]) for side in (arm, reference)]  # (seeds, rows, d)
+    scores = [side[0].score for side in (arm, reference)]
+
+    def difference(rows: np.ndarray, axis: int = -1) -> Array:
+        """(..., n) row numbers -> (...) differences."""
+        sums = [each[:, rows].sum(-2) for each in values]
+        return scores[0](sums[0]).mean(0) - scores[1](sums[1]).mean(0)
+
+    rows = np.arange(values[0].shape[1])
+    observed = float(difference(rows))
+    result = stats.bootstrap(
+        (rows,), difference, n_resamples=resamples, batch=64, method="percentile", rng=np.random.default_rng(0)
+    )
+    drawn = result.bootstrap_distribution
+    is_as_far = np.abs(drawn - observed) >= abs(observed) - 1e-12
+    p = (1 + int(is_as_far.sum())) / (1 + resamples)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high), p, float(drawn.std())
+
+
+def mcnemar_p(arm: Sequence[RowStatistics], reference: Sequence[RowStatistics]) -> float:
+    """McNemar's exact test on the rows that one side answers right more often (over its seeds) than the other."""
+    balance = sum(a.row_scores - b.row_scores for a, b in zip(arm, reference))
+    better, worse = int((balance > 1e-9).sum()), int((balance < -1e-9).sum())
+    if better + worse == 0:
+        return 1.0
+    return float(mcnemar([[0, better], [worse, 0]], exact=True).pvalue)
+
+
+def seeds_p(arm: Sequence[float], reference: Sequence[float]) -> float | None:
+    """Paired t-test over seeds, a sign test where all differ by as much; None where there is one seed."""
+    differences = np.subtract(arm, reference)
+    if len(differences) < 2:
+        return None
+    if np.allclose(differences, differences[0]):  # no spread to measure by: only the signs count
+        return 1.0 if np.isclose(differences[0], 0) else 2.0 ** (1 - len(differences))
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def compare_with(name: str, paired: Sequence[Pair], is_right_or_wrong: bool) -> list[Difference]:
+    """Arms against the reference arm called `name`, p-values corrected for the number of arms (Holm).
+
+    Args:
+        paired: of each arm and of the reference, the statistics of the same test rows, one entry a seed.
+        is_right_or_wrong: whether a row's score is 1 or 0, so that McNemar's test says something.
+    """
+    intervals = [paired_bootstrap(tuple(arm), tuple(other), RESAMPLES) for arm, other in paired]
+    exact = [mcnemar_p(*pair) for pair in paired] if is_right_or_wrong else None
+    by_seed = [([each.total() for each in arm], [each.total() for each in other]) for arm, other in paired]
+    over_seeds = corrected_where_known([seeds_p(*totals) for totals in by_seed])
+    adjusted = corrected([p for _, _, p, _ in intervals])
+    exact_adjusted = None if exact is None else corrected(exact)
+    of_rows = adjusted if exact_adjusted is None else list(map(max, adjusted, exact_adjusted))
+    return [
+        Difference(
+            reference=name,
+            estimate=float(np.mean(by_seed[i][0]) - np.mean(by_seed[i][1])),
+            low=low,
+            high=high,
+            p=p,
+            p_adjusted=adjusted[i],
+            mcnemar_p=None if exact is None else exact[i],
+            mcnemar_p_adjusted=None if exact_adjusted is None else exact_adjusted[i],
+            seeds_p=over_seeds[i],
+            visible=visible_difference(deviation, len(paired)) or visible_before(len(paired[i][0][0].values)),
+            is_shown=of_rows[i] < LEVEL and (over_seeds[i] is None or over_seeds[i] < LEVEL),
+            num_seeds=len(paired[i][0]),
+        )
+        for i, (low, high, p, deviation) in enumerate(intervals)
+    ]
+
+
+def corrected(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction."""
+    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
+
+
+def corrected_where_known(p_values: Sequence[float | None]) -> list[float | None]:
+    known = iter(corrected([p for p in p_values if p is not None]))
+    return [None if p is None else next(known) for p in p_values]
+
+
+# ---- What this many rows can show at all ----
+
+
+def visible_difference(standard_error: float, num_arms: int = 1) -> float:
+    """The difference that a two-sided test at 5%, corrected for so many arms, finds four times out of five."""
+    return float((stats.norm.ppf(1 - LEVEL / num_arms / 2) + stats.norm.ppf(POWER)) * standard_error)
+
+
+def visible_before(num_rows: int) -> float:
+    """The same before anything is known: for accuracies about a half of two arms that err independently."""
+    return visible_difference(math.sqrt(0.5 / num_rows))
+
+
+def least_rows(num_arms: int) -> int:
+    """Fewer show nothing, even where one arm answers every row and the other none: McNemar's exact p is 2 / 2^n."""
+    return math.ceil(math.log2(2 * max(num_arms, 1) / LEVEL))

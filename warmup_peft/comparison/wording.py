@@ -1,0 +1,82 @@
+"""What a comparison found, as people read it. Knows no model, no trainer and no layout."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from warmup_peft.comparison.results import Difference, Estimate
+from warmup_peft.evaluation.wording import NOTHING, number_text, points_text
+
+GLUE = "\N{NO-BREAK SPACE}"  # where a line of a narrow cell must not end
+
+
+def count(number: int, thing: str) -> str:
+    """1 seed, 1,200 seeds."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def listed(items: Sequence[str]) -> str:
+    """Of at least one: a, b and c."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def significant_text(value: float) -> str:
+    """Three digits or more: 0.0123, 4.56, 1,235."""
+    return number_text(value, ",.0f" if abs(value) >= 100 else ".3g")
+
+
+def estimate_text(estimate: Estimate | None, text: Callable[[float], str]) -> str:
+    """Mean ± standard error, the latter where there is one; a line may end before the sign."""
+    if estimate is None:
+        return NOTHING
+    has_error = estimate.error is not None and math.isfinite(estimate.error)
+    return text(estimate.mean) + (f" ±{GLUE}{text(estimate.error).removeprefix('+')}" if has_error else "")
+
+
+def p_text(p: float) -> str:
+    """p < 0.001, p = 0.03, p = 0.24."""
+    if math.isnan(p):
+        return "p undefined"
+    if p < 0.001:
+        return GLUE.join(("p", "<", "0.001"))
+    return GLUE.join(("p", "=", f"{p:.2f}" if p >= 0.1 else f"{p:.3f}".rstrip("0")))
+
+
+def difference_text(difference: Difference) -> str:
+    """Points, with the interval's ends."""
+    low, high = points_text(difference.low), points_text(difference.high)
+    return f"{points_text(difference.estimate)} [{low},{GLUE}{high}]"
+
+
+def shown_text(difference: Difference) -> str:
+    if not difference.is_shown:
+        return "not shown"
+    return "shown: better" if difference.estimate > 0 else "shown: worse"
+
+
+def memory_text(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+
+
+def time_unit(longest: float) -> tuple[str, int]:
+    """Name and seconds of the unit that keeps this many seconds readable."""
+    if longest < 600:
+        return "s", 1
+    return ("min", 60) if longest < 3 * 3600 else ("h", 3600)
+
+
+def reached_text(examples: Sequence[int | None]) -> str:
+    """From the fewest to the most examples over seeds, and how many seeds got there."""
+    reached = sorted(number for number in examples if number is not None)
+    if not reached:
+        return "never" if examples else NOTHING
+    text = f"{reached[0]:,}" if reached[0] == reached[-1] else f"{reached[0]:,} to {reached[-1]:,}"
+    return text if len(reached) == len(examples) else f"{text} ({len(reached)} of {count(len(examples), 'seed')})"
+
+
+def plain(value: Any) -> str:
+    """A setting's value as text, as YAML would have it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

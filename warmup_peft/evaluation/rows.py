@@ -1,0 +1,199 @@
+"""Which rows a command works on, and how its task reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from warmup_peft.evaluation.data import (
+    SPLIT_NAMES,
+    MissingSplitError,
+    has_split,
+    is_one_split,
+    is_same_source,
+    load_split,
+    stream_split,
+)
+from warmup_peft.evaluation.metrics import check_metrics
+from warmup_peft.evaluation.tasks import TASKS, Question, find_task, read_questions
+from warmup_peft.settings.arguments import EvaluateArguments, RunOptions
+
+TASK_NEEDS_ALL_ROWS = "dataset_streaming does not work with a task, which reads all rows at once. Leave it out."
+
+
+def data_record(script_args, options: RunOptions, train_dataset: Dataset | IterableDataset) -> dict[str, Any]:
+    """Where the rows came from and how they were read, for `evaluate` and the model card."""
+    return {
+        "dataset_name": script_args.dataset_name,
+        "dataset_config": script_args.dataset_config,
+        "dataset_test_split": script_args.dataset_test_split,
+        "test_split_size": options.test_split_size,
+        "task": options.task,
+        "task_args": task_args_of(options),
+        "train_rows": len(train_dataset) if isinstance(train_dataset, Dataset) else None,
+    }
+
+
+def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
+    """`task_args`, with `answer_format` among them.
+
+    Raises:
+        ValueError: `task_args` is text, but no JSON object.
+    """
+    task_args = options.task_args or {}
+    if isinstance(task_args, str):
+        try:
+            task_args = json.loads(task_args)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f'task_args={task_args} is no JSON ({error.msg}). Write it as {{"name": "value"}}.'
+            ) from error
+    if not isinstance(task_args, dict):
+        raise ValueError(f'task_args={task_args} cannot work. Write it as {{"name": "value"}}.')
+    own_format = {"answer_format": options.answer_format} if options.answer_format else {}
+    return {**own_format, **task_args}
+
+
+def questions_of(name: str, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
+    """The questions that a task reads from rows.
+
+    Raises:
+        ValueError: no such task, rows not of its form, or metrics that do not exist or do not fit.
+    """
+    task = find_task(name)
+    questions = read_questions(task, rows, task_args)
+    if questions:
+        check_metrics(task.metrics, is_multiple_choice=len(questions[0].options) > 1)
+    return questions
+
+
+def training_rows(script_args, options: RunOptions, split: str, limit: int | None) -> Dataset | IterableDataset:
+    """Rows with `prompt` and `completion`, or of another form that `SFTTrainer` takes.
+
+    Raises:
+        ValueError: they cannot be loaded, or with `dataset_streaming` not be streamed.
+    """
+    if script_args.dataset_streaming:
+        if options.task is not None:
+            raise ValueError(TASK_NEEDS_ALL_ROWS)
+        stream = stream_split(script_args.dataset_name, split, script_args.dataset_config)
+        return stream if limit is None else stream.take(limit)
+    rows = load_split(script_args.dataset_name, split, script_args.dataset_config, options.test_split_size)
+    rows = first_rows(rows, limit)
+    if options.task is None:
+        return rows
+    questions = questions_of(options.task, rows, task_args_of(options))
+    return Dataset.from_list([{"prompt": q.prompt, "completion": q.completion} for q in questions])
+
+
+def first_rows(rows: Dataset, limit: int | None) -> Dataset:
+    return rows.select(range(min(limit or len(rows), len(rows))))
+
+
+def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tuple[str, list[Question], str]:
+    """The task's name, the questions, and in words where they come from.
+
+    Args:
+        data: what the adapter's folder says of the training. It may come from anybody: no file that it names as the
+            task is run.
+
+    Raises:
+        ValueError: data or task is not given or not there, or only the folder names the task's file.
+    """
+    name = options.dataset_name or data.get("dataset_name")
+    own = name is not None and is_same_source(name, data.get("dataset_name"))
+    task = options.task or recorded_task(data)
+    if name is None or task is None:
+        missing = "--dataset_name" if name is None else "--task"
+        raise ValueError(f"{missing} is not given, and the adapter's folder does not say what it was trained with.")
+    share = data.get("test_split_size", 0.0) if own else 0.0
+    if own and is_one_split(name) and share == 0:
+        raise ValueError(f"The adapter was trained on all rows of {name}. Name other rows with --dataset_name.")
+    wanted = options.dataset_test_split or data.get("dataset_test_split") or "test"
+    split = split_to_score(name, wanted)
+    if split != wanted:
+        print(f"{name} has no split {wanted}; scoring on its validation split.")
+    rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share)
+    where = name if is_one_split(name) else f"{name}, split {split}"
+    task_args = {**recorded_task_args(task, data), **task_args_of(options)}
+    questions = questions_of(task, first_rows(rows, options.max_samples), task_args)
+    if not questions:
+        raise ValueError(f"The task {task} reads no question from the rows of {where}. Give it at least one.")
+    return task, questions, where
+
+
+def recorded_task(data: dict[str, Any]) -> str | None:
+    """The built-in task that a training's record names.
+
+    Raises:
+        ValueError: it names a file.
+    """
+    task = data.get("task")
+    if task is not None and str(task) not in TASKS:
+        raise ValueError(
+            f"The adapter was trained with the task {task}, and a Python file that only the adapter's folder names is "
+            "not run. If you trust that file, name it with --task path/to/task.py."
+        )
+    return task
+
+
+def recorded_task_args(task: str, data: dict[str, Any]) -> dict[str, Any]:
+    """The training's `task_args`, where the task that is named is the training's; its file may lie elsewhere now."""
+    recorded, task_args = str(data.get("task")), data.get("task_args") or {}
+    if not isinstance(task_args, dict):
+        raise ValueError(f"The training's record has task_args={task_args}, and they should be names with values.")
+    parts = Path(recorded).parts
+    if task == recorded or (task not in TASKS and Path(task).resolve().parts[-len(parts) :] == parts):
+        return task_args
+    if task_args:
+        print(f"{task} is not the training's task ({recorded}), so its task_args ({task_args}) are not used.")
+    return {}
+
+
+def rows_to_compare_on(
+    script_args, options: RunOptions, max_samples: int | None, curve_samples: int
+) -> tuple[list[Question], list[Question]]:
+    """Rows for learning curves and choices, and others for the verdict.
+
+    The first are those of the validation split. Where there is none beside the test split, every other test row is.
+
+    Raises:
+        ValueError: no task is named, or rows are missing or not of its form.
+    """
+    if options.task is None:
+        raise ValueError(
+            "No task is named, so answers cannot be scored. Set --task to logiqa, or to a file with TASK."
+        )
+    if script_args.dataset_streaming:
+        raise ValueError(TASK_NEEDS_ALL_ROWS)
+    name, split = script_args.dataset_name, script_args.dataset_test_split
+    if name is None:
+        raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
+    if is_one_split(name) and options.test_split_size == 0:
+        raise ValueError(f"{name} has no rows to compare on. Keep some out of training with --test_split_size 0.1.")
+    split = split_to_score(name, split)
+    rows = load_split(name, split, script_args.dataset_config, options.test_split_size)
+    curve = None if is_one_split(name) else validation_rows(name, split, script_args.dataset_config)
+    if curve is None:
+        curve, rows = rows.select(range(0, len(rows), 2)), rows.select(range(1, len(rows), 2))
+    curve, rows = first_rows(curve, curve_samples), first_rows(rows, max_samples)
+    task_args = task_args_of(options)
+    return questions_of(options.task, curve, task_args), questions_of(options.task, rows, task_args)
+
+
+def split_to_score(name: str, wanted: str) -> str:
+    """The split that is wanted; of a local folder that lacks it, the validation split."""
+    return "validation" if not has_split(name, wanted) and has_split(name, "validation") else wanted
+
+
+def validation_rows(name: str, test_split: str, config: str | None) -> Dataset | None:
+    if test_split in SPLIT_NAMES["validation"] or not has_split(name, "validation"):
+        return None
+    try:
+        return load_split(name, "validation", config)
+    except MissingSplitError:
+        return None

@@ -1,0 +1,290 @@
+"""An adapter merged into its base: a plain transformers model. Paths in, paths out. No trl."""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from warmup_peft.export.custom_generate import export_decoding
+from warmup_peft.export.model_card import write_model_card
+from warmup_peft.files import scratch_folder
+from warmup_peft.inference.folder import WARMUP_CONFIG_NAME, WarmupConfig
+from warmup_peft.inference.loading import (
+    TRAINING_RECORD_NAME,
+    Base,
+    end_with_the_tokenizer,
+    find_base,
+    load_base,
+    load_tokenizer,
+    load_whole,
+    put_adapter_on,
+    why_no_base,
+)
+from warmup_peft.inference.quantization import dequantized_while_loading, has_dequantize, is_quantized
+from warmup_peft.method.scoring import evaluation_mode, without_peft_wrapper
+
+MERGED_FROM_ADAPTER = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME)  # not its scores: they are of other weights
+LOST_AND_FOUND = "lost+found"  # in the root of a file system
+PREVIOUS = "previous"  # the folder that a merged one takes the place of, for a moment
+PROBE_TOKENS = 128
+# Relative errors of the logits that rounding explains, with room above what was measured on 2 to 24 layers: 3e-7 to
+# 5e-6 in float32; 6e-3 to 0.1 in 16 bit, up to 0.17 where 8-bit layers round activations too.
+EXACT = 1e-3
+ROUNDED = 0.2
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """Where the merged model lies, and how far its logits are from the adapter's: |merged - adapter| / |adapter|.
+
+    They are those of the model as it was written, loaded again.
+    """
+
+    output_dir: str
+    relative_logit_error: float
+
+
+def merge_adapter(
+    adapter: str | Path,
+    output_dir: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    merge_base: Literal["dequantized", "original"] = "dequantized",
+    overwrite: bool = False,
+) -> MergeReport:
+    """Merge an adapter into its base and save a plain transformers model.
+
+    A quantised base is dequantised first and the adapter merged into that: it was trained on the dequantised weights,
+    not on the original ones.
+
+    Args:
+        adapter: the adapter's folder.
+        output_dir: made anew; it appears only when everything in it is written. One that cannot be replaced (a mount
+            point) is filled in place, at the end too.
+        dtype: of the merged weights; that of the base where it is not given. The sums are taken in float32, one layer
+            after another, so that a model of 8B parameters in 16 bit needs about 20 GB.
+        merge_base: `original` takes the base's weights as they were before quantisation. The report says how far the
+            logits are then from the adapter's.
+        overwrite: replace an `output_dir` that holds a model.
+
+    Raises:
+        ValueError: no adapter, a `merge_base` that is unknown or cannot be had, a base that is gone, an `output_dir`
+            that is taken or cannot be written, or merged logits that differ by more than rounding. Nothing is written
+            then.
+    """
+    if merge_base not in ("dequantized", "original"):
+        raise ValueError(f"merge_base={merge_base} is unknown. Choose dequantized or original.")
+    output_dir = Path(output_dir)
+    check_merge_target(output_dir, Path(adapter), overwrite)
+    WarmupConfig.load(adapter)
+    saved_dtype = None if dtype is None else as_dtype(dtype)
+    base = find_base(adapter)
+    check_mergeable(base, merge_base)
+    with whole_or_nothing(output_dir) as staging:
+        error = _merge_into(staging, Path(adapter), base, saved_dtype, merge_base)
+        write_model_card(staging, title=output_dir.name)
+    return MergeReport(str(output_dir), error)
+
+
+def _merge_into(folder: Path, adapter: Path, base: Base, saved_dtype: torch.dtype | None, merge_base: str) -> float:
+    """All of a merged model's folder but its card; returns the relative error of its logits."""
+    tokenizer = load_tokenizer(adapter)
+    model = load_base(adapter)
+    saved_dtype = saved_dtype or model.dtype
+    limit = error_limit(base, merge_base, model.dtype, saved_dtype)
+
+    probe = torch.arange(PROBE_TOKENS, device=model.device).remainder(len(tokenizer)).unsqueeze(0)
+    with_adapter = put_adapter_on(model, adapter)
+    expected = logits_of(with_adapter, probe)
+    model = with_adapter.unload()
+    changed = why_no_base(with_adapter.active_peft_config) is not None
+    del with_adapter
+    if merge_base == "original" or changed or (is_quantized(model) and not has_dequantize(base.recorded)):
+        model = load_base(adapter, merge_base)
+    elif is_quantized(model):
+        model = model.dequantize()
+    model = merge_layer_by_layer(PeftModel.from_pretrained(model, adapter), saved_dtype)
+    end_with_the_tokenizer(model, tokenizer)
+    model.config.dtype = saved_dtype
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    del model
+    error = ((logits_of(load_whole(folder), probe) - expected).norm() / expected.norm()).item()
+    if not error <= limit:  # NaN too
+        raise ValueError(
+            f"The merged model's logits differ from the adapter's by {error:.1%}, and rounding explains "
+            f"{limit:.1%} at most, so nothing was written. Use the adapter unmerged, and please report it."
+        )
+    for name in MERGED_FROM_ADAPTER:
+        if (adapter / name).is_file():
+            shutil.copy(adapter / name, folder)
+    export_decoding(folder)
+    return error
+
+
+def merge_layer_by_layer(model: PeftModel, dtype: torch.dtype) -> nn.Module:
+    """The base with the adapter in its weights; each sum is taken in float32, and no second copy of the model made."""
+    untie(model)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            layer = module.get_base_layer().float()
+            module.merge()
+            layer.to(dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        model = model.merge_and_unload().to(dtype)  # puts the layers in place, and unties embeddings that were trained
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if outputs is not None and outputs.weight is not inputs.weight:
+        model.config.tie_word_embeddings = False
+    return model
+
+
+def untie(model: PeftModel) -> None:
+    """Give modules that share a weight one each, so that what is merged into one of them stays out of the others.
+
+    Tied embeddings that the adapter leaves alone stay tied.
+    """
+    layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    merged = {id(weight) for layer in layers for weight in layer.parameters()}
+    embedding = id(without_peft_wrapper(model).get_input_embeddings().weight)
+    seen = set()
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if id(weight) in seen and (id(weight) in merged or id(weight) != embedding):
+                setattr(module, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
+            elif weight is not None:
+                seen.add(id(weight))
+
+
+def check_mergeable(base: Base, merge_base: str) -> None:
+    """Refuse a base that `merge_base` cannot be had of."""
+    method = (base.recorded or {}).get("quant_method")
+    instead = (
+        "To merge into the unquantised model, name it as base_model_name_or_path in adapter_config.json, and set "
+        f"quantization_config to null in {TRAINING_RECORD_NAME}."
+    )
+    if base.recorded is None:
+        return
+    if merge_base == "original" and base.stored is not None:
+        raise ValueError(
+            f"The base model {base.name} is stored quantised ({method}), so it has no original weights. Leave "
+            f"merge_base at dequantized. {instead}"
+        )
+    if merge_base == "dequantized" and not has_dequantize(base.recorded):
+        if base.stored is None:
+            raise ValueError(
+                f"transformers cannot dequantise {method}, so the adapter cannot be merged into what it was trained "
+                "on. Set merge_base to original, or use the adapter as it is."
+            )
+        if dequantized_while_loading(base.stored) is None:
+            raise ValueError(
+                f"transformers cannot dequantise {method}, in which the base model {base.name} is stored, so the "
+                f"adapter cannot be merged. Use the adapter as it is. {instead}"
+            )
+
+
+def error_limit(base: Base, merge_base: str, *dtypes: torch.dtype) -> float:
+    """The relative error of the logits up to which a merge is exact but for rounding."""
+    if merge_base == "original" and base.recorded is not None:
+        return math.inf
+    return EXACT if base.recorded is None and set(dtypes) == {torch.float32} else ROUNDED
+
+
+def check_merge_target(output_dir: Path, adapter: Path, overwrite: bool) -> None:
+    """Refuse an output folder whose replacement would take something that is needed."""
+    base = Path(find_base(adapter).name)
+    for needed in (adapter, *([base] if base.is_dir() else [])):
+        if needed.resolve().is_relative_to(output_dir.resolve()):
+            raise ValueError(f"{output_dir} holds {needed}, which the merge reads. Choose another --output_dir.")
+    for folder in (output_dir, *output_dir.absolute().parents):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file, so {output_dir} cannot be a folder. Choose another --output_dir.")
+    if not output_dir.is_dir() or not contents(output_dir):
+        return
+    if not (output_dir / "config.json").is_file():
+        raise ValueError(f"{output_dir} is not empty and holds no model. Choose another --output_dir.")
+    if not overwrite:
+        raise ValueError(f"{output_dir} is not empty. Choose another --output_dir, or pass --overwrite_output_dir.")
+
+
+def as_dtype(name: torch.dtype | str) -> torch.dtype:
+    dtype = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype={name} is none that torch knows. Choose float32, bfloat16 or float16.")
+    return dtype
+
+
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` at the end, and is gone if there is an error.
+
+    A mount point cannot be replaced, nor a folder whose parent may not be written: these are filled in place. Killed
+    between two renames, it leaves no `folder`: the older one is then put back before anything else is done.
+
+    Raises:
+        ValueError: nothing can be written there; before the block begins.
+    """
+    folder = folder.resolve()
+    in_place = folder.is_dir() and (os.path.ismount(folder) or not os.access(folder.parent, os.W_OK))
+    put_back(folder)
+    with ExitStack() as stack:
+        try:
+            place = folder if in_place else folder.parent
+            room = stack.enter_context(scratch_folder(place, staging_prefix(folder)))
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be written ({error.strerror}). Choose another --output_dir.") from error
+        staging, previous = room / "new", room / PREVIOUS
+        staging.mkdir()
+        yield staging
+        try:
+            if folder.exists():
+                os.replace(folder, previous)
+        except OSError:  # such as a folder of the same disk that is mounted there
+            refill(folder, staging)
+        else:
+            os.replace(staging, folder)
+
+
+def put_back(folder: Path) -> None:
+    """Undo the first of two renames, where a kill came between them."""
+    for previous in folder.parent.glob(f"{glob.escape(staging_prefix(folder))}????????/{PREVIOUS}"):
+        if not folder.exists():
+            os.replace(previous, folder)
+
+
+def refill(folder: Path, staging: Path) -> None:
+    """Put what lies in `staging` in the place of what lies in `folder`."""
+    others = [path for path in folder.iterdir() if path.name != LOST_AND_FOUND and not staging.is_relative_to(path)]
+    # in this order it holds a model, which may be replaced, whenever it holds anything
+    for path in sorted(others, key=lambda path: path.name == "config.json"):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path in sorted(staging.iterdir(), key=lambda path: path.name != "config.json"):
+        shutil.move(path, folder)
+
+
+def contents(folder: Path) -> list[Path]:
+    """What lies in the folder, but for what a file system or an unfinished merge keeps there."""
+    ours = staging_prefix(folder.resolve())
+    return [path for path in folder.iterdir() if path.name != LOST_AND_FOUND and not path.name.startswith(ours)]
+
+
+def staging_prefix(folder: Path) -> str:
+    return f".{folder.name}-"
+
+
+def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
+    with evaluation_mode(model):
+        return model(input_ids=ids).logits.float()

@@ -1,0 +1,219 @@
+"""The model card of an adapter's or a merged model's folder, written from what lies in it. No trl."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from warmup_peft.files import write_text
+from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.loading import (
+    TrainingRecord,
+    is_adapter,
+    looks_like_a_path,
+)
+from warmup_peft.inference.scores import METRICS_NAME, load_scores
+
+CARD_NAME = "README.md"
+
+CARD_TEXT = """
+# {title}
+
+{kind} that writes a short *warmup* to itself before it answers, trained with `WarmupSFTTrainer` from warmup_peft
+(a plugin for TRL; method: [Warmup Generations](https://arxiv.org/abs/2502.12304)).
+
+| | |
+|---|---|
+| Base model | `{base}` |
+| Data | {data} |
+| Warmup | at most {max_warmup_length} tokens, then the separator `{separator}` (ids {separator_ids}) |
+{settings_rows}
+{scores}
+## Use
+
+With warmup_peft:
+
+```bash
+warmup-peft generate --adapter <this folder> --prompt "..."
+```
+
+With {libraries} alone, where you trust the code in `custom_generate/generate.py` (read it, it is short):
+
+```python
+{own_code}
+```
+
+With {libraries} alone and no code of this repo, in two calls (the separator's ids go between them, never its text):
+
+```python
+{two_calls}
+```
+"""
+
+LOAD_ADAPTER = """from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+folder = "<this folder or repo>"
+model = AutoPeftModelForCausalLM.from_pretrained(folder)"""
+
+GENERATE = """{load}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+
+inputs = tokenizer("...", return_tensors="pt")
+ids = model.generate(**inputs, max_new_tokens=64, do_sample=False{how})
+print(tokenizer.decode(ids[0, inputs.input_ids.shape[1]:], skip_special_tokens=True))"""
+
+LOAD_MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "<this folder or repo>"
+model = AutoModelForCausalLM.from_pretrained(folder)"""
+
+TWO_CALLS = """import torch
+{load}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+
+separator, end_tokens = {separator_ids}, {end_token_ids}
+ids = tokenizer("...", return_tensors="pt").input_ids
+warmup = model.generate(input_ids=ids, max_new_tokens={max_warmup_length}, do_sample=False)[0, ids.shape[1]:].tolist()
+for i in range(len(warmup)):
+    if warmup[i] in end_tokens or warmup[i : i + len(separator)] == separator:
+        warmup = warmup[:i]
+        break
+context = torch.cat([ids, torch.tensor([warmup + separator])], dim=1)
+answer = model.generate(input_ids=context, max_new_tokens=64, do_sample=False)
+print(tokenizer.decode(answer[0, context.shape[1]:], skip_special_tokens=True))"""
+
+SEAL = "<!-- written by warmup_peft {digest}; edit freely, an edited card is never overwritten -->"
+SEAL_PATTERN = re.compile(SEAL.format(digest="([0-9a-f]{16})"))
+NOTHING = "–"  # where an arm lacks a score
+PEFT_TEMPLATE_TITLE = "# Model Card for Model ID"
+SHOWN_SETTINGS = (
+    "objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "temperature", "learning_rate",
+    "steps", "batch_size", "lora_r",
+)  # fmt: skip
+
+
+def write_model_card(folder: str | Path, title: str | None = None, license: str | None = None) -> Path:
+    """Write the folder's README.md from what lies in it, unless a person has edited the one that is there.
+
+    Args:
+        title: the folder's name where it is not given.
+        license: the base's; what a local base's own card says where it is not given.
+    """
+    folder = Path(folder)
+    path = folder / CARD_NAME
+    if path.is_file() and is_edited(path.read_text(encoding="utf-8")):
+        return path
+    record = TrainingRecord.load(folder) or TrainingRecord(base_model="")
+    license = license or license_of(record.base_model)
+    metadata = card_metadata(folder, record, license).to_yaml()
+    card = ModelCard(f"---\n{metadata}\n---\n{card_text(folder, record, title, license)}")
+    write_text(path, seal(str(card)))
+    return path
+
+
+def license_of(base: str) -> str | None:
+    """What the card of a local base says."""
+    path = Path(base, CARD_NAME)
+    if not base or not path.is_file():
+        return None
+    return ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.license
+
+
+def card_metadata(folder: Path, record: TrainingRecord, license: str | None) -> ModelCardData:
+    base_is_public = record.base_model and not looks_local(record.base_model)
+    dataset = record.data.get("dataset_name", "")
+    return ModelCardData(
+        base_model=record.base_model if base_is_public else None,
+        license=license,
+        datasets=[dataset] if dataset.count("/") == 1 and not looks_local(dataset) else None,
+        library_name="peft" if is_adapter(folder) else "transformers",
+        pipeline_tag="text-generation",
+        tags=["trl", "sft", "warmup-sft", "custom_generate", *(["lora"] if is_adapter(folder) else [])],
+    )
+
+
+def looks_local(name: str) -> bool:
+    return looks_like_a_path(name) or name.startswith("hf://") or Path(name).exists()
+
+
+def public_name(name: str) -> str:
+    """A Hub id as it is; of a local path only the last part."""
+    return f"{Path(name).name} (local)" if looks_local(name) else name
+
+
+def card_text(folder: Path, record: TrainingRecord, title: str | None, license: str | None) -> str:
+    warmup_config = WarmupConfig.load(folder)
+    separator_ids = ", ".join(map(str, warmup_config.warmup_separator_ids))
+    is_one = is_adapter(folder)
+    load = LOAD_ADAPTER if is_one else LOAD_MERGED
+    trusting = (
+        load if is_one else load.replace("from_pretrained(folder)", "from_pretrained(folder, trust_remote_code=True)")
+    )
+    two_calls = TWO_CALLS.format(
+        load=load,
+        separator_ids=f"[{separator_ids}]",
+        max_warmup_length=warmup_config.max_warmup_length,
+        end_token_ids=warmup_config.end_token_ids,
+    )
+    rows = [f"| {key} | {record.settings[key]} |" for key in SHOWN_SETTINGS if record.settings.get(key) is not None]
+    if license:
+        rows.insert(0, f"| License | {license}, inherited from the base |")
+    if record.base_revision:
+        rows.insert(0, f"| Base revision | `{record.base_revision}` |")
+    return CARD_TEXT.format(
+        title=title or folder.name,
+        kind="A PEFT adapter" if is_adapter(folder) else "A merged model",
+        base=public_name(record.base_model),
+        data=public_name(record.data.get("dataset_name", "")) if record.data else "not recorded",
+        max_warmup_length=warmup_config.max_warmup_length,
+        separator=warmup_config.warmup_separator,
+        separator_ids=separator_ids,
+        settings_rows="\n".join(rows),
+        scores=scores_table(folder),
+        libraries="transformers and peft" if is_one else "transformers",
+        own_code=GENERATE.format(load=trusting, how=", custom_generate=folder, trust_remote_code=True" * is_one),
+        two_calls=two_calls,
+    )
+
+
+def scores_table(folder: Path) -> str:
+    metrics = load_scores(folder, METRICS_NAME)
+    arms = {name: scores for name, scores in metrics.items() if isinstance(scores, dict) and "n" in scores}
+    if not arms:
+        return ""
+    columns = score_columns(arms.values())
+    rows = [
+        f"| {name} | "
+        + " | ".join(f"{scores[key]:.3f}" if key in scores else NOTHING for key in columns)
+        + f" | {scores['n']} |"
+        for name, scores in arms.items()
+    ]
+    titles = " | ".join(key.replace("_", " ") for key in columns)
+    return "\n".join([f"\n| held-out data | {titles} | rows |", "|---" * (len(columns) + 2) + "|", *rows, ""])
+
+
+def score_columns(arms: Iterable[dict[str, float]]) -> list[str]:
+    """Names of all scores but n that any of the arms has, in their order."""
+    return list(dict.fromkeys(key for scores in arms for key in scores if key != "n"))
+
+
+def seal(card: str) -> str:
+    """Sign the card, so that a later edit shows."""
+    return f"{card.rstrip()}\n\n{SEAL.format(digest=_digest(card))}\n"
+
+
+def is_edited(card: str) -> bool:
+    """Whether a person has changed, or written, this card. peft's unfilled template is nobody's."""
+    found = SEAL_PATTERN.search(card)
+    if found is None:
+        return PEFT_TEMPLATE_TITLE not in card
+    return found.group(1) != _digest(card[: found.start()]) or card[found.end() :].strip() != ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.rstrip().encode()).hexdigest()[:16]

@@ -1,0 +1,194 @@
+"""Upload an adapter or a merged model: what belongs to it, and nothing that tells where it was made. No trl.
+
+`warmup-peft push` and `WarmupSFTTrainer`'s `push_to_hub` both go through here.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
+
+from warmup_peft.export.custom_generate import EXPORT_NAME, decoding_source
+from warmup_peft.export.model_card import CARD_NAME, is_edited, looks_local, write_model_card
+from warmup_peft.inference.folder import WarmupConfig, check_folder
+from warmup_peft.inference.loading import TrainingRecord, is_adapter
+from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, scores_are_stale
+
+PUSHED = (
+    CARD_NAME, "LICENSE*", "NOTICE*",
+    "adapter_config.json", "adapter_model*.safetensors",
+    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "*.model", "*.jinja",
+    "warmup_config.json", "warmup_training.json", METRICS_NAME, HARNESS_NAME,
+)  # fmt: skip
+ADAPTER_CONFIG = "adapter_config.json"
+NAME_PLACES = (ADAPTER_CONFIG, "config.json", "tokenizer_config.json", "warmup_training.json", METRICS_NAME,
+               HARNESS_NAME)  # fmt: skip
+NAMES_A_PLACE = (
+    "base_model",
+    "base_model_name_or_path",
+    "_name_or_path",
+    "name_or_path",
+    "dataset_name",
+    "warmup_pool",
+)
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push uploads. `card_kept` says that the Hub's card was edited and stays; `commit` is the Hub's answer."""
+
+    repo_id: str
+    private: bool
+    files: list[str]
+    card_kept: bool = False
+    url: str | None = None
+    commit: CommitInfo | None = None
+
+
+def files_to_push(folder: str | Path) -> list[str]:
+    """Paths below `folder` that are uploaded: weights in safetensors, tokenizer, configurations, card, scores of them.
+
+    Raises:
+        ValueError: the folder is no adapter and no model.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
+    stale = [name for name in (METRICS_NAME, HARNESS_NAME) if scores_are_stale(folder, name)]
+    names = [name for name in names if name not in stale]
+    return sorted(names + [EXPORT_NAME] * WarmupConfig.is_in(folder))
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = True,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    api: HfApi | None = None,
+    commit_message: str = "Upload with warmup_peft",
+    revision: str | None = None,
+    path_in_repo: str | None = None,
+) -> PushPlan:
+    """Upload an adapter's or a merged model's folder to the Hub.
+
+    Of local paths in its JSON files only the last part goes up, and the base's revision is written down where it is
+    known.
+
+    Args:
+        private: of a repo that is made, None for its owner's default; one that exists keeps its setting.
+        create_pr: open a pull request instead of changing the repo.
+        dry_run: only say what would go up; asks the Hub nothing.
+        api: client to use, `HfApi()` where it is not given.
+        commit_message, revision: of the upload; the revision is the main branch where it is not given.
+        path_in_repo: folder of the repo to upload into; its root where it is not given.
+
+    Raises:
+        ValueError: the folder is no adapter and no model.
+    """
+    files = files_to_push(folder)
+    if dry_run:
+        with staged(Path(folder), files):
+            return PushPlan(repo_id, private, files)
+    api = api or HfApi()
+    card = CARD_NAME if path_in_repo is None else f"{path_in_repo}/{CARD_NAME}"
+    card_kept = hub_card_is_edited(api, repo_id, card, revision)
+    if card_kept:
+        files = [name for name in files if name != CARD_NAME]
+    else:
+        write_model_card(folder, license=license_on_the_hub(api, Path(folder)))
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    with staged(Path(folder), files) as staging:
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=str(staging),
+            path_in_repo=path_in_repo,
+            allow_patterns=files,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    return PushPlan(repo_id, private, files, card_kept, str(getattr(commit, "pr_url", None) or url), commit)
+
+
+@contextmanager
+def staged(folder: Path, files: list[str]) -> Iterator[Path]:
+    """A folder with these files as they go up."""
+    with tempfile.TemporaryDirectory(prefix="warmup-push-") as room:
+        for name in files:
+            source, target = folder / name, Path(room, name)
+            target.parent.mkdir(exist_ok=True)
+            if name == EXPORT_NAME:
+                target.write_text(decoding_source(WarmupConfig.load(folder)), encoding="utf-8")
+            elif name in NAME_PLACES:
+                write_public_json(source, target, folder)
+            elif source.suffix == ".safetensors":
+                target.symlink_to(source.resolve())  # gigabytes
+            else:
+                shutil.copy(source, target)
+        yield Path(room)
+
+
+def write_public_json(source: Path, target: Path, folder: Path) -> None:
+    """The same JSON without local paths; byte for byte where it has none."""
+    text = source.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source} is no JSON ({error}). Mend it or take it anew from the training.") from error
+    public = without_places(content)
+    if source.name == ADAPTER_CONFIG:
+        record = TrainingRecord.load(folder)
+        if record is not None and record.base_revision and not public.get("revision"):
+            public["revision"] = record.base_revision
+    target.write_text(text if public == content else json.dumps(public, indent=2) + "\n", encoding="utf-8")
+
+
+def without_places(value: Any, key: str = "") -> Any:
+    """Paths become their last part: absolute ones anywhere, relative ones in the fields that name a place."""
+    if isinstance(value, dict):
+        return {name: without_places(each, name) for name, each in value.items()}
+    if isinstance(value, list):
+        return [without_places(each, key) for each in value]
+    if not isinstance(value, str) or key == "warmup_separator":
+        return value
+    if re.match(r"(\w+:)?(//)?(/|~/|[A-Za-z]:\\)[^/\\]+[/\\]", value) or (key in NAMES_A_PLACE and looks_local(value)):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value
+
+
+def license_on_the_hub(api: HfApi, folder: Path) -> str | None:
+    """What the base's card on the Hub says; None where it is local, or cannot be asked."""
+    record = TrainingRecord.load(folder)
+    if record is None or not record.base_model or looks_local(record.base_model):
+        return None
+    try:
+        card_data = api.model_info(record.base_model).card_data
+    except (HfHubHTTPError, OSError):
+        return None
+    return getattr(card_data, "license", None)
+
+
+def hub_card_is_edited(api: HfApi, repo_id: str, card: str, revision: str | None) -> bool:
+    try:
+        path = api.hf_hub_download(repo_id, card, revision=revision)
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError):
+        return False
+    return is_edited(Path(path).read_text(encoding="utf-8"))

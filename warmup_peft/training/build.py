@@ -1,0 +1,105 @@
+"""From a recipe to its trainer: what it says is checked, its rows are read, and nothing is trained yet."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from datasets import disable_progress_bars
+from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from warmup_peft.evaluation.data import is_one_split
+from warmup_peft.evaluation.rows import data_record, training_rows
+from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer, readable_weights
+from warmup_peft.inference.quantization import keep_4bit_weights_in_place
+from warmup_peft.settings.arguments import RunOptions, check_counts
+from warmup_peft.training.trainer import WarmupSFTTrainer
+
+
+def build_trainer(
+    script_args, options: RunOptions, args, model_args, trainer_class: type[WarmupSFTTrainer] = WarmupSFTTrainer
+) -> WarmupSFTTrainer:
+    """The `WarmupSFTTrainer` of a recipe, or a kind of it.
+
+    Raises:
+        ValueError: bad input, before a model is loaded.
+    """
+    arguments = trainer_arguments(script_args, options, args, model_args)
+    with readable_weights(model_args.model_name_or_path):
+        trainer = trainer_class(**arguments)
+    trainer.data_record = data_record(script_args, options, trainer.train_dataset)
+    return trainer
+
+
+def build_sft_trainer(script_args, options: RunOptions, args, model_args) -> SFTTrainer:
+    """TRL's own trainer with what a recipe says, but for the warmups.
+
+    Raises:
+        ValueError: bad input, before a model is loaded.
+    """
+    fields = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
+    arguments = trainer_arguments(script_args, options, args, model_args)
+    arguments["args"] = SFTConfig(**{name: getattr(arguments["args"], name) for name in fields})
+    with readable_weights(model_args.model_name_or_path):
+        trainer = SFTTrainer(**arguments)
+    keep_4bit_weights_in_place(trainer.model)
+    return trainer
+
+
+def trainer_arguments(script_args, options: RunOptions, args, model_args) -> dict[str, Any]:
+    """What both trainers take; their `args` are a copy, in which `model_init_kwargs` are set."""
+    if model_args.model_name_or_path is None:
+        raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
+    if script_args.dataset_name is None:
+        raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
+    check_is_no_adapter(model_args.model_name_or_path)
+    check_counts(options, max_train_samples=1)
+    check_training_counts(args)
+    if Path(args.output_dir).resolve() == Path(model_args.model_name_or_path).resolve():
+        raise ValueError(f"output_dir={args.output_dir} is the base model's own folder. Choose another --output_dir.")
+    if script_args.dataset_streaming and args.max_steps <= 0:
+        raise ValueError("A stream does not say how many rows it has. Set max_steps, or leave dataset_streaming out.")
+    evaluates = args.eval_strategy != "no"
+    if evaluates and is_one_split(script_args.dataset_name) and options.test_split_size == 0:
+        raise ValueError(
+            f"eval_strategy={args.eval_strategy.value} would evaluate on the training rows: "
+            f"{script_args.dataset_name} has no other ones. Keep some out of training with --test_split_size 0.1."
+        )
+    disable_progress_bars()
+    train_dataset = training_rows(script_args, options, script_args.dataset_train_split, options.max_train_samples)
+    eval_dataset = None
+    if evaluates:
+        eval_dataset = training_rows(script_args, options, script_args.dataset_test_split, None)
+    args = copy.copy(args)
+    args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    return {
+        "args": args,
+        "model": model_args.model_name_or_path,
+        "train_dataset": train_dataset,
+        "eval_dataset": eval_dataset,
+        "processing_class": load_tokenizer(model_args.model_name_or_path, model_args.model_revision),
+        "quantization_config": get_quantization_config(model_args),
+        "peft_config": get_peft_config(model_args),
+    }
+
+
+def check_training_counts(args) -> None:
+    """Raise ValueError for what transformers would notice late, or not at all."""
+    check_counts(
+        args,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=1,
+        max_length=1,
+        dataloader_num_workers=0,
+        seed=0,
+    )
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise ValueError(f"num_train_epochs={args.num_train_epochs} trains nothing. Set it above 0, or set max_steps.")

@@ -1,0 +1,255 @@
+"""Refusals before long work: what would train something else than was asked for, and how to mend it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
+
+from warmup_peft.inference.loading import check_is_no_adapter, is_of_adapter, why_no_base
+from warmup_peft.training.config import WarmupSFTConfig
+
+LOGITS_HOOKS = ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func")
+
+
+def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) -> None:
+    """Raise ValueError for a call of the trainer that cannot work. Changes nothing.
+
+    Loads nothing but the model's configuration.
+
+    Args:
+        arguments: what `SFTTrainer` takes, by name.
+        args: the trainer's settings, `warmup_anchor` among them.
+    """
+    for name in LOGITS_HOOKS:
+        if arguments.get(name) is not None:
+            raise ValueError(
+                f"{name} works on the logits of one row an example, which do not exist here: every example is scored "
+                f"once for each warmup. Leave {name} out: the trainer logs its own metrics, and `warmup-peft "
+                "evaluate` scores answers."
+            )
+    if isinstance(arguments.get("processing_class"), ProcessorMixin):
+        raise ValueError("Vision-language models are not supported. Pass a tokenizer and a text-only model.")
+    datasets = arguments.get("eval_dataset")
+    datasets = datasets if isinstance(datasets, dict) else {"eval": datasets}
+    train_dataset = arguments.get("train_dataset")
+    if args.warmup_source == "base" and train_dataset is not None and not isinstance(train_dataset, Dataset):
+        raise ValueError(
+            "warmup_source base draws warmups for every row before training, but the train dataset is a stream. Load "
+            "it without streaming, or set warmup_source to 'policy'."
+        )
+    for name, dataset in {"train": arguments.get("train_dataset"), **datasets}.items():
+        if dataset is not None:
+            check_columns(name, dataset, args)
+    check_adapters(adapter_configs(arguments["model"], arguments.get("peft_config")), args)
+    check_frozen_base(arguments["model"], args)
+    check_model_config(model_config(arguments["model"], args), args)
+    check_parallelism(args)
+
+
+def model_config(model: str | PreTrainedModel, args: WarmupSFTConfig) -> PretrainedConfig:
+    if not isinstance(model, str):
+        return model.config
+    check_is_no_adapter(model)
+    revision = (args.model_init_kwargs or {}).get("revision")
+    return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
+
+
+def has_transform(dataset: Any) -> bool:
+    """Whether rows are made at the moment they are read (`Dataset.with_transform`)."""
+    return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+
+
+def check_columns(name: str, dataset: Any, args: WarmupSFTConfig) -> None:
+    """The first row must show where the prompt ends."""
+    if has_transform(dataset) and not (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        return  # TRL refuses it, in words of its own
+    sample = next(iter(dataset), None)
+    if sample is None:
+        raise ValueError(f"The {name} dataset is empty. Give it at least one row.")
+    if "image" in sample or "images" in sample:
+        raise ValueError(f"The {name} dataset holds images. Warmups are text: use a text-only dataset.")
+    has_boundary = (
+        {"prompt", "completion"} <= set(sample)
+        or ("input_ids" in sample and {"labels", "completion_mask", "assistant_masks"} & set(sample))
+        or ("messages" in sample and args.assistant_only_loss)
+    )
+    if not has_boundary:
+        raise ValueError(
+            f"The {name} dataset (columns {', '.join(sorted(sample))}) does not show where the prompt ends and the "
+            "target begins. Give it the columns `prompt` and `completion`; a `formatting_func` may return them as a "
+            "dictionary."
+        )
+    if isinstance(dataset, Dataset):
+        for column in ({"prompt", "completion"} & set(sample)) or ():
+            for row, value in enumerate(dataset[column]):
+                if value is None:
+                    raise ValueError(f"Row {row} of the {name} dataset has no `{column}`. Mend or remove the row.")
+
+
+def adapter_configs(model: str | PreTrainedModel, peft_config: Any) -> list[Any]:
+    own = model.peft_config.values() if isinstance(model, PeftModel) else ()
+    return [*own, *([] if peft_config is None else [peft_config])]
+
+
+def check_adapters(configs: list[Any], args: WarmupSFTConfig) -> None:
+    if len(configs) > 1:
+        raise ValueError(
+            f"The model has {len(configs)} adapters, and a saved folder holds one. Merge or delete the others "
+            "(PeftModel.merge_and_unload, delete_adapter), and pass a peft_config only with a model that has none."
+        )
+    for config in configs:
+        if getattr(config, "is_prompt_learning", False) or getattr(config, "alora_invocation_tokens", None):
+            raise ValueError(
+                f"{type(config).__name__} depends on where tokens stand in the row (virtual tokens, invocation "
+                "tokens), and warmups move them. Use plain LoRA (peft.LoraConfig)."
+            )
+        if targets_lm_head(config):
+            raise ValueError(
+                "An adapter on `lm_head` is not supported by TRL's SFTTrainer nor here. Remove 'lm_head' from "
+                "target_modules ('all-linear' leaves it out by itself)."
+            )
+    for config in configs:
+        reason = why_no_base(config)
+        if needs_base(args) and reason is not None:
+            raise ValueError(
+                f"{reason}, so the model with its adapter off is no longer the base that the anchor and "
+                "warmup_source base need. Leave that option at its default, or set warmup_anchor to 0 and "
+                "warmup_source to 'policy'."
+            )
+    if args.warmup_anchor > 0 and args.warmup_source == "policy" and not configs:
+        raise ValueError(
+            f"warmup_anchor={args.warmup_anchor} compares with the model whose adapter is off, but this model "
+            "has no adapter. Pass a peft_config (such as peft.LoraConfig), set warmup_source to base, whose anchor "
+            "needs none, or set warmup_anchor to 0."
+        )
+
+
+def needs_base(args: WarmupSFTConfig) -> bool:
+    """Whether the training computes with the model whose adapter is off."""
+    return args.warmup_anchor > 0 or args.warmup_source == "base"
+
+
+def check_frozen_base(model: str | PreTrainedModel, args: WarmupSFTConfig) -> None:
+    """A PeftModel that the caller made may train weights of its base, which stay when the adapter is off."""
+    if not isinstance(model, PeftModel) or not needs_base(args):
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not is_of_adapter(name, model):
+            raise ValueError(
+                f"The model trains {name}, a weight of the base itself, so the model with its adapter off is no "
+                "longer the base that the anchor and warmup_source base need. Freeze it (requires_grad_(False)), name "
+                "its module in modules_to_save, or set warmup_anchor to 0 and warmup_source to 'policy'."
+            )
+
+
+def targets_lm_head(peft_config: Any) -> bool:
+    targets = getattr(peft_config, "target_modules", None) or ()
+    if isinstance(targets, str):
+        return targets != "all-linear" and re.fullmatch(targets, "lm_head") is not None
+    return "lm_head" in targets
+
+
+def check_model_config(config: PretrainedConfig, args: WarmupSFTConfig) -> None:
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"{config.model_type} is an encoder-decoder model; warmups are written by decoder-only models. "
+            "Choose a causal language model."
+        )
+    text_config = config.get_text_config()
+    aux_loss = getattr(text_config, "router_aux_loss_coef", 0.0) if args.router_aux_loss_coef is None else 0.0
+    if hasattr(text_config, "output_router_logits") and aux_loss:
+        raise ValueError(
+            f"{config.model_type} is a mixture of experts whose load-balancing loss (router_aux_loss_coef={aux_loss}) "
+            "is not added to the warmup loss. Set router_aux_loss_coef to 0 to train without it."
+        )
+
+
+def check_parallelism(args: WarmupSFTConfig) -> None:
+    plugin = args.deepspeed_plugin
+    if (plugin is not None and plugin.zero_stage == 3) or args.fsdp:
+        raise ValueError(
+            "Warmups are written by the model between two training steps, which sharded weights (DeepSpeed ZeRO-3, "
+            "FSDP) do not allow here. Use DDP, DeepSpeed ZeRO-2 or a single GPU with 4-bit weights."
+        )
+    parallelism = args.parallelism_config
+    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+        raise ValueError(
+            "Context and sequence parallelism cut rows across GPUs, but a warmup needs its whole prompt. "
+            "Set cp_size and sp_size to 1."
+        )
+
+
+def check_spans(name: str, dataset: Dataset) -> None:
+    """Every prepared row must be one prompt followed by one target.
+
+    Raises:
+        ValueError: naming the first row that is not.
+    """
+    for row, labels in enumerate(dataset["labels"]):
+        supervised = [label != -100 for label in labels]
+        if supervised and supervised[0]:
+            raise ValueError(
+                f"Row {row} of the {name} dataset has no prompt before its target. Give it a non-empty prompt."
+            )
+        starts = sum(now and not before for before, now in itertools.pairwise(supervised))
+        if starts > 1:
+            raise ValueError(
+                f"Row {row} of the {name} dataset has {starts} supervised spans (several assistant turns?), but a "
+                "warmup stands before one target. Split it into one row for each answer, as prompt and completion."
+            )
+
+
+def check_targets(name: str, dataset: Dataset) -> None:
+    """Every row must have a target.
+
+    Raises:
+        ValueError: naming the first row that has none.
+    """
+    for row, labels in enumerate(dataset["labels"]):
+        if all(label == -100 for label in labels):
+            raise ValueError(f"Row {row} of the {name} dataset has no target: all of its labels are -100. Remove it.")
+
+
+def check_context(name: str, dataset: Dataset, context: int | None, extra_tokens: int) -> None:
+    """The longest row, its warmup and its separator must fit the model's context.
+
+    Raises:
+        ValueError: naming that row and its length in tokens.
+    """
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    row = max(range(len(lengths)), key=lengths.__getitem__)
+    if context is not None and lengths[row] + extra_tokens > context:
+        count = sum(length + extra_tokens > context for length in lengths)
+        raise ValueError(
+            f"Row {row} of the {name} dataset has {lengths[row]} tokens; with warmup and separator ({extra_tokens}) "
+            f"that is more than the model's context of {context}, as it is for {count} of {len(lengths)} rows. "
+            + (
+                f"Set max_length to {context - extra_tokens} or less."
+                if context > extra_tokens
+                else "Set max_warmup_length lower."
+            )
+        )
+
+
+def memory_advice(args: WarmupSFTConfig, model: nn.Module) -> str:
+    """What to change when memory ran out in the middle of a step, and what each change would save."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**30
+    advice = []
+    if args.per_device_train_batch_size > 1:
+        advice.append(
+            f"halve per_device_train_batch_size={args.per_device_train_batch_size} and double "
+            "gradient_accumulation_steps (half of the activations, the same gradient)"
+        )
+    if not args.gradient_checkpointing:
+        advice.append("set gradient_checkpointing (all activations but one layer's, for about a third more time)")
+    if args.num_warmups > 1:
+        advice.append(f"lower num_warmups={args.num_warmups} (the branches' share falls in proportion)")
+    if not getattr(model, "is_loaded_in_4bit", False):
+        advice.append(f"set load_in_4bit (weights of {weights:.1f} GiB now; a 16-bit model takes a third in 4 bit)")
+    return f"Out of memory in the middle of a step. In this order: {'; '.join(advice)}."

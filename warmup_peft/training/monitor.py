@@ -1,0 +1,181 @@
+"""What a training shows of its warmups: metrics beside the loss, a table, and a warning when they bring nothing."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import logging
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from warmup_peft.method import diagnostics
+from warmup_peft.method.branches import Tokens, Warmups, no_warmups
+from warmup_peft.method.objective import Credit, Scores
+from warmup_peft.training.config import WarmupSFTConfig
+
+logger = logging.getLogger(__name__)
+
+Ratios = dict[str, tuple[Tensor, Tensor]]
+PROMPT_TOKENS_SHOWN = 32
+LOG_FILE_WIDTH = 120  # characters, where there is no terminal to ask
+GAINS_TO_JUDGE = 5  # logs; a single batch's gain is too noisy to warn by
+TRACKERS = ("wandb", "trackio")
+
+
+class WarmupMonitor:
+    """Metrics as ratios of sums, so that ranks and batches add up.
+
+    Args:
+        args: the training's settings.
+        tokenizer: to read warmups and targets as words.
+    """
+
+    def __init__(self, args: WarmupSFTConfig, tokenizer: PreTrainedTokenizerBase):
+        self.args, self.tokenizer = args, tokenizer
+        self._previous: tuple[list[int], Warmups] | None = None  # the batch before: its last prompt, its warmups
+        self._gains: deque[float] = deque(maxlen=GAINS_TO_JUDGE)
+        self._shown: list[dict[str, Any]] = []
+        self._warned = False
+
+    def texts(self, tokens: Tokens) -> list[str]:
+        """Of (..., W) tokens, in row-major order."""
+        ids, mask = tokens.ids.flatten(0, -2).tolist(), tokens.mask.flatten(0, -2).tolist()
+        rows = [[token for token, is_real in zip(*row) if is_real] for row in zip(ids, mask)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    @torch.no_grad()
+    def ratios(self, prompt: Tokens, warmups: Warmups, target: Tokens, scores: Scores, credit: Credit) -> Ratios:
+        """Metrics of a batch; warmups that were left out (`warmup_dropout`) count in none of them."""
+        is_kept = warmups.num_decisions > 0
+        num_kept, num_tokens = is_kept.sum(), warmups.lengths.sum()
+        written, wanted = self.texts(warmups.tokens()), self.texts(target)
+        num_warmups = is_kept.size(1)
+        pairs = [(text, wanted[i // num_warmups]) for i, text in enumerate(written) if is_kept.flatten()[i]]
+        shared = [diagnostics.num_shared_words(*pair) for pair in pairs]
+        size = torch.ones_like(num_kept)
+        batch_size = size * len(is_kept)
+        ratios = {
+            "mean_length": (num_tokens, num_kept),
+            "stopped": (warmups.stopped.sum(), num_kept),
+            "distinct": (diagnostics.num_distinct(warmups).sum(), num_kept),
+            "repeated": (diagnostics.num_repeated(warmups).sum(), num_tokens),
+            "overlap": (size * sum(count for count, _ in shared), size * sum(count for _, count in shared)),
+            "leak": (size * sum(diagnostics.contains(*pair) for pair in pairs), num_kept),
+            "effective_sample_size": (
+                diagnostics.effective_sample_size(scores.target_logp_BK).sum(),
+                batch_size,
+            ),
+        }
+        if scores.kl_BK is not None:
+            ratios["kl"] = (scores.kl_BK.sum(), num_kept)
+        if self.args.log_warmups:
+            self._remember(prompt, written, wanted, scores, credit)
+        return {f"warmups/{name}": ratio for name, ratio in ratios.items()}
+
+    @torch.no_grad()
+    def gains(self, prompt: Tokens, warmups: Warmups, scores: Scores, score: Callable[[Warmups], Tensor]) -> Ratios:
+        """What the target's log-probability gains, in nats, over no warmup and over another example's.
+
+        Args:
+            score: warmups (B, 1) -> R (B, 1).
+        """
+        prompts = [row[mask].tolist() for row, mask in zip(prompt.ids, prompt.mask)]
+        lender, before = self._previous or (prompts[-1], None)
+        lenders = [prompts[-1] if len(prompts) > 1 else lender, *prompts[:-1]]
+        is_another = torch.tensor([own != other for own, other in zip(prompts, lenders)], device=prompt.ids.device)
+        instead = {
+            "none": (no_warmups(prompt), torch.ones_like(is_another)),
+            "others": (diagnostics.anothers_warmup(warmups, before), is_another),
+        }
+        self._previous = (prompts[-1], warmups)
+        ratios = {}
+        for name, (others, counts_B) in instead.items():
+            gain_BK = scores.target_logp_BK - (scores.target_logp_BK if others is None else score(others))
+            counts = (warmups.num_decisions > 0) & counts_B.unsqueeze(1) & gain_BK.isfinite()
+            ratios[f"warmups/gain_over_{name}"] = (gain_BK.masked_fill(~counts, 0.0).sum(), counts.sum())
+        return ratios
+
+    def warn(self, metrics: Mapping[str, float], share_of_training: float) -> None:
+        """Say once when warmups bring nothing any more; a gain is judged by the mean of several logs."""
+        metrics = dict(metrics)
+        gain = metrics.pop("warmups/gain_over_none", None)
+        if gain is not None:
+            self._gains.append(gain)
+        if len(self._gains) == GAINS_TO_JUDGE:
+            metrics["warmups/gain_over_none"] = sum(self._gains) / GAINS_TO_JUDGE
+        wrong = None if self._warned else diagnostics.what_is_wrong(metrics, share_of_training)
+        if wrong is not None:
+            self._warned = True
+            logger.warning(wrong)
+
+    # ---- The table ----
+
+    def _remember(self, prompt: Tokens, written: list[str], wanted: list[str], scores: Scores, credit: Credit) -> None:
+        count = min(self.args.num_warmups_to_print, len(wanted))
+        num_warmups = scores.target_logp_BK.size(1)
+        tail = slice(-PROMPT_TOKENS_SHOWN, None)
+        prompts = self.texts(Tokens(prompt.ids[:count, tail], prompt.mask[:count, tail]))
+        numbers = [x[:count].flatten().tolist() for x in (scores.target_logp_BK, *credit)]
+        self._shown = [
+            {
+                "prompt": prompts[i // num_warmups],
+                "warmup": written[i],
+                "R": numbers[0][i],
+                "w": numbers[1][i],
+                "A": numbers[2][i],
+                "target": wanted[i // num_warmups],
+            }
+            for i in range(count * num_warmups)
+        ]
+
+    def show(self, step: int) -> None:
+        """Print the last batch's first prompts, and send them to the trackers that take tables."""
+        if not self._shown:
+            return
+        console = log_console()
+        with console.capture() as captured:
+            console.print(warmup_table(self._shown, step))
+        tqdm.write(captured.get().rstrip())  # above the progress bar, if there is one
+        for name in set(TRACKERS) & set(self.args.report_to or ()):
+            import pandas
+
+            tracker = importlib.import_module(name)
+            tracker.log(
+                {"warmups": tracker.Table(dataframe=pandas.DataFrame([{"step": step, **r} for r in self._shown]))}
+            )
+        self._shown = []
+
+
+def log_console() -> Console:
+    """As wide as the terminal, or wide enough for a table in a log file."""
+    return Console(width=None if sys.stdout.isatty() else LOG_FILE_WIDTH)
+
+
+def warmup_table(rows: list[dict[str, Any]], step: int) -> Table:
+    """R in nats, weight and advantage of each warmup; those of a prompt that coincide take one line."""
+    table = Table(title=f"Warmups at step {step}")
+    for name in ("end of the prompt", "warmup", "times", "R", "w", "A", "target"):
+        table.add_column(name, justify="right" if name in ("times", "R", "w", "A") else "left", overflow="fold")
+    for (prompt, target), group in itertools.groupby(rows, key=lambda row: (row["prompt"], row["target"])):
+        table.add_section()
+        lines = Counter(
+            (on_one_line(row["warmup"]), f"{row['R']:.2f}", f"{row['w']:.2f}", f"{row['A']:+.2f}") for row in group
+        )
+        for number, ((warmup, *numbers), times) in enumerate(lines.items()):
+            first = (on_one_line(prompt), on_one_line(target)) if number == 0 else ("", "")
+            table.add_row(first[0], warmup, str(times), *numbers, first[1])
+    return table
+
+
+def on_one_line(text: str) -> str:
+    return escape(" ".join(text.split()))

@@ -55,7 +55,7 @@ bench: setup  ## Time a training step with and without warmups; takes ARGS=, suc
 	@$(BIN)/warmup-peft bench $(ARGS)
 
 test: setup  ## Run the tests (no network, no GPU)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto
 
 test-slow: setup  ## Run the tests that take minutes: every architecture of transformers, and more
 	@$(BIN)/python -m pytest -m slow --ignore tests/faults

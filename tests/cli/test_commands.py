@@ -440,7 +440,7 @@ def test_impossible_counts_are_refused_by_name(run, capsys, command, flag, value
 # ---- Ctrl-C, and SIGTERM ----
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, model_folder, data, number):
     folder = tmp_path / "run"
     argv = train_argv(model_folder, data, folder, task="logiqa", max_steps=100000)

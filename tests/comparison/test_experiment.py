@@ -191,12 +191,14 @@ def test_examples_are_those_really_seen(argv, tmp_path, in_this_process, batch, 
     assert run.examples_per_second == pytest.approx(expected[-1] / run.train_seconds)
 
 
+@pytest.mark.slow
 def test_arms_that_are_added_run_and_the_others_do_not(argv, in_this_process):
     assert main(argv(arms="sft")) == 0
     assert main(argv(arms="sft,empty_warmup", seeds="0,1")) == 0
     assert in_this_process.started == ["sft 0", "empty_warmup 0", "sft 1", "empty_warmup 1"]
 
 
+@pytest.mark.slow
 def test_a_sweep_given_in_several_words(argv, tmp_path, in_this_process):
     command = [*argv(arms="sft,warmup"), "--sweep", "num_warmups=1,2", "--sweep=max_warmup_length=2,3"]
     assert main(command) == 0
@@ -206,6 +208,7 @@ def test_a_sweep_given_in_several_words(argv, tmp_path, in_this_process):
     assert "--num_warmups 1" in " ".join(Job.load(tmp_path / "cmp" / "runs" / names[0] / "seed-0").argv)
 
 
+@pytest.mark.slow
 def test_an_arm_that_fails_does_not_stop_the_others(argv, tmp_path, in_this_process, capsys):
     in_this_process.fail["paper"] = ValueError("nothing | to see <here>")
     in_this_process.fail["warmup"] = -9

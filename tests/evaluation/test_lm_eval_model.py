@@ -62,7 +62,9 @@ def base(model_folder):
     return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("kind", ["base", "adapter", "no warmup"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("base", "no warmup")), "adapter"]
+)
 def test_accuracy_is_that_of_our_own_evaluation(base, model_folder, tokenizer, lora, task, kind):
     model = base if kind == "base" else random_adapter(model_folder, lora)
     config = warmup_config(tokenizer, 0 if kind == "no warmup" else 5)
@@ -239,6 +241,7 @@ def test_rolling_log_likelihoods_are_the_models_own(base, tokenizer, repeats):
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_evaluate_runs_a_task_of_the_harness(model_folder, tokenizer, lora, task, tmp_path, capsys):
     folder = save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
     assert main(["evaluate", "--adapter", str(folder), "--harness", str(task), "--max_samples", "8"]) == 0

@@ -90,8 +90,15 @@ def run_alone(snippet: str, folder: Path, tmp_path: Path) -> str:
     return done.stdout.removesuffix("\n")
 
 
-@pytest.mark.parametrize("kind", ["adapter", "merged"])
-@pytest.mark.parametrize("way", ["own code", "two calls"])
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        ("merged", "own code"),
+        ("adapter", "two calls"),
+        pytest.param("adapter", "own code", marks=pytest.mark.slow),
+        pytest.param("merged", "two calls", marks=pytest.mark.slow),
+    ],
+)
 def test_the_cards_snippets_answer_as_warmup_generate_does(folders, tokenizer, tmp_path, kind, way):
     folder = folders[kind]
     loaded = load_folder(folder)

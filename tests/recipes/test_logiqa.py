@@ -59,6 +59,7 @@ def test_the_tokenizer_is_what_its_script_makes(tmp_path):
         assert (tmp_path / name).read_bytes() == (TINY / "base" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_the_base_still_derives_in_4_bit():
     """Asserts in the script: derivations at least 0.97 exact in float32 and NF4, direct answers at most 0.45."""
     run_script("make_base.py", "--check")

@@ -62,6 +62,7 @@ def test_a_bad_row_is_named():
         read_questions(TASK, [good], COLUMNS)
 
 
+@pytest.mark.slow
 def test_a_base_is_made_from_documents(tmp_path):
     sizes = ["--vocab_size", "320", "--hidden_size", "64", "--num_layers", "1", "--epochs", "1", "--dtype", "bfloat16"]
     rows = (TINY / "validation.jsonl").read_bytes()

@@ -64,6 +64,7 @@ def test_a_bad_row_is_named():
         TASK.read([good], target="fr")
 
 
+@pytest.mark.slow
 def test_a_base_is_made_from_line_aligned_texts(tmp_path):
     rows = read_splits(TINY)["validation"]
     for language in ("de", "en"):

@@ -118,6 +118,7 @@ def test_a_checkpoint_that_was_cut_short_is_refused(model_folder, tokenizer, lor
         trainer.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state"])
 def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(
     unbroken, model_folder, tokenizer, lora, tmp_path, monkeypatch, part

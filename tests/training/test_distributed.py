@@ -46,7 +46,7 @@ if trainer.is_world_process_zero():
 """
 
 
-@pytest.mark.parametrize("sharing", ["true", "false"])
+@pytest.mark.parametrize("sharing", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_two_ranks_move_the_weights_like_one(model_folder, tmp_path, sharing):
     script = tmp_path / "step.py"
     script.write_text(SCRIPT)
@@ -88,6 +88,7 @@ sys.exit(main(argv))
 """
 
 
+@pytest.mark.slow
 def test_no_rank_reads_the_warmups_of_the_run_that_is_replaced(model_folder, tmp_path):
     (tmp_path / "train.py").write_text(OVERWRITE)
     options = {

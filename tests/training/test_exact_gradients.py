@@ -90,20 +90,24 @@ def exact_gradient(name: str, model, beta: float) -> Tensor:
     return flat_gradient(model, -exact_objective(name, model, beta) / len(TARGET))
 
 
+A_DIAGONAL = [
+    ("warmup", 0.0),
+    ("log_mean_exp", 0.0),
+    ("latro", BETA),
+    ("posterior from the base", BETA),
+]
+THE_OTHERS = [  # in `make test-slow`
+    ("jensen", 0.0),
+    ("verifree", 0.0),
+    ("rlpr", 0.0),
+    ("posterior", 0.0),
+    ("warmup from the base", BETA),
+    ("posterior from the base", 0.0),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "beta"),
-    [
-        ("warmup", 0.0),
-        ("jensen", 0.0),
-        ("log_mean_exp", 0.0),
-        ("latro", BETA),
-        ("verifree", 0.0),
-        ("rlpr", 0.0),
-        ("posterior", 0.0),
-        ("warmup from the base", BETA),
-        ("posterior from the base", 0.0),
-        ("posterior from the base", BETA),
-    ],
+    ("name", "beta"), [*A_DIAGONAL, *(pytest.param(*other, marks=pytest.mark.slow) for other in THE_OTHERS)]
 )
 def test_average_over_all_pairs_is_the_exact_gradient(world, tmp_path, name, beta):
     objective, _, source = name.partition(" from the ")
@@ -133,12 +137,14 @@ def test_a_wrong_advantage_is_caught(world, tmp_path, monkeypatch, name, wrong):
     assert relative_difference(expected_gradient(trainer), exact_gradient(name, trainer.model, 0.0)) > 1e-2
 
 
+@pytest.mark.slow
 def test_a_stop_decision_left_out_is_caught(world, tmp_path):
     trainer = build_trainer(world, tmp_path, "jensen")
     wrong = expected_gradient(trainer, change=lambda warmups: warmups._replace(num_decisions=warmups.lengths))
     assert relative_difference(wrong, exact_gradient("jensen", trainer.model, 0.0)) > 1e-2
 
 
+@pytest.mark.slow
 def test_an_importance_ratio_left_out_is_caught(world, tmp_path, monkeypatch):
     trainer = build_trainer(world, tmp_path, "posterior", warmup_source="base")
     monkeypatch.setitem(

@@ -276,6 +276,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_20000_examples_stay_under_200_mb(tmp_path):
     run = [sys.executable, "-c", MEASURE, str(tmp_path)]
     done = subprocess.run(run, capture_output=True, text=True, timeout=240)

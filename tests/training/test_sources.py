@@ -181,6 +181,7 @@ def drift(trainer, examples):
     return trainer.evaluate(examples)["eval_warmups/kl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["policy", "base"])
 def test_a_strong_anchor_keeps_the_warmups_law_and_none_lets_it_drift(
     model_folder, tokenizer, lora, tmp_path, examples, source

@@ -15,8 +15,9 @@ from pages import EVIL, Page, cells, table_lines
 
 from warmup_peft.comparison.report import comparison as report
 from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Estimate, Point
-from warmup_peft.evaluation import wording
+from warmup_peft.comparison.wording import p_text
 from warmup_peft.evaluation.tasks import Row
+from warmup_peft.evaluation.wording import points_text, score_text
 
 
 def difference(estimate: float = 0.1234, is_shown: bool = True, **changes) -> Difference:
@@ -145,12 +146,12 @@ def test_everything_else_is_there_too():
 
 
 def test_metrics_keep_the_scale_they_are_published_in():
-    assert wording.score_text("accuracy", 0.9812) == "0.981"
-    assert wording.score_text("bleu", 0.3421) == "34.2"
-    assert wording.score_text("rougeL", 0.5) == "50.0"
-    assert wording.score_text("comet", 0.8123) == "0.812"
-    assert wording.score_text("perplexity", 12345.678) == "12,346"
-    assert wording.score_text("perplexity", math.nan) == "undefined"
+    assert score_text("accuracy", 0.9812) == "0.981"
+    assert score_text("bleu", 0.3421) == "34.2"
+    assert score_text("rougeL", 0.5) == "50.0"
+    assert score_text("comet", 0.8123) == "0.812"
+    assert score_text("perplexity", 12345.678) == "12,346"
+    assert score_text("perplexity", math.nan) == "undefined"
     arm = replace(SFT, metrics={"bleu": Estimate(0.3421, 0.01), "chrf++": Estimate(0.6, 0.01)})
     markdown = report.to_markdown(comparison(arm, metric="bleu", goal=0.4))
     assert cells(table_lines(markdown)[0])[1:3] == ["BLEU", "chrF++"]
@@ -159,7 +160,7 @@ def test_metrics_keep_the_scale_they_are_published_in():
 
 
 def test_p_values():
-    assert [re.sub(r"\s", " ", wording.p_text(p)) for p in (0.0009, 0.001, 0.03, 0.048, 0.239, 1.0)] == [
+    assert [re.sub(r"\s", " ", p_text(p)) for p in (0.0009, 0.001, 0.03, 0.048, 0.239, 1.0)] == [
         "p < 0.001",
         "p = 0.001",
         "p = 0.03",
@@ -170,9 +171,9 @@ def test_p_values():
 
 
 def test_signs_of_differences():
-    assert wording.points_text(0.02) == "+2.0"
-    assert wording.points_text(-0.0123) == "−1.2"
-    assert wording.points_text(-0.0001) == "+0.0"
+    assert points_text(0.02) == "+2.0"
+    assert points_text(-0.0123) == "−1.2"
+    assert points_text(-0.0001) == "+0.0"
 
 
 def test_shown_is_said_in_words():

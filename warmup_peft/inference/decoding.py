@@ -185,19 +185,19 @@ def write_warmups(
     ends = [law.eos_token_id] if isinstance(law.eos_token_id, int) else law.eos_token_id or []
     ends = torch.tensor([*config.end_token_ids, *ends], dtype=torch.long, device=prompt.device)
     separator = torch.tensor(config.warmup_separator_ids, device=prompt.device)
-    written = prompt[:, :0]
+    written, new, ids = prompt[:, :0], prompt, prompt
     while True:
-        logits = (_last_logits if cache is None else _next_logits)(model, prompt, mask, written, cache)
-        written = torch.cat([written, _choose(logits.float(), law)], 1)
+        logits = _last_logits(model, ids, mask) if cache is None else _next_logits(model, new, mask, cache)
+        new = _choose(logits.float(), law)
+        written, ids = torch.cat([written, new], 1), torch.cat([ids, new], 1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         lengths = warmup_lengths(written, ends, separator)
         if written.size(1) == config.max_warmup_length or (lengths < written.size(1)).all():
             return written, lengths
 
 
-def _next_logits(model: PreTrainedModel, prompt: Tensor, mask: Tensor, written: Tensor, cache: Any) -> Tensor:
-    """(B, V) of what follows, going on from the cache."""
-    mask = torch.cat([mask, torch.ones_like(written, dtype=torch.bool)], 1)
-    new = written[:, -1:] if written.size(1) else prompt
+def _next_logits(model: PreTrainedModel, new: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    """(B, V) of what follows the `new` tokens, which come behind those in the cache."""
     options: dict[str, Any] = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
     if _takes(model, "position_ids"):
         options["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -new.size(1) :]
@@ -205,10 +205,8 @@ def _next_logits(model: PreTrainedModel, prompt: Tensor, mask: Tensor, written: 
     return output.logits[:, -1]
 
 
-def _last_logits(model: PreTrainedModel, prompt: Tensor, mask: Tensor, written: Tensor, _: Any) -> Tensor:
+def _last_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """(B, V) of what follows, from whole rows that are padded on the right, where padding changes nothing."""
-    ids = torch.cat([prompt, written], 1)
-    mask = torch.cat([mask, torch.ones_like(written, dtype=torch.bool)], 1)
     if _rope_limit(model) is not None:  # where it does: the longest row decides for all
         rows = [model(input_ids=row[real].unsqueeze(0), use_cache=False).logits for row, real in zip(ids, mask)]
         return torch.cat([logits[:, -1] for logits in rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from architectures import build
 from datasets import Dataset, disable_progress_bars
+from folders import logits, random_adapter, save_adapter
 from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
@@ -100,3 +102,16 @@ def longrope() -> torch.nn.Module:
         parameter.data.mul_(3.0) if parameter.dim() > 1 else None
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
     return model
+
+
+@pytest.fixture(params=["float32", "nf4"])
+def trained(request, tmp_path, model_folder, tokenizer, lora, nf4):
+    """The adapter's folder, and the logits of the model that was saved there."""
+    quantization = nf4 if request.param == "nf4" else None
+    model = random_adapter(model_folder, lora, quantization)
+    return save_adapter(tmp_path / "adapter", model, tokenizer, model_folder, quantization), logits(model)
+
+
+@pytest.fixture
+def adapter(tmp_path, model_folder, tokenizer, lora) -> Path:
+    return save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)

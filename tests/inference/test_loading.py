@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
-from folders import random_adapter, save_adapter, warmup_config
+from folders import logits, random_adapter, relative_difference, save_adapter, warmup_config
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, T5Config
 
@@ -25,31 +25,6 @@ from warmup_peft.inference.loading import (
     load_folder,
     load_tokenizer,
 )
-
-IDS = torch.arange(3, 120).unsqueeze(0)
-
-
-@torch.no_grad()
-def logits(model) -> torch.Tensor:
-    return model(input_ids=IDS).logits.float()
-
-
-def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
-
-
-@pytest.fixture(params=["float32", "nf4"])
-def trained(request, tmp_path, model_folder, tokenizer, lora, nf4):
-    """The adapter's folder, and the logits of the model that was saved there."""
-    quantization = nf4 if request.param == "nf4" else None
-    model = random_adapter(model_folder, lora, quantization)
-    return save_adapter(tmp_path / "adapter", model, tokenizer, model_folder, quantization), logits(model)
-
-
-@pytest.fixture
-def adapter(tmp_path, model_folder, tokenizer, lora) -> Path:
-    return save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
-
 
 # ---- Loading ----
 

@@ -117,3 +117,15 @@ def logiqa_folder(folder: Path) -> Path:
 
 def card_of(folder: Path) -> str:
     return (folder / CARD_NAME).read_text(encoding="utf-8")
+
+
+IDS = torch.arange(3, 120).unsqueeze(0)
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model(input_ids=IDS).logits.float()
+
+
+def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()

@@ -43,7 +43,7 @@ class Tolerance:
 
 
 FLOAT32 = Tolerance(1e-3, 1e-2)
-LOW_PRECISION = Tolerance(0.1, 0.15)
+LOW_PRECISION = Tolerance(0.1, 0.25)  # bfloat16 and 32 layers gave 0.04 nats and 7%; wrong gradients were 75% off
 
 
 def tolerance_of(model: nn.Module, is_mixed: bool = False) -> Tolerance:

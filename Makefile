@@ -54,6 +54,8 @@ announce:
 bench: setup  ## Time a training step with and without warmups; takes ARGS=, such as "--shape llama-3.2-1b"
 	@$(BIN)/warmup-peft bench $(ARGS)
 
+# One thread each: two workers of two threads would only wait for each other.
+test test-slow: export OMP_NUM_THREADS := 1
 test: setup  ## Run the tests (no network, no GPU)
 	@$(BIN)/python -m pytest -n auto
 

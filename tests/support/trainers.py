@@ -74,7 +74,3 @@ def record_warmups(trainer):
 
     trainer._sample, trainer._leave_some_out = recording, lambda warmups: warmups
     return drawn
-
-
-def relative_difference(a, b):
-    return ((a - b).norm() / b.norm()).item()

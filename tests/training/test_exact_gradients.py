@@ -10,9 +10,9 @@ import itertools
 
 import pytest
 import torch
+from folders import relative_difference
 from tiny_world import OUTCOMES, PROMPT, SEPARATOR, STOP, TARGET, build_trainer, quantities
 from torch import Tensor
-from trainers import relative_difference
 
 from warmup_peft.method import objective as objective_page
 from warmup_peft.method.branches import Warmups

@@ -17,9 +17,9 @@ import pytest
 import torch
 from conftest import EXAMPLES, TINY_SIZES
 from datasets import Dataset, IterableDataset
-from folders import puzzles, write_rows
+from folders import puzzles, relative_difference, write_rows
 from peft import LoraConfig
-from trainers import make_trainer, randomise_adapter, record_warmups, relative_difference
+from trainers import make_trainer, randomise_adapter, record_warmups
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,

@@ -8,6 +8,7 @@ The fast way with gradient is `warmup_peft.method.prefix`; which of them is take
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,7 +88,12 @@ def logits_at(model: nn.Module, lm_head: nn.Module | None, positions: Tensor, **
 
 def takes(model: nn.Module, name: str) -> bool:
     """Whether the model's forward names this argument."""
-    return name in inspect.signature(type(without_peft_wrapper(model)).forward).parameters
+    return name in _arguments_of(type(without_peft_wrapper(model)))
+
+
+@functools.cache  # asked for every token that is sampled
+def _arguments_of(kind: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def positions_for(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:

@@ -75,10 +75,13 @@ class BaseModel:
     def _sampler(self) -> WarmupSampler:
         return WarmupSampler()
 
+    @cached_property
+    def _rope_limit(self) -> int | None:
+        return rope_limit(self.model)
+
     def _encode(self, prompt: Tokens) -> PlainRows:
         room = self.sampling.max_length + len(self.sampling.separator_ids)
-        limit = rope_limit(self.model)
-        is_beyond = limit is not None and prompt.ids.size(1) + room > limit
+        is_beyond = self._rope_limit is not None and prompt.ids.size(1) + room > self._rope_limit
         return PlainRows(self.model, self.model, prompt, room if is_beyond else None)
 
     def checking(self, draw: DrawFunction) -> DrawFunction:

@@ -13,9 +13,10 @@ from transformers import set_seed
 
 from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches
 from warmup_peft.method.encoding import PromptEncoder
+from warmup_peft.method.model import evaluation_mode
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix, branch_mask, install, sliding_window, why_not_shareable
-from warmup_peft.method.scoring import CachedPrompt, PlainRows, evaluation_mode
+from warmup_peft.method.rows import CachedPrompt, PlainRows
 
 SIZES = {**TINY_SIZES, "vocab_size": 128, "num_key_value_heads": 2, "max_position_embeddings": 256}
 ARCHITECTURES = {

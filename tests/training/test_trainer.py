@@ -37,7 +37,7 @@ from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import TrainingRecord, load_folder
 from warmup_peft.method.branches import Tokens, split_examples
 from warmup_peft.method.prefix import SharedPrefix
-from warmup_peft.method.scoring import PlainRows
+from warmup_peft.method.rows import PlainRows
 
 
 def others(values, i):

@@ -31,7 +31,7 @@ from warmup_peft.evaluation.rows import rows_to_compare_on
 from warmup_peft.evaluation.scorer import Scorer, anothers, as_row, none_at_all
 from warmup_peft.evaluation.tasks import Question, find_task, fingerprint
 from warmup_peft.inference.loading import end_with_the_tokenizer
-from warmup_peft.method.scoring import random_numbers_from
+from warmup_peft.method.model import random_numbers_from
 from warmup_peft.settings.parsing import quieten
 from warmup_peft.training.build import build_sft_trainer, build_trainer
 from warmup_peft.training.config import parse_training

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from warmup_peft.method.branches import Branches, Tokens, left_padded, prefix_mask
+from warmup_peft.method.model import evaluation_mode, random_numbers_from, training_mode
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix, install, rope_limit, sliding_window, uninstall, why_not_shareable
-from warmup_peft.method.scoring import CachedPrompt, PlainRows, evaluation_mode, random_numbers_from, training_mode
+from warmup_peft.method.rows import CachedPrompt, PlainRows
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ in a causal model what follows the prompt reads it only through its keys and val
               keys and values, with gradient, and to itself, never to its siblings
 
 The gradient of the second forward flows through the kept keys and values into the first, exactly as if each branch had
-its own copy of the prompt (`warmup_peft.method.scoring.PlainRows` does that, and is what tests compare with).
+its own copy of the prompt (`warmup_peft.method.rows.PlainRows` does that, and is what tests compare with).
 
 How: attention in transformers is a function looked up by name. `install` registers, under a name of ours, a function
 that calls the model's own and, where the forward was given `prefix=`, first keeps or first prepends keys and values.
@@ -29,7 +29,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from warmup_peft.method.branches import Branches, Tokens, positions_of
-from warmup_peft.method.scoring import logits_at, with_first_prediction, without_peft_wrapper
+from warmup_peft.method.model import logits_at, without_peft_wrapper
+from warmup_peft.method.rows import with_first_prediction
 
 NAME = "warmup_prefix_over_"
 

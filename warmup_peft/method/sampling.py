@@ -21,19 +21,16 @@ from transformers.generation.logits_process import (
 
 from warmup_peft.method.branches import Branches, Tokens, Warmups, pack, prefix_mask
 from warmup_peft.method.encoding import PROBE_SEED, Encoded, distance, first_line, probe_prompts, tolerance_of
-from warmup_peft.method.objective import token_logps
-from warmup_peft.method.prefix import SharedPrefix
-from warmup_peft.method.scoring import (
-    PlainRows,
-    encode_prompt,
+from warmup_peft.method.model import (
     evaluation_mode,
-    expand_cache,
-    fitted,
     logits_at,
     positions_for,
     random_numbers_from,
     without_peft_wrapper,
 )
+from warmup_peft.method.objective import token_logps
+from warmup_peft.method.prefix import SharedPrefix
+from warmup_peft.method.rows import PlainRows, encode_prompt, expand_cache, fitted
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from trl.trainer.utils import get_config_model_id
 
 from warmup_peft.inference.loading import is_of_adapter, why_no_base
 from warmup_peft.method.branches import IGNORE_INDEX
-from warmup_peft.method.scoring import without_peft_wrapper
+from warmup_peft.method.model import without_peft_wrapper
 from warmup_peft.settings.options import DEFAULT_ANCHOR
 from warmup_peft.training.checks import has_transform
 from warmup_peft.training.config import WarmupSFTConfig

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.method.branches import Branches, Tokens, Warmups, left_padded, prefix_mask, sums_where
+from warmup_peft.method.model import adapter_off, evaluation_mode, random_numbers_from
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import rope_limit
+from warmup_peft.method.rows import PlainRows
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
-from warmup_peft.method.scoring import PlainRows, evaluation_mode, random_numbers_from
 from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.dataset import tokenizer_fingerprint
 from warmup_peft.training.pool import POOL_NAME, DrawFunction, WarmupPool
@@ -29,19 +30,6 @@ logger = logging.getLogger(__name__)
 
 LAW = ("max_length", "end_token_ids", "separator_ids", "temperature", "top_k", "top_p", "min_p")
 DRAW_TOLERANCE = 0.3  # nats a token; a 4-bit model and its 16-bit original differ by about a tenth
-
-
-@contextmanager
-def adapter_off(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """`disable_adapter`, which on its way back would unfreeze what its user froze. Without an adapter, nothing."""
-    if not isinstance(model, PeftModel):
-        yield
-        return
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    with model.disable_adapter():
-        yield
-    for parameter in frozen:
-        parameter.requires_grad_(False)
 
 
 @dataclass(frozen=True)

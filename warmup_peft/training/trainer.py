@@ -43,6 +43,7 @@ from warmup_peft.method.branches import (
     sums_where,
 )
 from warmup_peft.method.encoding import Encoded, PromptEncoder
+from warmup_peft.method.model import adapter_off, evaluation_mode, random_numbers_from, without_peft_wrapper
 from warmup_peft.method.objective import (
     NEEDS_GAIN,
     NEEDS_WARMUP_LOGP,
@@ -53,7 +54,6 @@ from warmup_peft.method.objective import (
     warmup_loss,
 )
 from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings, WarmupSampler
-from warmup_peft.method.scoring import evaluation_mode, random_numbers_from, without_peft_wrapper
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.training.checkpoints import adapters_load_as_saved, checkpoint_to_resume, last_checkpoint
 from warmup_peft.training.checks import (
@@ -80,7 +80,7 @@ from warmup_peft.training.dataset import (
 from warmup_peft.training.monitor import Ratios, WarmupMonitor
 from warmup_peft.training.pool import DrawFunction, WarmupPool
 from warmup_peft.training.pushing import PushesListedFiles
-from warmup_peft.training.sources import BaseModel, adapter_off, fill_pool
+from warmup_peft.training.sources import BaseModel, fill_pool
 
 logger = get_logger(__name__)
 

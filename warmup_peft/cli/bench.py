@@ -197,7 +197,7 @@ def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
             )
             trainer.sampling = dataclasses.replace(trainer.sampling, end_token_ids=())  # use all W tokens
             if trainer.args.warmup_source == "base":
-                trainer.draw_warmups()
+                trainer.fill_warmup_pool()
         arms.append(make_arm(name, trainer, options))
     return arms
 

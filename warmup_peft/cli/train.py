@@ -92,7 +92,7 @@ def run_draw(script_args, options: RunOptions, args, model_args, draw_options: D
     again = "What was drawn until then is kept: free some space and run the same command again."
     try:
         with saying_where_the_disk_is_full(folder, lambda: again):
-            pool = trainer.draw_warmups(draw)
+            pool = trainer.fill_warmup_pool(draw)
     except ServerError as error:
         raise ServerError(
             f"{error} The same command goes on from there: every {PROMPTS_PER_FILE} prompts, what was drawn is kept "

@@ -112,13 +112,13 @@ def arms_of(anchor: float | None) -> dict[str, Arm]:
             "random_warmup",
             "Control: `anchored`, but with another row's warmup in training and in scoring.",
             "random_warmup",
-            {**own_draws, "objective": "warmup"},
+            {**own_draws, "warmup_source": "shuffled", "objective": "warmup"},
         ),
         Arm(
             "empty_warmup",
             "Control: no warmup, only the separator between prompt and answer.",
             "empty_warmup",
-            {**own_draws, "objective": "warmup", "warmup_anchor": 0.0},
+            {**own_draws, "warmup_source": "empty", "objective": "warmup", "warmup_anchor": 0.0},
         ),
     ]
     return {arm.name: arm for arm in arms}

@@ -35,11 +35,8 @@ from warmup_peft.method.model import random_numbers_from
 from warmup_peft.settings.parsing import quieten
 from warmup_peft.training.build import build_sft_trainer, build_trainer
 from warmup_peft.training.config import parse_training
-from warmup_peft.training.controls import AnothersWarmupTrainer, EmptyWarmupTrainer
 from warmup_peft.training.pool import POOL_NAME
-from warmup_peft.training.trainer import WarmupSFTTrainer
 
-TRAINERS = {"random_warmup": AnothersWarmupTrainer, "empty_warmup": EmptyWarmupTrainer}
 INSTEAD = {"random_warmup": anothers, "empty_warmup": none_at_all}
 MODEL_FOLDER = "model"
 PARENT_SECONDS = 0.2  # between looks at the parent
@@ -71,7 +68,7 @@ def run_arm(job: Job, folder: Path) -> Run:
     if job.kind in ("base_model", "sft"):
         trainer = build_sft_trainer(script, options, args, model_args)
     else:
-        trainer = build_trainer(script, options, args, model_args, TRAINERS.get(job.kind, WarmupSFTTrainer))
+        trainer = build_trainer(script, options, args, model_args)
     end_with_the_tokenizer(trainer.model, trainer.processing_class)
     scorer = Scorer(
         trainer.model,

@@ -1,7 +1,7 @@
 """Encode each prompt once: the whole idea of a cheap warmup step.
 
-Written plainly, K warmups encode every prompt 2K times: K times to be drawn, K times in the rows that are scored. But
-in a causal model what follows the prompt reads it only through its keys and values, layer by layer. So:
+Written plainly, K warmups encode every prompt 2K times: K times to sample them, K times in the rows that are scored.
+But in a causal model what follows the prompt reads it only through its keys and values, layer by layer. So:
 
     encode    one forward over the prompts (B, P), with gradient; every layer's keys and values are kept
     sample    decodes from those keys and values, detached
@@ -143,7 +143,7 @@ def why_not_shareable(model: PreTrainedModel) -> str | None:
     dropout = max([m.p for m in model.modules() if isinstance(m, nn.Dropout)], default=0.0)
     dropout = max(dropout, getattr(config, "attention_dropout", 0.0) or 0.0)
     if dropout > 0:
-        return f"dropout ({dropout}) would perturb the keys and values that warmups are drawn from"
+        return f"dropout ({dropout}) would perturb the keys and values that warmups are sampled from"
     return None
 
 

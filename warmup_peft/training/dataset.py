@@ -53,7 +53,8 @@ def own_settings(args: WarmupSFTConfig, adapters: list[PeftConfig]) -> WarmupSFT
             setattr(own, option.name, copy.deepcopy(value))
     if own.warmup_anchor is None:
         has_base = adapters and not any(map(why_no_base, adapters))
-        own.warmup_anchor = DEFAULT_ANCHOR if has_base or own.warmup_source == "base" else 0.0
+        has_anchor = own.warmup_source == "base" or (has_base and own.warmup_source != "empty")
+        own.warmup_anchor = DEFAULT_ANCHOR if has_anchor else 0.0
     return own
 
 

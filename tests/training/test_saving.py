@@ -1,22 +1,30 @@
-"""An adapter that is not called "default": what is saved is as whole as any other, and loads everywhere."""
+"""What is saved is whole, whatever the adapter is called: it decodes, loads and merges everywhere."""
 
 from __future__ import annotations
 
+import copy
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import EXAMPLES
+from conftest import EXAMPLES, TINY_SIZES
 from datasets import Dataset
-from folders import tree
+from folders import puzzles, tree, write_rows
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from trainers import make_trainer
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer, merge_adapter
 from warmup_peft.cli.main import main
-from warmup_peft.inference.loading import load_folder
+from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.loading import TrainingRecord, load_folder
 
 IDS = torch.arange(3, 60).unsqueeze(0)
 SETTINGS = {
@@ -84,3 +92,106 @@ def test_several_adapters_are_refused(tmp_path, model_folder, lora, tokenizer):
         trainer_of(model, tmp_path / "run", tokenizer)
     model.delete_adapter("mine")
     trainer_of(model, tmp_path / "run", tokenizer)
+
+
+def test_a_saved_folder_says_how_to_decode_and_how_it_was_made(model_folder, tokenizer, lora, nf4, tmp_path):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, quantization_config=nf4)
+    trainer.save_model()
+    folder = Path(trainer.args.output_dir)
+    assert json.loads((folder / "warmup_config.json").read_text()) == {
+        "warmup_separator": " | ",
+        "warmup_separator_ids": tokenizer(" | ")["input_ids"],
+        "max_warmup_length": 5,
+        "end_token_ids": [1, *range(200, 270)],
+    }
+    record = json.loads((folder / "warmup_training.json").read_text())
+    assert record["base_model"] == model_folder
+    assert record["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+    assert "two calls" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["by its name", "loaded"])
+def test_a_local_base_is_found_from_every_folder(model_folder, tokenizer, lora, tmp_path, monkeypatch, loaded):
+    monkeypatch.chdir(Path(model_folder).parent)
+    name = Path(model_folder).name
+    model = AutoModelForCausalLM.from_pretrained(name) if loaded else name
+    trainer = make_trainer(model, tmp_path, tokenizer, peft_config=lora)
+    trainer.save_model()
+    monkeypatch.chdir("/")
+    assert load_folder(tmp_path / "run").record.base_model == model_folder
+
+
+def test_the_record_has_the_batch_size_that_fitted(model_folder, tokenizer, lora, tmp_path, monkeypatch):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, auto_find_batch_size=True)
+    compute_loss = trainer.compute_loss
+
+    def too_large(model, inputs, *positional, **keywords):
+        if len(inputs["input_ids"]) > 2:
+            raise RuntimeError("CUDA out of memory.")
+        return compute_loss(model, inputs, *positional, **keywords)
+
+    monkeypatch.setattr(trainer, "compute_loss", too_large)
+    trainer.train()
+    trainer.save_model()
+    assert trainer.args.per_device_train_batch_size == 4
+    assert TrainingRecord.load(tmp_path / "run").settings["batch_size"] == 2
+    assert "| batch_size | 2 |" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_chat_template_that_adds_tokens_is_trained_scored_used_and_merged(tokenizer, lora, tmp_path, capsys):
+    """TRL makes the base's embeddings longer; whoever loads the adapter has to do the same."""
+    base = LlamaForCausalLM(LlamaConfig(**{**TINY_SIZES, "vocab_size": len(tokenizer)}))
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    chat = copy.deepcopy(tokenizer)
+    chat.add_tokens(["<|user|>", "<|assistant|>"], special_tokens=True)
+    chat.add_special_tokens({"eos_token": "<|end|>"})
+    chat.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    chat.save_pretrained(tmp_path / "chat")
+    rows = [
+        {"prompt": [{"role": "user", "content": "one?"}], "completion": [{"role": "assistant", "content": "yes"}]}
+    ] * 4
+    trainer = make_trainer(
+        str(tmp_path / "base"), tmp_path, copy.deepcopy(tokenizer), rows=rows, peft_config=lora, max_steps=2,
+        learning_rate=1e-2, chat_template_path=str(tmp_path / "chat"),
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    assert lora.trainable_token_indices is None  # the caller's own stays as it was
+    loaded = load_folder(tmp_path / "run")
+    assert len(loaded.tokenizer) > len(tokenizer)
+    ids = loaded.tokenizer("<|user|>one?<|end|><|assistant|>", return_tensors="pt").input_ids
+    assert ids.max() >= len(tokenizer)
+    with torch.no_grad():
+        expected = last_states(trainer.model.eval(), ids)
+        torch.testing.assert_close(last_states(loaded.model, ids), expected)
+    argv = ["--adapter", str(tmp_path / "run")]
+    assert main(["generate", *argv, "--prompt", "<|user|>one?<|end|><|assistant|>", "--max_new_tokens", "2"]) == 0
+    data = write_rows(tmp_path / "rows.jsonl", puzzles(4))
+    evaluation = ["--dataset_name", str(data), "--task", "logiqa", "--max_new_tokens", "2"]
+    assert main(["evaluate", *argv, *evaluation]) == 0
+    assert merge_adapter(tmp_path / "run", tmp_path / "merged").relative_logit_error < 1e-5
+
+
+def last_states(model, ids):
+    return model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+
+
+def test_a_save_that_is_cut_off_leaves_the_card_to_be_written_again(
+    model_folder, tokenizer, lora, tmp_path, monkeypatch
+):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
+    trainer.save_model()
+    card = tmp_path / "run" / "README.md"
+    before = card.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(WarmupConfig, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            trainer.save_model()
+    assert card.read_text() == before
+    trainer.state.global_step = 7
+    trainer.save_model()
+    assert "| steps | 7 |" in card.read_text()

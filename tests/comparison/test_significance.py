@@ -74,9 +74,9 @@ def test_bootstrap_interval_is_the_normal_ones_for_many_rows():
 def test_bootstrap_of_a_corpus_score_resamples_sums_not_means():
     """BLEU of a corpus is not the mean of its rows'; the observed difference lies within the interval."""
     references = ["a cat sat on the mat today", "the dog barked at us again"] * 20
-    good = METRICS["bleu"](Answers(references, references, references))
+    good = METRICS["bleu"].score(Answers(references, references, references))
     worse = [r.replace("today", "now") for r in references]
-    bad = METRICS["bleu"](Answers(worse, references, references))
+    bad = METRICS["bleu"].score(Answers(worse, references, references))
     low, high, p, _ = paired_bootstrap((good,), (bad,), 499)
     assert 0 < low < good.total() - bad.total() < high
     assert p < 0.01

@@ -19,8 +19,8 @@ from lm_eval.models.huggingface import HFLM
 
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.evaluation.lm_eval_model import WarmupLM, log_mean_exp, run_tasks
-from warmup_peft.evaluation.predictor import answer_questions
-from warmup_peft.evaluation.tasks import logiqa
+from warmup_peft.evaluation.logiqa import logiqa
+from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.inference.decoding import warmup_generate
 from warmup_peft.inference.folder import WarmupConfig
 
@@ -69,7 +69,7 @@ def test_accuracy_is_that_of_our_own_evaluation(base, model_folder, tokenizer, l
     model = base if kind == "base" else random_adapter(model_folder, lora)
     config = warmup_config(tokenizer, 0 if kind == "no warmup" else 5)
     questions = logiqa(puzzles(24))
-    predictions = answer_questions(model, tokenizer, questions, config, max_new_tokens=0)
+    predictions = Predictor(model, tokenizer, config).answer(questions, max_new_tokens=0)
     expected = sum(p.choice == q.answer for p, q in zip(predictions, questions)) / len(questions)
     results = run_tasks(model, tokenizer, config, [str(task)], batch_size=5)
     assert results["results"]["tiny_puzzles"]["acc,none"] == pytest.approx(expected)

@@ -15,11 +15,9 @@ from lm_eval.models.utils import postprocess_generated_text
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from warmup_peft.evaluation.predictor import check_logps
+from warmup_peft.evaluation.predictor import check_logps, write_each
 from warmup_peft.inference.decoding import _decode
 from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.generation import write_warmups
-from warmup_peft.method.branches import left_padded
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (texts), ids of the context, ids of the continuation
 
@@ -95,20 +93,11 @@ class WarmupLM(HFLM):
 
     def _write(self, contexts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[list[int]]]:
         """Each context's warmups with the separator behind them, as token ids."""
-        suffixes = {}
-        for start in range(0, len(contexts), self.batch_size):
-            batch = contexts[start : start + self.batch_size]
-            repeated = [context for context in batch for _ in range(self.num_warmups)]
-            warmups = write_warmups(
-                self.model, left_padded(repeated, self.device), self.warmup_config, do_sample=self.num_warmups > 1
-            )
-            written = [
-                ids[:length] + self.warmup_config.warmup_separator_ids
-                for ids, length in zip(warmups.ids[:, 0].tolist(), warmups.lengths[:, 0].tolist())
-            ]
-            for row, context in enumerate(batch):
-                suffixes[context] = written[row * self.num_warmups : (row + 1) * self.num_warmups]
-        return suffixes
+        count = self.num_warmups
+        repeated = [context for context in contexts for _ in range(count)]
+        warmups = write_each(self.model, repeated, self.warmup_config, self.batch_size * count, do_sample=count > 1)
+        suffixes = [ids + self.warmup_config.warmup_separator_ids for ids in warmups]
+        return {context: suffixes[row * count : (row + 1) * count] for row, context in enumerate(contexts)}
 
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **options: Any

@@ -1,19 +1,23 @@
-"""Scores of answers, from the libraries that the field uses. All are between 0 and 1: BLEU and chrF++ in hundredths.
+"""The metrics that score answers: one `Metric` each, in one registry. A task's file may add its own.
 
-A metric is a row of numbers for each answer, and the score of their sum over rows. So a bootstrap can score any sample
-of rows without looking at a text again.
+Scores are between 0 and 1, and higher is better. The computing is left to the libraries that the field uses.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Kind = Literal["right_or_wrong", "graded", "corpus"]
 NEEDS_EXTRA = "Run: pip install 'warmup_peft[compare]'"
+NOTHING = "–"  # in place of a score that is not there
 
 
 @dataclass(frozen=True)
@@ -34,38 +38,149 @@ class Answers:
     choices: NDArray[np.int64] | None = None
     num_options: int = 0
 
+    def take(self, rows: Sequence[int]) -> Answers:
+        """Those of these rows, in this order."""
+        texts, references, prompts = ([of[i] for i in rows] for of in (self.texts, self.references, self.prompts))
+        choices = None if self.choices is None else self.choices[list(rows)]
+        return Answers(texts, references, prompts, choices, self.num_options)
+
 
 @dataclass(frozen=True, eq=False)
 class RowStatistics:
-    """What one metric keeps of each row.
+    """What one metric found, in a form that a bootstrap over rows can use.
 
     Attributes:
-        values: (n, d), such that `score` of their sum over rows is the corpus' score.
-        score: (..., d) sums -> (...) scores.
         row_scores: (n,) score of each row by itself.
+        score_samples: (..., n) row numbers -> (...) scores of these samples of the rows.
         signature: how exactly it was computed, as the library words it.
     """
 
-    values: Array
-    score: Callable[[Array], Array]
     row_scores: Array
+    score_samples: Callable[[NDArray[np.int64]], Array]
     signature: str = ""
 
     def total(self) -> float:
-        return float(self.score(self.values.sum(0)))
+        return float(self.score_samples(np.arange(len(self.row_scores))))
 
 
 def mean_of_rows(row_scores: Sequence[float] | Array, signature: str = "") -> RowStatistics:
     scores = np.asarray(row_scores, dtype=np.float64)
-    values = np.stack([scores, np.ones_like(scores)], axis=1)
-    return RowStatistics(values, lambda sums: sums[..., 0] / sums[..., 1], scores, signature)
+    return RowStatistics(scores, lambda rows: scores[rows].mean(-1), signature)
+
+
+def score_of_sums(
+    values: Array, score: Callable[[Array], Array], row_scores: Array, signature: str = ""
+) -> RowStatistics:
+    """Of a score that needs only sums over the rows: `values` (n, d), and `score` of (..., d) sums -> (...)."""
+    return RowStatistics(row_scores, lambda rows: score(values[rows].sum(-2)), signature)
+
+
+def recomputed(score: Callable[[Answers], float], answers: Answers) -> RowStatistics:
+    """Of a score that is computed anew for each sample; NaN where a sample has none, as a single row's correlation."""
+
+    def score_sample(rows: Sequence[int]) -> float:
+        try:
+            return float(score(answers.take(rows)))
+        except Exception:
+            return math.nan
+
+    def score_samples(rows: NDArray[np.int64]) -> Array:
+        flat = rows.reshape(-1, rows.shape[-1])
+        return np.asarray([score_sample(sample) for sample in flat.tolist()]).reshape(rows.shape[:-1])
+
+    return RowStatistics(score_samples(np.arange(len(answers.texts))[:, None]), score_samples)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to score answers.
+
+    Attributes:
+        name: as tasks, JSON files and model cards have it.
+        title: as people read it.
+        scale: what a score is multiplied by where it is shown: 100 for what is published as 34.2, else 1.
+        kind: `right_or_wrong`: rows score 1 or 0, so McNemar's test applies, and their mean is the score. `graded`:
+            rows score something in between, and their mean is the score. `corpus`: anything else; `compute` is asked
+            again for a significance test, for each of thousands of samples where it returns one number for all rows.
+        compute: the answers' `RowStatistics`; or one number a row, whose mean is the score; or one number for all
+            rows. Numbers are finite; scores are between 0 and 1, and higher is better.
+        needs_options: whether it scores choices, not written answers.
+        package: of a metric that is left out where this package or its weights are missing.
+        task: file of the task that brought it; empty for the metrics of this package.
+    """
+
+    name: str
+    title: str
+    scale: int
+    kind: Kind
+    compute: Callable[[Answers], RowStatistics | Sequence[float] | float]
+    needs_options: bool = False
+    package: str = ""
+    task: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind) or self.scale not in (1, 100):
+            raise ValueError(
+                f"The metric {self.name} has kind={self.kind!r} and scale={self.scale!r}. The kind is one of "
+                f"{', '.join(get_args(Kind))}, the scale is 1 or 100."
+            )
+
+    @property
+    def ranks_arms(self) -> bool:
+        """Whether it is always there and can be computed from texts again, so that arms can be compared by it."""
+        return not self.package and not (self.needs_options and self.kind == "corpus")
+
+    def score(self, answers: Answers) -> RowStatistics:
+        """What it finds.
+
+        Raises:
+            ValueError: of a task's own metric that raises, or returns no such numbers.
+        """
+        found = self.numbers(answers)
+        if isinstance(found, RowStatistics):
+            return found
+        wrong = np.flatnonzero(~np.isfinite(found))
+        if len(wrong):
+            where = f" for row {wrong[0] + 1}" if found.ndim else ""
+            raise ValueError(f"{self.label} is {found.flat[wrong[0]]}{where}, and scores are finite numbers.")
+        return mean_of_rows(found) if found.ndim else recomputed(self.compute, answers)
+
+    def numbers(self, answers: Answers) -> RowStatistics | Array:
+        """What `compute` returns: (n,) numbers, or a single one; finite or not. Raises ValueError as `score` does."""
+        try:
+            found = self.compute(answers)
+        except Exception as error:
+            if not self.task or self.package:
+                raise
+            raise ValueError(f"{self.label} cannot be computed: {type(error).__name__}: {error}") from error
+        if isinstance(found, RowStatistics):
+            return found
+        try:
+            found = np.asarray(found, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.label} returned {type(found).__name__}. {self._wanted}") from error
+        num_rows = len(answers.references)
+        if found.shape != (num_rows,) and (found.ndim or self.kind != "corpus"):
+            given = f"{len(found)} numbers" if found.ndim == 1 else "one number" if not found.ndim else "a table"
+            raise ValueError(f"{self.label} returned {given} for {num_rows} rows. {self._wanted}")
+        if self.kind == "right_or_wrong" and not np.isin(found, (0, 1)).all():
+            raise ValueError(f"{self.label} is of the kind right_or_wrong, and scored a row neither 0 nor 1.")
+        return found
+
+    @property
+    def label(self) -> str:
+        return f"The metric {self.name}{f' of the task {self.task}' if self.task else ''}"
+
+    @property
+    def _wanted(self) -> str:
+        return "Let it return one number a row" + (", or one for all rows." if self.kind == "corpus" else ".")
 
 
 # ---- Multiple choice ----
 
 
-def accuracy(answers: Answers) -> RowStatistics:
-    return mean_of_rows((answers.choices[:, 0] == answers.choices[:, 1]).astype(np.float64))
+def accuracy(answers: Answers) -> Array:
+    return answers.choices[:, 0] == answers.choices[:, 1]
 
 
 def macro_f1(answers: Answers) -> RowStatistics:
@@ -78,7 +193,7 @@ def macro_f1(answers: Answers) -> RowStatistics:
         hits, either = np.split(sums, 2, axis=-1)
         return np.divide(2 * hits, either, out=np.zeros_like(hits), where=either > 0).mean(-1)
 
-    return RowStatistics(counts, score, accuracy(answers).row_scores)
+    return score_of_sums(counts, score, accuracy(answers).astype(np.float64))
 
 
 # ---- Written answers ----
@@ -94,7 +209,7 @@ def of_sacrebleu(metric, sentence_metric, answers: Answers) -> RowStatistics:
         return np.asarray(scores).reshape(sums.shape[:-1])
 
     rows = [sentence_metric.sentence_score(t, [r]).score / 100 for t, r in zip(texts, references[0])]
-    return RowStatistics(values, score, np.asarray(rows), str(metric.get_signature()))
+    return score_of_sums(values, score, np.asarray(rows), str(metric.get_signature()))
 
 
 def bleu(answers: Answers) -> RowStatistics:
@@ -151,33 +266,82 @@ def source_text(prompt: str) -> str:
     return line.split(":", 1)[-1].strip()
 
 
-METRICS: dict[str, Callable[[Answers], RowStatistics]] = {
-    "accuracy": accuracy,
-    "macro_f1": macro_f1,
-    "bleu": bleu,
-    "chrf++": chrf_plus_plus,
-    "rouge1": rouge("rouge1"),
-    "rouge2": rouge("rouge2"),
-    "rougeL": rouge("rougeL"),
-    "bertscore": bertscore,
-    "comet": comet,
+# ---- The registry ----
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "accuracy", 1, "right_or_wrong", accuracy, needs_options=True),
+        Metric("macro_f1", "Macro F1", 1, "corpus", macro_f1, needs_options=True),
+        Metric("bleu", "BLEU", 100, "corpus", bleu),
+        Metric("chrf++", "chrF++", 100, "corpus", chrf_plus_plus),
+        Metric("rouge1", "ROUGE-1", 100, "graded", rouge("rouge1")),
+        Metric("rouge2", "ROUGE-2", 100, "graded", rouge("rouge2")),
+        Metric("rougeL", "ROUGE-L", 100, "graded", rouge("rougeL")),
+        Metric("bertscore", "BERTScore", 1, "graded", bertscore, package="bert-score"),
+        Metric("comet", "COMET", 1, "graded", comet, package="unbabel-comet"),
+    )
 }
-OPTIONAL = {"bertscore": "bert-score", "comet": "unbabel-comet"}  # large packages, and weights of their own
-OF_CHOICES = ("accuracy", "macro_f1")
+BUILT_IN = tuple(METRICS)
+OTHER_SCORES = {"perplexity": "perplexity", "generations_that_are_options": "writes an option", "n": "n"}
+
+
+def add_metrics(metrics: Sequence[str | Metric | Callable], task: str) -> tuple[str, ...]:
+    """Enter the metrics that a task's file brings into the registry; the names of all that it has.
+
+    Raises:
+        ValueError: one has no name, or the name of another.
+    """
+    if not isinstance(metrics, tuple | list):
+        raise ValueError(f"The task {task} has metrics={metrics!r}. Write a tuple of one or more, as in ('rougeL',).")
+    own = [as_metric(metric, task) for metric in metrics if not isinstance(metric, str)]
+    for metric in own:
+        if metric.name in (*BUILT_IN, *OTHER_SCORES):
+            raise ValueError(f"The task {task} has a metric of its own called {metric.name}, a name that is taken.")
+    METRICS.update((metric.name, metric) for metric in own)
+    names = iter(metric.name for metric in own)
+    every = tuple(metric if isinstance(metric, str) else next(names) for metric in metrics)
+    if len(set(every)) < len(every):
+        raise ValueError(f"The task {task} names a metric twice: {', '.join(every)}.")
+    return every
+
+
+def as_metric(metric: Metric | Callable[[list[str], list[str]], Any], task: str) -> Metric:
+    """A function of predictions and references as a metric called like it; a `Metric` as it is."""
+    if isinstance(metric, Metric):
+        return dataclasses.replace(metric, task=task)
+    name = getattr(metric, "__name__", "")
+    if not callable(metric) or not name.isidentifier():
+        raise ValueError(
+            f"The task {task} has the metric {metric!r}. Name one of {', '.join(BUILT_IN)}, or give a function with a "
+            "name (predictions, references -> scores) or a Metric."
+        )
+
+    def compute(answers: Answers) -> Any:
+        return metric(list(answers.texts), list(answers.references))
+
+    return Metric(name, name, 1, "corpus", compute, task=task)
 
 
 def check_metrics(names: Sequence[str], is_multiple_choice: bool) -> None:
     """Raise ValueError for a metric that is unknown or does not fit the task."""
     for name in names:
         if name not in METRICS:
-            raise ValueError(f"There is no metric '{name}'. Choose from {', '.join(METRICS)}.")
-        if name in OF_CHOICES and not is_multiple_choice:
+            raise ValueError(f"There is no metric '{name}'. Choose from {', '.join(BUILT_IN)}.")
+        if METRICS[name].needs_options and not is_multiple_choice:
             raise ValueError(f"The metric {name} needs options to choose from, and the task's questions have none.")
-    if not names or names[0] in (*OPTIONAL, "macro_f1"):
+    if not names or not METRICS[names[0]].ranks_arms:
         raise ValueError(
             "A task's first metric is what arms are compared by. Let it be one that is always there and scores each "
-            f"row: {', '.join(name for name in METRICS if name not in (*OPTIONAL, 'macro_f1'))}."
+            f"row: {', '.join(name for name in BUILT_IN if METRICS[name].ranks_arms)}, or one of the task's own."
         )
+
+
+def try_metrics(names: Sequence[str], answers: Answers) -> None:
+    """Raise ValueError where one that a task brings cannot score these answers; whether scores are finite is left."""
+    for metric in map(METRICS.__getitem__, names):
+        if metric.task and not metric.package:
+            metric.numbers(answers)
 
 
 def score_rows(names: Sequence[str], answers: Answers) -> tuple[dict[str, RowStatistics], dict[str, str]]:
@@ -185,25 +349,68 @@ def score_rows(names: Sequence[str], answers: Answers) -> tuple[dict[str, RowSta
 
     Raises:
         ImportError: a package that `warmup_peft[compare]` installs is missing.
+        ValueError: a task's own metric does not work.
     """
     scored, left_out = {}, {}
-    for name in names:
+    for metric in map(METRICS.__getitem__, names):
         try:
-            scored[name] = METRICS[name](answers)
+            scored[metric.name] = metric.score(answers)
         except Exception as error:
-            if name not in OPTIONAL:
+            if not metric.package:
                 if isinstance(error, ImportError):
-                    raise ImportError(f"The metric {name} needs {error.name}. {NEEDS_EXTRA}") from error
+                    raise ImportError(f"The metric {metric.name} needs {error.name}. {NEEDS_EXTRA}") from error
                 raise
-            left_out[name] = why_left_out(name, error)
+            left_out[metric.name] = why_left_out(metric, error)
     return scored, left_out
 
 
-def why_left_out(name: str, error: Exception) -> str:
+def why_left_out(metric: Metric, error: Exception) -> str:
     if isinstance(error, ImportError):
-        return f"the package {OPTIONAL[name]} is not installed"
+        return f"the package {metric.package} is not installed"
     return f"its weights could not be loaded ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
 
 
 def totals(scored: Mapping[str, RowStatistics]) -> dict[str, float]:
     return {name: rows.total() for name, rows in scored.items()}
+
+
+# ---- As people read them ----
+
+
+def metric_name(name: str) -> str:
+    """The title of a metric, or of another score that is shown beside them."""
+    return METRICS[name].title if name in METRICS else OTHER_SCORES.get(name, name)
+
+
+def score_text(name: str, value: float) -> str:
+    """In the units the metric is published in: 0.981 for accuracy, 34.2 for BLEU, 4.56 for perplexity."""
+    if name == "perplexity":
+        return number_text(value, ",.2f" if value < 1000 else ",.0f")
+    scale = scale_of(name)
+    return number_text(scale * value, ".1f" if scale == 100 else ".3f")
+
+
+def scale_of(name: str) -> int:
+    return METRICS[name].scale if name in METRICS else 1
+
+
+def is_right_or_wrong(name: str) -> bool:
+    """Whether a row scores 1 or 0; a metric that nobody has defined may."""
+    return name not in METRICS or METRICS[name].kind == "right_or_wrong"
+
+
+def number_text(value: float, form: str) -> str:
+    """The number with a true minus sign and without a negative zero; a word where it is not finite."""
+    if math.isnan(value):
+        return "undefined"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "minus infinite"
+    text = format(value, form)
+    if float(text.replace(",", "")) == 0:
+        text = format(0.0, form)
+    return text.replace("-", "−")
+
+
+def points_text(value: float) -> str:
+    """A difference of scores in hundredths, with its sign."""
+    return number_text(100 * value, "+.1f")

@@ -18,10 +18,19 @@ from warmup_peft.evaluation.data import (
     load_split,
     stream_split,
 )
-from warmup_peft.evaluation.metrics import check_metrics
-from warmup_peft.evaluation.tasks import TASKS, Question, find_task, read_questions
+from warmup_peft.evaluation.metrics import check_metrics, try_metrics
+from warmup_peft.evaluation.tasks import (
+    BUILT_IN_TASKS,
+    Question,
+    Task,
+    as_answers,
+    find_task,
+    is_multiple_choice,
+    read_questions,
+)
 from warmup_peft.settings.arguments import EvaluateArguments, RunOptions
 
+TRIAL_ROWS = 8  # that a task's own metrics are tried on before any long work
 TASK_NEEDS_ALL_ROWS = "dataset_streaming does not work with a task, which reads all rows at once. Leave it out."
 
 
@@ -58,16 +67,24 @@ def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
     return {**own_format, **task_args}
 
 
-def questions_of(name: str, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
+def questions_of(task: Task, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
     """The questions that a task reads from rows.
 
     Raises:
-        ValueError: no such task, rows not of its form, or metrics that do not exist or do not fit.
+        ValueError: rows not of its form, or metrics that do not exist or do not fit.
     """
-    task = find_task(name)
     questions = read_questions(task, rows, task_args)
     if questions:
-        check_metrics(task.metrics, is_multiple_choice=len(questions[0].options) > 1)
+        check_metrics(task.metrics, is_multiple_choice(questions))
+    return questions
+
+
+def questions_to_score(task: Task, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
+    """The same; the task's own metrics were tried on the right answers of the first questions."""
+    questions = questions_of(task, rows, task_args)
+    if first := questions[:TRIAL_ROWS]:
+        texts, choices = zip(*((question.completion.strip(), question.answer) for question in first))
+        try_metrics(task.metrics, as_answers(first, texts, choices))
     return questions
 
 
@@ -86,7 +103,7 @@ def training_rows(script_args, options: RunOptions, split: str, limit: int | Non
     rows = first_rows(rows, limit)
     if options.task is None:
         return rows
-    questions = questions_of(options.task, rows, task_args_of(options))
+    questions = questions_of(find_task(options.task), rows, task_args_of(options))
     return Dataset.from_list([{"prompt": q.prompt, "completion": q.completion} for q in questions])
 
 
@@ -120,7 +137,7 @@ def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tupl
     rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share)
     where = name if is_one_split(name) else f"{name}, split {split}"
     task_args = {**recorded_task_args(task, data), **task_args_of(options)}
-    questions = questions_of(task, first_rows(rows, options.max_samples), task_args)
+    questions = questions_to_score(find_task(task), first_rows(rows, options.max_samples), task_args)
     if not questions:
         raise ValueError(f"The task {task} reads no question from the rows of {where}. Give it at least one.")
     return task, questions, where
@@ -133,7 +150,7 @@ def recorded_task(data: dict[str, Any]) -> str | None:
         ValueError: it names a file.
     """
     task = data.get("task")
-    if task is not None and str(task) not in TASKS:
+    if task is not None and str(task) not in BUILT_IN_TASKS:
         raise ValueError(
             f"The adapter was trained with the task {task}, and a Python file that only the adapter's folder names is "
             "not run. If you trust that file, name it with --task path/to/task.py."
@@ -147,7 +164,7 @@ def recorded_task_args(task: str, data: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(task_args, dict):
         raise ValueError(f"The training's record has task_args={task_args}, and they should be names with values.")
     parts = Path(recorded).parts
-    if task == recorded or (task not in TASKS and Path(task).resolve().parts[-len(parts) :] == parts):
+    if task == recorded or (task not in BUILT_IN_TASKS and Path(task).resolve().parts[-len(parts) :] == parts):
         return task_args
     if task_args:
         print(f"{task} is not the training's task ({recorded}), so its task_args ({task_args}) are not used.")
@@ -181,8 +198,8 @@ def rows_to_compare_on(
     if curve is None:
         curve, rows = rows.select(range(0, len(rows), 2)), rows.select(range(1, len(rows), 2))
     curve, rows = first_rows(curve, curve_samples), first_rows(rows, max_samples)
-    task_args = task_args_of(options)
-    return questions_of(options.task, curve, task_args), questions_of(options.task, rows, task_args)
+    task, task_args = find_task(options.task), task_args_of(options)
+    return questions_of(task, curve, task_args), questions_to_score(task, rows, task_args)
 
 
 def split_to_score(name: str, wanted: str) -> str:

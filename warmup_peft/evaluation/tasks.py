@@ -1,22 +1,27 @@
 """Tasks: how a row of a data set becomes a prompt and a completion, and how answers are scored.
 
-`logiqa` comes with the package; any other task is a Python file of its own that defines `TASK`, named by its path
-(`--task recipes/translation/task.py`). Knows no model and no trainer.
+A task is a Python file that defines `TASK`, named by its path (`--task recipes/translation/task.py`); `logiqa` comes
+with the package. Knows no model and no trainer.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib
 import importlib.util
 import inspect
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any
 
-LETTERS = "ABCD"
-AnswerFormat = Literal["text", "letter"]
+import numpy as np
+
+from warmup_peft.evaluation.metrics import Answers, Metric, add_metrics
+
+BUILT_IN_TASKS = ("logiqa",)  # modules beside this one, of the same form as a task's file
 
 
 @dataclass(frozen=True)
@@ -67,28 +72,41 @@ class Task:
     Attributes:
         read: rows of a data set, as dictionaries, -> questions in their order. Its further parameters, all with
             defaults, are set by `--task_args`. It raises ValueError for a row (counted from 1) not of its form.
-        metrics: names of scores in `warmup_peft.evaluation.metrics`; the first is what arms are compared by.
+        metrics: each a name in `warmup_peft.evaluation.metrics.METRICS`, or a metric of the task's own: a function of
+            predictions and references (lists of strings) that returns one score a row, whose mean counts, or one for
+            all rows; or a `Metric`. The first is what arms are compared by. `find_task` leaves their names.
         max_new_tokens: limit of an answer that is written freely.
     """
 
     read: Callable[..., list[Question]]
-    metrics: tuple[str, ...]
+    metrics: tuple[str | Metric | Callable, ...]
     max_new_tokens: int = 32
 
 
 def find_task(name: str) -> Task:
-    """A task by its name, or by the path of a Python file that defines `TASK`.
+    """A task by its name, or by the path of a Python file that defines `TASK`; its own metrics join the registry.
 
     Raises:
-        ValueError: neither is there, or the file defines no `Task`.
+        ValueError: neither is there, or the file defines no `Task`, or one whose metrics cannot work.
     """
-    if name in TASKS:
-        return TASKS[name]
+    module = built_in_module(name) if name in BUILT_IN_TASKS else run_file(name)
+    task = getattr(module, "TASK", None)
+    if not isinstance(task, Task):
+        raise ValueError(f"{name} defines no TASK. Let it say: TASK = Task(read=..., metrics=(...)).")
+    return dataclasses.replace(task, metrics=add_metrics(task.metrics, name))
+
+
+def built_in_module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def run_file(name: str) -> ModuleType:
+    """Raises ValueError where there is no such file, or it fails."""
     path = Path(name)
     if not path.is_file():
         raise ValueError(
-            f"There is no task '{name}'. Choose {' or '.join(TASKS)}, or give the path of a Python file that defines "
-            "TASK, as recipes/translation/task.py does."
+            f"There is no task '{name}'. Choose {' or '.join(BUILT_IN_TASKS)}, or give the path of a Python file that "
+            "defines TASK, as recipes/translation/task.py does."
         )
     spec = importlib.util.spec_from_file_location(f"warmup_peft_task_{path.resolve().parent.name}", path)
     if spec is None or spec.loader is None:
@@ -98,10 +116,7 @@ def find_task(name: str) -> Task:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"The task {path} cannot be loaded: {type(error).__name__}: {error}") from error
-    task = getattr(module, "TASK", None)
-    if not isinstance(task, Task):
-        raise ValueError(f"{path} defines no TASK. Let it say: TASK = Task(read=..., metrics=(...)).")
-    return task
+    return module
 
 
 def read_questions(task: Task, rows: Iterable[dict], task_args: Mapping[str, Any]) -> list[Question]:
@@ -124,6 +139,22 @@ def read_questions(task: Task, rows: Iterable[dict], task_args: Mapping[str, Any
         raise ValueError(f"The task cannot read the rows: {type(error).__name__}: {error}") from error
 
 
+def is_multiple_choice(questions: Sequence[Question]) -> bool:
+    return any(len(question.options) > 1 for question in questions)
+
+
+def as_answers(questions: Sequence[Question], texts: Sequence[str], choices: Sequence[int]) -> Answers:
+    """What a metric scores, of the answers' texts and the indices of the options that were chosen."""
+    right = [question.answer for question in questions]
+    return Answers(
+        texts=list(texts),
+        references=[question.completion.strip() for question in questions],
+        prompts=[question.prompt for question in questions],
+        choices=np.array(list(zip(choices, right))) if is_multiple_choice(questions) else None,
+        num_options=max(len(question.options) for question in questions),
+    )
+
+
 def fingerprint(questions: Iterable[Question]) -> str:
     """Of prompts, options and answers, in their order."""
     return hashlib.blake2b(repr(list(questions)).encode(), digest_size=8).hexdigest()
@@ -142,53 +173,3 @@ def text_column(row: Mapping[str, Any], column: str, number: int) -> str:
             f"{', '.join(map(str, row))}; mend or remove the row, or name another column with task_args."
         )
     return value.strip()
-
-
-# ---- LogiQA ----
-
-
-def format_logiqa_prompt(row: dict) -> str:
-    """The prompt that lm-evaluation-harness uses for its task `logiqa2`, up to and including `Answer:`."""
-    options = "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, row["options"], strict=True))
-    return f"Passage: {row['text']}\nQuestion: {row['question']}\n{options}Answer:"
-
-
-def logiqa(rows: Iterable[dict], answer_format: AnswerFormat = "text") -> list[Question]:
-    """LogiQA 2.0's multiple choice: `text`, `question`, four `options`, `answer` (0 to 3).
-
-    Raises:
-        ValueError: naming the first row (counted from 1) that is not of this form.
-    """
-    if answer_format not in ("text", "letter"):
-        raise ValueError(f"answer_format={answer_format!r} cannot work. Choose text or letter.")
-    return [_logiqa_question(number, row, answer_format) for number, row in enumerate(rows, 1)]
-
-
-def _logiqa_question(number: int, row: dict, answer_format: AnswerFormat) -> Question:
-    for column in ("text", "question", "options", "answer"):
-        if row.get(column) is None:
-            raise ValueError(
-                f"Row {number} has no `{column}`. LogiQA rows have the columns text, question, options (4) and answer "
-                "(0 to 3)."
-            )
-    options, answer = _list_of(row["options"]), row["answer"]
-    if not isinstance(options, list) or len(options) != len(LETTERS):
-        found = f"{len(options)} options" if isinstance(options, list) else "no list of options"
-        raise ValueError(f"Row {number} has {found}. LogiQA questions have {len(LETTERS)}; mend or remove the row.")
-    if isinstance(answer, bool) or answer not in range(len(LETTERS)):
-        raise ValueError(f"Row {number} has answer={answer!r}. It is the index of the right option, 0 to 3.")
-    row = {**row, **{key: str(row[key]).strip() for key in ("text", "question")}}
-    row["options"] = [str(option).strip() for option in options]
-    answers = LETTERS if answer_format == "letter" else row["options"]
-    return Question(format_logiqa_prompt(row), tuple(f" {text}" for text in answers), int(answer))
-
-
-def _list_of(value: object) -> object:
-    """CSV files hold the options as a JSON list in a string."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
-        return value
-
-
-TASKS = {"logiqa": Task(read=logiqa, metrics=("accuracy", "macro_f1"))}

@@ -161,7 +161,9 @@ class Metric:
             raise ValueError(f"{self.label} returned {type(found).__name__}. {self._wanted}") from error
         num_rows = len(answers.references)
         if found.shape != (num_rows,) and (found.ndim or self.kind != "corpus"):
-            given = f"{len(found)} numbers" if found.ndim == 1 else "one number" if not found.ndim else "a table"
+            given = ("one number", f"a list of length {len(found)}" if found.ndim else "", "a table")[
+                min(found.ndim, 2)
+            ]
             raise ValueError(f"{self.label} returned {given} for {num_rows} rows. {self._wanted}")
         if self.kind == "right_or_wrong" and not np.isin(found, (0, 1)).all():
             raise ValueError(f"{self.label} is of the kind right_or_wrong, and scored a row neither 0 nor 1.")

@@ -17,7 +17,7 @@ from warmup_peft.comparison.significance import (
     visible_before,
     visible_difference,
 )
-from warmup_peft.evaluation.metrics import METRICS, Answers, mean_of_rows
+from warmup_peft.evaluation.metrics import METRICS, Answers, RowStatistics, mean_of_rows
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,20 @@ def test_bootstrap_of_a_corpus_score_resamples_sums_not_means():
     low, high, p, _ = paired_bootstrap((good,), (bad,), 499)
     assert 0 < low < good.total() - bad.total() < high
     assert p < 0.01
+
+
+def test_samples_that_have_no_score_make_no_difference_significant():
+    """As a correlation where all rows of a sample are the same: nobody knows on which side of zero they lie."""
+    whole = np.arange(40)
+
+    def only_the_whole(score):
+        def score_samples(rows):
+            return np.where((rows == whole).all(-1), score, np.nan)
+
+        return (RowStatistics(np.full(40, np.nan), score_samples),)
+
+    _, _, p, _ = paired_bootstrap(only_the_whole(0.9), only_the_whole(0.1), 199)
+    assert p == 1.0
 
 
 def shuffled_p_values(test, num_rows: int, trials: int = 300) -> np.ndarray:

@@ -161,9 +161,7 @@ class Metric:
             raise ValueError(f"{self.label} returned {type(found).__name__}. {self._wanted}") from error
         num_rows = len(answers.references)
         if found.shape != (num_rows,) and (found.ndim or self.kind != "corpus"):
-            given = ("one number", f"a list of length {len(found)}" if found.ndim else "", "a table")[
-                min(found.ndim, 2)
-            ]
+            given = {0: "one number", 1: f"a list of {found.size}"}.get(found.ndim, "a table")
             raise ValueError(f"{self.label} returned {given} for {num_rows} rows. {self._wanted}")
         if self.kind == "right_or_wrong" and not np.isin(found, (0, 1)).all():
             raise ValueError(f"{self.label} is of the kind right_or_wrong, and scored a row neither 0 nor 1.")
@@ -397,8 +395,8 @@ def scale_of(name: str) -> int:
 
 
 def is_right_or_wrong(name: str) -> bool:
-    """Whether a row scores 1 or 0; a metric that nobody has defined may."""
-    return name not in METRICS or METRICS[name].kind == "right_or_wrong"
+    """Whether a row scores 1 or 0."""
+    return METRICS[name].kind == "right_or_wrong"
 
 
 def number_text(value: float, form: str) -> str:

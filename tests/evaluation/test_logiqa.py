@@ -64,7 +64,7 @@ def test_missing_column(column, value):
     ],
 )
 def test_options_of_another_form(options, found):
-    with pytest.raises(ValueError, match=f"^Row 3 has {found}.*mend or remove"):
+    with pytest.raises(ValueError, match=f"^Row 3 has {found}.*fix or remove"):
         logiqa([ROW, ROW, {**ROW, "options": options}])
 
 

@@ -114,7 +114,7 @@ def test_source_text():
     assert source_text("German: Ein Hund: klein.\nEnglish:") == "Ein Hund: klein."
 
 
-def test_a_missing_package_of_the_extra_is_an_error_with_the_mend(monkeypatch):
+def test_a_missing_package_of_the_extra_is_an_error_that_says_how_to_fix_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     with pytest.raises(ImportError, match=r"pip install 'warmup_peft\[compare\]'"):
         score_rows(["bleu"], WRITTEN)
@@ -125,7 +125,7 @@ def test_a_missing_package_of_the_extra_is_an_error_with_the_mend(monkeypatch):
     [
         (("bleau",), False, "no metric 'bleau'"),
         (("accuracy",), False, "needs options"),
-        (("comet", "bleu"), False, "always there"),
+        (("comet", "bleu"), False, "always be there"),
         (("macro_f1",), True, "first metric"),
         ((), True, "first metric"),
     ],
@@ -197,12 +197,12 @@ def test_a_metric_says_how_it_is_named_and_shown():
 @pytest.mark.parametrize(
     ("returned", "words"),
     [
-        ([1.0, 0.0], "returned a list of 2 for 4 rows. Let it return one number a row, or one for all rows."),
+        ([1.0, 0.0], "returned a list of 2 for 4 rows. Return one number per row, or a single one for all rows."),
         ([[1.0]] * 4, "returned a table for 4 rows"),
-        ({"f1": 1.0}, "returned dict. Let it return"),
-        (["good"] * 4, "returned list. Let it return"),
-        ([1.0, np.nan, 1.0, 1.0], "is nan for row 2, and scores are finite numbers."),
-        (float("inf"), "is inf, and scores are finite numbers."),
+        ({"f1": 1.0}, "returned dict. Return"),
+        (["good"] * 4, "returned list. Return"),
+        ([1.0, np.nan, 1.0, 1.0], "is nan for row 2, but a score must be a finite number."),
+        (float("inf"), "is inf, but a score must be a finite number."),
         (OSError("no disk"), "cannot be computed: OSError: no disk"),
     ],
 )
@@ -217,8 +217,8 @@ def test_what_is_no_score_is_one_sentence_with_metric_and_task(returned, words):
 
 
 @pytest.mark.parametrize(("kind", "returned", "words"), [
-    ("graded", 0.5, "returned one number for 4 rows. Let it return one number a row."),
-    ("right_or_wrong", [1, 0, 0.5, 1], "scored a row neither 0 nor 1"),
+    ("graded", 0.5, "returned one number for 4 rows. Return one number per row."),
+    ("right_or_wrong", [1, 0, 0.5, 1], "the score of a row is neither 0 nor 1"),
 ])  # fmt: skip
 def test_a_metric_keeps_to_its_kind(kind, returned, words):
     with pytest.raises(ValueError, match=words):
@@ -240,12 +240,12 @@ def named(name, function):
 @pytest.mark.parametrize(
     ("metrics", "words"),
     [
-        ((lambda p, r: 1.0,), "Name one of accuracy, .*, or give a function with a name"),
-        ((3,), "has the metric 3. Name one of"),
-        ((named("bleu", lambda p, r: 1.0),), "a metric of its own called bleu, a name that is taken"),
-        ((named("perplexity", lambda p, r: 1.0),), "a name that is taken"),
-        ((same_words, same_words), "names a metric twice: same_words, same_words"),
-        (("bleu", "bleu"), "names a metric twice"),
+        ((lambda p, r: 1.0,), r"Use a name \(accuracy, .*\), a named function"),
+        ((3,), "lists the metric 3. Use a name"),
+        ((named("bleu", lambda p, r: 1.0),), "a metric called bleu, but this name is already in use"),
+        ((named("perplexity", lambda p, r: 1.0),), "already in use"),
+        ((same_words, same_words), "lists a metric twice: same_words, same_words"),
+        (("bleu", "bleu"), "lists a metric twice"),
         ("bleu", "has metrics='bleu'. Write a tuple"),
     ],
 )

@@ -36,7 +36,7 @@ ARM_NAMES = {
 
 
 def run_evaluation(options: EvaluateArguments) -> None:
-    """Score a model on held-out questions; write `metrics.json` and the card beside it, and show both.
+    """Score a model on held-out questions, write `metrics.json` and the model card, and print the scores.
 
     Raises:
         ValueError: bad input, before a model is loaded.
@@ -84,11 +84,11 @@ def run_evaluation(options: EvaluateArguments) -> None:
 
 
 def run_harness(options: EvaluateArguments) -> None:
-    """Score base and adapter on tasks of lm-evaluation-harness; write `harness.json` and show its tables.
+    """Score base and adapter on tasks of lm-evaluation-harness, write `harness.json`, and print its tables.
 
     Raises:
         ImportError: lm-evaluation-harness is not installed.
-        ValueError: a task that is unknown.
+        ValueError: a task is unknown.
     """
     try:
         from lm_eval.utils import make_table
@@ -111,7 +111,7 @@ def run_harness(options: EvaluateArguments) -> None:
 
 
 def holds_scores_of_more(folder: str, count: int) -> bool:
-    """A quick look at a few questions must not replace the scores that the card shows."""
+    """Whether the folder has scores of more questions: a quick look must not replace those on the model card."""
     try:
         return load_scores(folder, METRICS_NAME)["warmup"]["n"] > count
     except (KeyError, TypeError):
@@ -139,14 +139,14 @@ def evaluate_arms(
 
 
 def scores_of(scores: Scores, questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, float]:
-    """An arm's part of `metrics.json`."""
+    """The scores of one arm in `metrics.json`."""
     share = share_of_options(questions, predictions)
     written = {} if share is None else {"generations_that_are_options": share}
     return {**scores.totals, **written, "n": len(questions)}
 
 
 def has_base(loaded: LoadedModel) -> bool:
-    """Whether switching the adapter off gives its base; says so where there is an adapter and it does not."""
+    """Whether the model equals its base when the adapter is switched off. Prints the reason if it does not."""
     reasons = [why_no_base(config) for config in getattr(loaded.model, "peft_config", {}).values()]
     for reason in filter(None, reasons):
         print(f"The base is not scored: {reason}, also with the adapter off.")

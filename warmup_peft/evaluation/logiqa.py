@@ -1,4 +1,4 @@
-"""The task `logiqa`: LogiQA 2.0's multiple choice, and data in its form."""
+"""The task `logiqa`: multiple-choice questions in the format of LogiQA 2.0."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def format_logiqa_prompt(row: dict) -> str:
 
 
 def logiqa(rows: Iterable[dict], answer_format: AnswerFormat = "text") -> list[Question]:
-    """LogiQA 2.0's multiple choice: `text`, `question`, four `options`, `answer` (0 to 3).
+    """Questions from rows with `text`, `question`, four `options` and `answer` (0 to 3).
 
     Raises:
-        ValueError: naming the first row (counted from 1) that is not of this form.
+        ValueError: a row is malformed; the message names the first one, counted from 1.
     """
     if answer_format not in ("text", "letter"):
         raise ValueError(f"answer_format={answer_format!r} cannot work. Choose text or letter.")
@@ -39,7 +39,7 @@ def _logiqa_question(number: int, row: dict, answer_format: AnswerFormat) -> Que
     options, answer = _list_of(row["options"]), row["answer"]
     if not isinstance(options, list) or len(options) != len(LETTERS):
         found = f"{len(options)} options" if isinstance(options, list) else "no list of options"
-        raise ValueError(f"Row {number} has {found}. LogiQA questions have {len(LETTERS)}; mend or remove the row.")
+        raise ValueError(f"Row {number} has {found}. LogiQA questions have {len(LETTERS)}; fix or remove the row.")
     if isinstance(answer, bool) or answer not in range(len(LETTERS)):
         raise ValueError(f"Row {number} has answer={answer!r}. It is the index of the right option, 0 to 3.")
     row = {**row, **{key: str(row[key]).strip() for key in ("text", "question")}}
@@ -49,7 +49,7 @@ def _logiqa_question(number: int, row: dict, answer_format: AnswerFormat) -> Que
 
 
 def _list_of(value: object) -> object:
-    """CSV files hold the options as a JSON list in a string."""
+    """In CSV files the options are a JSON list in a string."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError:

@@ -1,6 +1,6 @@
-"""The metrics that score answers: one `Metric` each, in one registry. A task's file may add its own.
+"""The metrics that score answers. Each is one `Metric` in the registry `METRICS`; a task's file may add its own.
 
-Scores are between 0 and 1, and higher is better. The computing is left to the libraries that the field uses.
+Every score is between 0 and 1, and higher is better. Standard libraries compute BLEU, chrF++, ROUGE and the like.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Kind = Literal["right_or_wrong", "graded", "corpus"]
 NEEDS_EXTRA = "Run: pip install 'warmup_peft[compare]'"
-NOTHING = "–"  # in place of a score that is not there
+NOTHING = "–"  # shown where a score is missing
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What is scored: one entry a row.
+    """The answers to score, one entry per row.
 
     Attributes:
-        texts: the answers as written; of multiple choice, the chosen options.
+        texts: the generated answers, or the chosen options in a multiple-choice task.
         references: the right answers.
-        prompts: what was asked.
-        choices: index of the chosen option and of the right one, (n, 2); None where answers are written freely.
-        num_options: how many there are to choose from.
+        prompts: the prompts.
+        choices: (n, 2) indices of the chosen and the right option; None if the answers are generated freely.
+        num_options: the number of options.
     """
 
     texts: Sequence[str]
@@ -39,7 +39,7 @@ class Answers:
     num_options: int = 0
 
     def take(self, rows: Sequence[int]) -> Answers:
-        """Those of these rows, in this order."""
+        """The answers of these rows, in this order."""
         texts, references, prompts = ([of[i] for i in rows] for of in (self.texts, self.references, self.prompts))
         choices = None if self.choices is None else self.choices[list(rows)]
         return Answers(texts, references, prompts, choices, self.num_options)
@@ -47,12 +47,12 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class RowStatistics:
-    """What one metric found, in a form that a bootstrap over rows can use.
+    """The result of one metric, in a form from which a bootstrap can resample rows.
 
     Attributes:
-        row_scores: (n,) score of each row by itself.
-        score_samples: (..., n) row numbers -> (...) scores of these samples of the rows.
-        signature: how exactly it was computed, as the library words it.
+        row_scores: (n,) score of each row alone.
+        score_samples: maps (..., n) row indices to the (...) scores of these resamples.
+        signature: version and settings of the metric, as its library reports them.
     """
 
     row_scores: Array
@@ -71,12 +71,12 @@ def mean_of_rows(row_scores: Sequence[float] | Array, signature: str = "") -> Ro
 def score_of_sums(
     values: Array, score: Callable[[Array], Array], row_scores: Array, signature: str = ""
 ) -> RowStatistics:
-    """Of a score that needs only sums over the rows: `values` (n, d), and `score` of (..., d) sums -> (...)."""
+    """For a score that is a function of sums over rows. `score` maps (..., d) sums of the (n, d) `values` to (...)."""
     return RowStatistics(row_scores, lambda rows: score(values[rows].sum(-2)), signature)
 
 
 def recomputed(score: Callable[[Answers], float], answers: Answers) -> RowStatistics:
-    """Of a score that is computed anew for each sample; NaN where a sample has none, as a single row's correlation."""
+    """For a score that has to be computed from the answers again for each resample; NaN if that fails."""
 
     def score_sample(rows: Sequence[int]) -> float:
         try:
@@ -96,17 +96,18 @@ class Metric:
     """One way to score answers.
 
     Attributes:
-        name: as tasks, JSON files and model cards have it.
-        title: as people read it.
-        scale: what a score is multiplied by where it is shown: 100 for what is published as 34.2, else 1.
-        kind: `right_or_wrong`: rows score 1 or 0, so McNemar's test applies, and their mean is the score. `graded`:
-            rows score something in between, and their mean is the score. `corpus`: anything else; `compute` is asked
-            again for a significance test, for each of thousands of samples where it returns one number for all rows.
-        compute: the answers' `RowStatistics`; or one number a row, whose mean is the score; or one number for all
-            rows. Numbers are finite; scores are between 0 and 1, and higher is better.
-        needs_options: whether it scores choices, not written answers.
-        package: of a metric that is left out where this package or its weights are missing.
-        task: file of the task that brought it; empty for the metrics of this package.
+        name: the name in tasks, JSON files and model cards.
+        title: the name in tables and reports.
+        scale: 100 if the score is shown in hundredths (BLEU of 34.2), else 1.
+        kind: `right_or_wrong` if a row scores 1 or 0 and the score is the mean, so that McNemar's test applies.
+            `graded` if a row scores anything between 0 and 1 and the score is the mean. `corpus` for everything else:
+            a significance test calls `compute` again, once for each of thousands of resamples if it returns a single
+            number.
+        compute: returns one finite number per row, whose mean is the score, or a single finite number for all rows,
+            or `RowStatistics`.
+        needs_options: whether it scores the chosen options of a multiple-choice task.
+        package: optional package that it needs. The metric is left out if the package or its weights are missing.
+        task: path of the task's file that defines it; empty for the metrics of this package.
     """
 
     name: str
@@ -127,14 +128,14 @@ class Metric:
 
     @property
     def ranks_arms(self) -> bool:
-        """Whether it is always there and can be computed from texts again, so that arms can be compared by it."""
+        """Whether arms can be compared by it: it is always available and can be computed again from saved texts."""
         return not self.package and not (self.needs_options and self.kind == "corpus")
 
     def score(self, answers: Answers) -> RowStatistics:
-        """What it finds.
+        """Compute the metric.
 
         Raises:
-            ValueError: of a task's own metric that raises, or returns no such numbers.
+            ValueError: a task's own metric raised an exception, or did not return such numbers.
         """
         found = self.numbers(answers)
         if isinstance(found, RowStatistics):
@@ -142,11 +143,11 @@ class Metric:
         wrong = np.flatnonzero(~np.isfinite(found))
         if len(wrong):
             where = f" for row {wrong[0] + 1}" if found.ndim else ""
-            raise ValueError(f"{self.label} is {found.flat[wrong[0]]}{where}, and scores are finite numbers.")
+            raise ValueError(f"{self.label} is {found.flat[wrong[0]]}{where}, but a score must be a finite number.")
         return mean_of_rows(found) if found.ndim else recomputed(self.compute, answers)
 
     def numbers(self, answers: Answers) -> RowStatistics | Array:
-        """What `compute` returns: (n,) numbers, or a single one; finite or not. Raises ValueError as `score` does."""
+        """Result of `compute`, with its shape checked. NaN is allowed here. Raises ValueError as `score` does."""
         try:
             found = self.compute(answers)
         except Exception as error:
@@ -164,7 +165,7 @@ class Metric:
             given = {0: "one number", 1: f"a list of {found.size}"}.get(found.ndim, "a table")
             raise ValueError(f"{self.label} returned {given} for {num_rows} rows. {self._wanted}")
         if self.kind == "right_or_wrong" and not np.isin(found, (0, 1)).all():
-            raise ValueError(f"{self.label} is of the kind right_or_wrong, and scored a row neither 0 nor 1.")
+            raise ValueError(f"{self.label} has kind right_or_wrong, but the score of a row is neither 0 nor 1.")
         return found
 
     @property
@@ -173,7 +174,7 @@ class Metric:
 
     @property
     def _wanted(self) -> str:
-        return "Let it return one number a row" + (", or one for all rows." if self.kind == "corpus" else ".")
+        return "Return one number per row" + (", or a single one for all rows." if self.kind == "corpus" else ".")
 
 
 # ---- Multiple choice ----
@@ -184,7 +185,7 @@ def accuracy(answers: Answers) -> Array:
 
 
 def macro_f1(answers: Answers) -> RowStatistics:
-    """Unweighted mean of the options' F1 (2 TP / (predicted + true)), an option that is neither counting as 0."""
+    """Unweighted mean over options of F1 = 2 TP / (predicted + true); 0 for an option that never occurs."""
     options = np.arange(answers.num_options)
     predicted, true = (answers.choices[:, [i]] == options for i in (0, 1))
     counts = np.concatenate([predicted & true, predicted.astype(int) + true], axis=1).astype(np.float64)
@@ -213,14 +214,14 @@ def of_sacrebleu(metric, sentence_metric, answers: Answers) -> RowStatistics:
 
 
 def bleu(answers: Answers) -> RowStatistics:
-    """sacrebleu's corpus BLEU; of a single row with effective order."""
+    """Corpus BLEU from sacrebleu; the score of a single row uses effective order."""
     from sacrebleu.metrics import BLEU
 
     return of_sacrebleu(BLEU(), BLEU(effective_order=True), answers)
 
 
 def chrf_plus_plus(answers: Answers) -> RowStatistics:
-    """sacrebleu's chrF with word order 2."""
+    """chrF with word order 2 from sacrebleu."""
     from sacrebleu.metrics import CHRF
 
     return of_sacrebleu(CHRF(word_order=2), CHRF(word_order=2), answers)
@@ -238,7 +239,7 @@ def rouge(name: str) -> Callable[[Answers], RowStatistics]:
 
 
 def bertscore(answers: Answers) -> RowStatistics:
-    """F1 of bert-score, with its default model for English."""
+    """F1 from bert-score with its default English model."""
     from bert_score import BERTScorer
 
     scorer = BERTScorer(lang="en")
@@ -249,7 +250,7 @@ COMET_MODEL = "Unbabel/wmt22-comet-da"
 
 
 def comet(answers: Answers) -> RowStatistics:
-    """COMET of the prompts' last line but one, which holds the source text."""
+    """COMET. The source text is the last line but one of the prompt."""
     from comet import download_model, load_from_checkpoint
 
     model = load_from_checkpoint(download_model(COMET_MODEL))
@@ -287,34 +288,36 @@ OTHER_SCORES = {"perplexity": "perplexity", "generations_that_are_options": "wri
 
 
 def add_metrics(metrics: Sequence[str | Metric | Callable], task: str) -> tuple[str, ...]:
-    """Enter the metrics that a task's file brings into the registry; the names of all that it has.
+    """Add a task's own metrics to the registry, and return the names of all its metrics.
 
     Raises:
-        ValueError: one has no name, or the name of another.
+        ValueError: a metric has no name, or a name that is already in use.
     """
     if not isinstance(metrics, tuple | list):
-        raise ValueError(f"The task {task} has metrics={metrics!r}. Write a tuple of one or more, as in ('rougeL',).")
+        raise ValueError(f"The task {task} has metrics={metrics!r}. Write a tuple, for example ('rougeL',).")
     own = [as_metric(metric, task) for metric in metrics if not isinstance(metric, str)]
     for metric in own:
         if metric.name in (*BUILT_IN, *OTHER_SCORES):
-            raise ValueError(f"The task {task} has a metric of its own called {metric.name}, a name that is taken.")
+            raise ValueError(
+                f"The task {task} defines a metric called {metric.name}, but this name is already in use."
+            )
     METRICS.update((metric.name, metric) for metric in own)
     names = iter(metric.name for metric in own)
     every = tuple(metric if isinstance(metric, str) else next(names) for metric in metrics)
     if len(set(every)) < len(every):
-        raise ValueError(f"The task {task} names a metric twice: {', '.join(every)}.")
+        raise ValueError(f"The task {task} lists a metric twice: {', '.join(every)}.")
     return every
 
 
 def as_metric(metric: Metric | Callable[[list[str], list[str]], Any], task: str) -> Metric:
-    """A function of predictions and references as a metric called like it; a `Metric` as it is."""
+    """A `Metric` for a function of predictions and references, named after the function."""
     if isinstance(metric, Metric):
         return dataclasses.replace(metric, task=task)
     name = getattr(metric, "__name__", "")
     if not callable(metric) or not name.isidentifier():
         raise ValueError(
-            f"The task {task} has the metric {metric!r}. Name one of {', '.join(BUILT_IN)}, or give a function with a "
-            "name (predictions, references -> scores) or a Metric."
+            f"The task {task} lists the metric {metric!r}. Use a name ({', '.join(BUILT_IN)}), a named "
+            "function of predictions and references, or a Metric."
         )
 
     def compute(answers: Answers) -> Any:
@@ -324,7 +327,7 @@ def as_metric(metric: Metric | Callable[[list[str], list[str]], Any], task: str)
 
 
 def check_metrics(names: Sequence[str], is_multiple_choice: bool) -> None:
-    """Raise ValueError for a metric that is unknown or does not fit the task."""
+    """Raise ValueError if a metric is unknown or does not fit the task."""
     for name in names:
         if name not in METRICS:
             raise ValueError(f"There is no metric '{name}'. Choose from {', '.join(BUILT_IN)}.")
@@ -332,24 +335,24 @@ def check_metrics(names: Sequence[str], is_multiple_choice: bool) -> None:
             raise ValueError(f"The metric {name} needs options to choose from, and the task's questions have none.")
     if not names or not METRICS[names[0]].ranks_arms:
         raise ValueError(
-            "A task's first metric is what arms are compared by. Let it be one that is always there and scores each "
-            f"row: {', '.join(name for name in BUILT_IN if METRICS[name].ranks_arms)}, or one of the task's own."
+            "Arms are compared by the task's first metric, so it must always be there and score each row: "
+            f"{', '.join(name for name in BUILT_IN if METRICS[name].ranks_arms)}, or a metric of the task's own."
         )
 
 
 def try_metrics(names: Sequence[str], answers: Answers) -> None:
-    """Raise ValueError where one that a task brings cannot score these answers; whether scores are finite is left."""
+    """Raise ValueError if one of the task's own metrics fails on these answers. A score of NaN passes."""
     for metric in map(METRICS.__getitem__, names):
         if metric.task and not metric.package:
             metric.numbers(answers)
 
 
 def score_rows(names: Sequence[str], answers: Answers) -> tuple[dict[str, RowStatistics], dict[str, str]]:
-    """Each metric's rows; and of those whose package or weights are not there, the reason.
+    """The result of each metric, and the reason for each one that was left out.
 
     Raises:
-        ImportError: a package that `warmup_peft[compare]` installs is missing.
-        ValueError: a task's own metric does not work.
+        ImportError: a package of the extra `compare` is missing.
+        ValueError: a task's own metric failed.
     """
     scored, left_out = {}, {}
     for metric in map(METRICS.__getitem__, names):
@@ -374,16 +377,16 @@ def totals(scored: Mapping[str, RowStatistics]) -> dict[str, float]:
     return {name: rows.total() for name, rows in scored.items()}
 
 
-# ---- As people read them ----
+# ---- Names and numbers as text ----
 
 
 def metric_name(name: str) -> str:
-    """The title of a metric, or of another score that is shown beside them."""
+    """The title of a metric or of another score in the tables."""
     return METRICS[name].title if name in METRICS else OTHER_SCORES.get(name, name)
 
 
 def score_text(name: str, value: float) -> str:
-    """In the units the metric is published in: 0.981 for accuracy, 34.2 for BLEU, 4.56 for perplexity."""
+    """The score in its usual units: 0.981 for accuracy, 34.2 for BLEU, 4.56 for perplexity."""
     if name == "perplexity":
         return number_text(value, ",.2f" if value < 1000 else ",.0f")
     scale = scale_of(name)
@@ -395,12 +398,12 @@ def scale_of(name: str) -> int:
 
 
 def is_right_or_wrong(name: str) -> bool:
-    """Whether a row scores 1 or 0."""
+    """Whether a row scores either 1 or 0, so that McNemar's test applies."""
     return METRICS[name].kind == "right_or_wrong"
 
 
 def number_text(value: float, form: str) -> str:
-    """The number with a true minus sign and without a negative zero; a word where it is not finite."""
+    """The number with a typographic minus sign and no negative zero, or a word if it is not finite."""
     if math.isnan(value):
         return "undefined"
     if math.isinf(value):
@@ -412,5 +415,5 @@ def number_text(value: float, form: str) -> str:
 
 
 def points_text(value: float) -> str:
-    """A difference of scores in hundredths, with its sign."""
+    """A difference of two scores in hundredths, with its sign."""
     return number_text(100 * value, "+.1f")

@@ -1,7 +1,7 @@
-"""Answers questions with a causal language model, with or without a warmup: it chooses an option, and writes freely.
+"""The predictor: a causal language model answers questions, with or without a warmup.
 
-An option's score is the log-likelihood of its tokens after the prompt (and, for a warmup adapter, after the warmup it
-writes greedily and the separator). Knows no trainer and no file.
+It chooses the option with the highest log-likelihood after the prompt (and, for a warmup adapter, after its greedy
+warmup and the separator), and it generates an answer freely. This module knows no trainer and no file.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def bars(name: str) -> Progress:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model made of one question.
+    """A model's answer to one question.
 
     Attributes:
         choice: the option with the highest log-likelihood.
-        option_logps: log-likelihood of each option, in nats, summed over its tokens; of a task whose answers are
-            written freely, of the reference alone.
-        target_tokens: how many tokens the right option has.
-        warmup, warmup_ids: the warmup's text and token ids; empty without one.
-        generation: what it answers when it writes freely; None where it was not asked to.
+        option_logps: log-likelihood of each option in nats, summed over its tokens. A task without options has one
+            entry, for the reference.
+        target_tokens: number of tokens of the right option.
+        warmup, warmup_ids: text and token ids of the warmup; empty if there is none.
+        generation: the freely generated answer; None if none was asked for.
     """
 
     choice: int
@@ -61,7 +61,7 @@ class Prediction:
 
 
 class Written(NamedTuple):
-    """What a model wrote for questions: the warmups' token ids, and the answers' texts (None where none was asked)."""
+    """Token ids of the warmups, and texts of the generated answers (None if none was asked for)."""
 
     warmup_ids: list[Ids]
     texts: list[str | None]
@@ -69,13 +69,13 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model as it is now, and how it answers questions.
+    """A model in its current state, and how it answers questions.
 
     Attributes:
-        warmup_config: how the model warms up; None, or a limit of 0 tokens, answers directly.
-        batch_size: questions at a time.
-        instead: what takes the place of the warmups that the model writes (`shuffled`, `empty`); None leaves them.
-        progress: wraps a list of batches and a word for what is done with them, to show how far it is.
+        warmup_config: how the model writes its warmup. With None, or a limit of 0 tokens, it answers directly.
+        batch_size: number of questions per batch.
+        instead: replaces the warmups that the model wrote (`shuffled`, `empty`); None keeps them.
+        progress: wraps the list of batches to show progress; its second argument names the step.
     """
 
     model: PreTrainedModel
@@ -88,23 +88,23 @@ class Predictor:
     def answer(
         self, questions: Sequence[Question], max_new_tokens: int = 32, warmup_ids: list[Ids] | None = None
     ) -> list[Prediction]:
-        """A prediction for each question, in their order; arguments as for `write`."""
+        """A prediction for each question, in their order. The arguments are those of `write`."""
         return self.score(questions, self.write(questions, max_new_tokens, warmup_ids))
 
     def write(
         self, questions: Sequence[Question], max_new_tokens: int = 32, warmup_ids: list[Ids] | None = None
     ) -> Written:
-        """Warmups and free answers, both greedy.
+        """Generate warmups and answers, both greedily.
 
         Args:
-            max_new_tokens: limit of an answer; 0 writes none.
-            warmup_ids: warmups to answer after, one a question, instead of those that the model writes.
+            max_new_tokens: maximum length of an answer; with 0, none is generated.
+            warmup_ids: one warmup per question to use in place of the model's own.
         """
         warmup_ids = self.warmups(questions) if warmup_ids is None else warmup_ids
         return Written(warmup_ids, self._answers(questions, warmup_ids, max_new_tokens))
 
     def score(self, questions: Sequence[Question], written: Written) -> list[Prediction]:
-        """Choose among each question's options after the warmups that were written.
+        """Score the options of each question after its warmup, and choose one.
 
         Raises:
             FloatingPointError: the model's logits are NaN.
@@ -122,7 +122,7 @@ class Predictor:
         ]
 
     def warmups(self, questions: Sequence[Question]) -> list[Ids]:
-        """Token ids between prompt and separator when each question is answered."""
+        """Token ids of the warmup that precedes each answer."""
         if self._config is None or self.instead is empty:
             return empty(questions)
         prompts = prompt_ids(self.tokenizer, questions)
@@ -130,7 +130,7 @@ class Predictor:
         return own if self.instead is None else self.instead(own)
 
     def logps(self, questions: Sequence[Question], warmup_ids: list[Ids]) -> list[tuple[float, ...]]:
-        """Log-likelihood in nats of each question's options, summed over their tokens, after these warmups."""
+        """Log-likelihood in nats of the options of each question after these warmups, summed over their tokens."""
         scores: dict[int, tuple[float, ...]] = {}
         encoder = PromptEncoder(self.model, fast=CachedPrompt)
         for indices, prompt, warmups in self._batches(questions, warmup_ids, "scores"):
@@ -145,9 +145,10 @@ class Predictor:
         return [scores[i] for i in range(len(questions))]
 
     def warmup_metrics(self, questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """What the warmups that were written are worth to the right option, and what they share with it.
+        """Metrics of the warmups on these questions; empty if there are no warmups.
 
-        Empty without warmups; gains are means in nats.
+        `gain_over_none` and `gain_over_others` are mean gains in the log-likelihood of the right option, in nats: over
+        no warmup, and over a shuffled warmup. `overlap` is the share of the warmups' words that the right option has.
         """
         if self._config is None or self.instead is empty:
             return {}
@@ -185,7 +186,7 @@ class Predictor:
     def _batches(
         self, questions: Sequence[Question], warmup_ids: list[Ids], what: str
     ) -> Iterator[tuple[list[int], Tokens, Warmups]]:
-        """Indices of so many questions at a time, their prompts, and their warmups."""
+        """Indices, prompts and warmups of one batch of questions after the other."""
         prompts, device = prompt_ids(self.tokenizer, questions), self.model.device
         for indices in batches_of(prompts, self.batch_size, self.progress, what):
             warmups = as_warmups([warmup_ids[i] for i in indices], device)
@@ -193,12 +194,12 @@ class Predictor:
 
 
 def shuffled(warmup_ids: list[Ids]) -> list[Ids]:
-    """Each row gets the warmup of the row before it."""
+    """Shuffled warmups: each row gets the warmup of the row before it."""
     return [warmup_ids[-1], *warmup_ids[:-1]]
 
 
 def empty(rows: Sequence[Any]) -> list[Ids]:
-    """No warmups: the separator stands right behind the prompt."""
+    """Empty warmups: the separator follows the prompt directly."""
     return [[] for _ in rows]
 
 
@@ -210,7 +211,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
-    """Ids of `text` as they stand after `prompt`, or on their own where the two would merge at the boundary."""
+    """Token ids of `text` after `prompt`, or of `text` alone if the tokenizer merges tokens across the boundary."""
     prompt_ids = tokenizer(prompt)["input_ids"]
     ids = tokenizer(prompt + text)["input_ids"]
     if ids[: len(prompt_ids)] == prompt_ids and len(ids) > len(prompt_ids):
@@ -227,7 +228,7 @@ def right_padded(rows: Sequence[Sequence[Sequence[int]]], device: torch.device) 
 
 
 def as_warmups(warmup_ids: Sequence[Sequence[int]], device: torch.device) -> Warmups:
-    """(B, 1) given warmups."""
+    """(B, 1) warmups of these token ids."""
     tokens = right_padded([[ids] for ids in warmup_ids], device)
     lengths = tokens.mask.sum(-1)
     return Warmups(tokens.ids.long(), lengths, lengths)
@@ -236,7 +237,7 @@ def as_warmups(warmup_ids: Sequence[Sequence[int]], device: torch.device) -> War
 def batches_of(
     prompts: Sequence[Sequence[int]], batch_size: int, progress: Progress, what: str
 ) -> Iterable[list[int]]:
-    """Indices of so many prompts at a time; those of like length go together, the longest first."""
+    """Batches of prompt indices. Prompts of similar length share a batch, and the longest come first."""
     by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     return progress([by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)], what)
 
@@ -252,7 +253,7 @@ def write_each(
     progress: Progress = no_progress,
     **sampling: Any,
 ) -> list[Ids]:
-    """Token ids of a warmup for each prompt, greedy unless `sampling` (`do_sample`, ...) says otherwise."""
+    """Token ids of one warmup for each prompt: greedy, or sampled as `sampling` (`do_sample`, ...) says."""
     written: dict[int, Ids] = {}
     for indices in batches_of(prompts, batch_size, progress, "warmups"):
         warmups = write_warmups(
@@ -275,7 +276,7 @@ def option_logps(
     warmup_config: WarmupConfig | None,
     options: list[list[list[int]]],
 ) -> Tensor:
-    """(B, number of options) log-likelihoods in nats: the options are branches that share one warmup."""
+    """(B, number of options) log-likelihoods in nats. The options of a question are branches with the same warmup."""
     target = right_padded(options, prompt.ids.device)
     warmup = Tokens(*(x.expand(-1, target.ids.size(1), -1) for x in warmups.tokens()))
     branches = lay_out_branches(warmup, separator_of(warmup_config, prompt.ids.device), target)
@@ -291,22 +292,22 @@ def generate_texts(
     warmups: Warmups,
     warmup_config: WarmupConfig | None,
     max_new_tokens: int,
-    **law: Any,
+    **sampling: Any,
 ) -> list[str]:
-    """What the model writes after the warmups, greedily unless the `law` (`do_sample`, ...) says otherwise."""
+    """Answers generated after the warmups: greedy, or sampled as `sampling` (`do_sample`, ...) says."""
     context = prompt if warmup_config is None else append_warmups(prompt, warmups, warmup_config, pad_token_id(model))
     sequences = model.generate(
         input_ids=context.ids,
         attention_mask=context.mask.long(),
         max_new_tokens=max_new_tokens,
         pad_token_id=pad_token_id(model),
-        **{"do_sample": False, **law},
+        **{"do_sample": False, **sampling},
     )
     return tokenizer.batch_decode(sequences[:, context.ids.size(1) :], skip_special_tokens=True)
 
 
 def check_logps(logps: Tensor) -> None:
-    """Raise FloatingPointError where one is NaN: every comparison with it would choose the first option."""
+    """Raise FloatingPointError if one is NaN, since a comparison with NaN would always choose the first option."""
     if logps.isnan().any():
         raise FloatingPointError(
             "The model's logits are NaN, so its answers cannot be scored. Train it again with a lower learning_rate, "
@@ -319,12 +320,12 @@ def check_logps(logps: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the metrics say of predictions.
+    """The scores of a list of predictions.
 
     Attributes:
-        totals: of each metric, and the perplexity.
-        statistics: of each metric, row by row.
-        left_out: metrics whose package or weights are not there, with the reason.
+        totals: score of each metric, and the perplexity.
+        statistics: row statistics of each metric.
+        left_out: the reason for each metric that was left out.
     """
 
     totals: dict[str, float]
@@ -342,7 +343,7 @@ def score_predictions(
 
 
 def answer_text(question: Question, prediction: Prediction) -> str:
-    """The chosen option, or what was written where there is nothing to choose from."""
+    """The chosen option, or the generated answer if the question has no options."""
     is_choice = len(question.options) > 1
     return (question.options[prediction.choice] if is_choice else prediction.generation or "").strip()
 
@@ -354,12 +355,12 @@ def perplexity(questions: Sequence[Question], predictions: Sequence[Prediction])
 
 
 def is_an_option(generation: str, question: Question) -> bool:
-    """Whether a free generation is one of the question's options, apart from white space at its ends."""
+    """Whether a generated answer equals one of the options, ignoring white space at its ends."""
     return generation.strip() in {option.strip() for option in question.options}
 
 
 def share_of_options(questions: Sequence[Question], predictions: Sequence[Prediction]) -> float | None:
-    """How many free generations are one of their question's options; None where there is nothing to count."""
+    """Share of the generated answers that equal one of the options; None if there are no options or no answers."""
     if not is_multiple_choice(questions) or predictions[0].generation is None:
         return None
     return sum(is_an_option(p.generation, q) for q, p in zip(questions, predictions)) / len(questions)

@@ -1,4 +1,4 @@
-"""Which rows a command works on, and how its task reads them."""
+"""Selects the rows that a command works on, and lets the task read them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from warmup_peft.evaluation.tasks import (
 )
 from warmup_peft.settings.arguments import EvaluateArguments, RunOptions
 
-TRIAL_ROWS = 8  # that a task's own metrics are tried on before any long work
+TRIAL_ROWS = 8  # number of rows to try a task's own metrics on, before any long work
 TASK_NEEDS_ALL_ROWS = "dataset_streaming does not work with a task, which reads all rows at once. Leave it out."
 
 
 def data_record(script_args, options: RunOptions, train_dataset: Dataset | IterableDataset) -> dict[str, Any]:
-    """Where the rows came from and how they were read, for `evaluate` and the model card."""
+    """A record of the training data and of how it was read, for `evaluate` and the model card."""
     return {
         "dataset_name": script_args.dataset_name,
         "dataset_config": script_args.dataset_config,
@@ -48,10 +48,10 @@ def data_record(script_args, options: RunOptions, train_dataset: Dataset | Itera
 
 
 def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
-    """`task_args`, with `answer_format` among them.
+    """The option `task_args` as a dictionary, together with `answer_format`.
 
     Raises:
-        ValueError: `task_args` is text, but no JSON object.
+        ValueError: `task_args` is not a JSON object.
     """
     task_args = options.task_args or {}
     if isinstance(task_args, str):
@@ -59,7 +59,7 @@ def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
             task_args = json.loads(task_args)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f'task_args={task_args} is no JSON ({error.msg}). Write it as {{"name": "value"}}.'
+                f'task_args={task_args} is not valid JSON ({error.msg}). Write it as {{"name": "value"}}.'
             ) from error
     if not isinstance(task_args, dict):
         raise ValueError(f'task_args={task_args} cannot work. Write it as {{"name": "value"}}.')
@@ -68,10 +68,10 @@ def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
 
 
 def questions_of(task: Task, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
-    """The questions that a task reads from rows.
+    """The questions that the task reads from these rows.
 
     Raises:
-        ValueError: rows not of its form, or metrics that do not exist or do not fit.
+        ValueError: a row is malformed, or a metric is unknown or does not fit the task.
     """
     questions = read_questions(task, rows, task_args)
     if questions:
@@ -80,7 +80,7 @@ def questions_of(task: Task, rows: Iterable[dict], task_args: dict[str, Any]) ->
 
 
 def questions_to_score(task: Task, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
-    """The same; the task's own metrics were tried on the right answers of the first questions."""
+    """As `questions_of`, but first try the task's own metrics on a few right answers."""
     questions = questions_of(task, rows, task_args)
     if first := questions[:TRIAL_ROWS]:
         texts, choices = zip(*((question.completion.strip(), question.answer) for question in first))
@@ -89,10 +89,10 @@ def questions_to_score(task: Task, rows: Iterable[dict], task_args: dict[str, An
 
 
 def training_rows(script_args, options: RunOptions, split: str, limit: int | None) -> Dataset | IterableDataset:
-    """Rows with `prompt` and `completion`, or of another form that `SFTTrainer` takes.
+    """Rows with `prompt` and `completion`, or in another format that `SFTTrainer` accepts.
 
     Raises:
-        ValueError: they cannot be loaded, or with `dataset_streaming` not be streamed.
+        ValueError: the rows cannot be loaded, or cannot be streamed although `dataset_streaming` is set.
     """
     if script_args.dataset_streaming:
         if options.task is not None:
@@ -112,14 +112,14 @@ def first_rows(rows: Dataset, limit: int | None) -> Dataset:
 
 
 def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tuple[str, list[Question], str]:
-    """The task's name, the questions, and in words where they come from.
+    """The task's name, its questions, and a text that says where they come from.
 
     Args:
-        data: what the adapter's folder says of the training. It may come from anybody: no file that it names as the
-            task is run.
+        data: the training's record in the adapter's folder. Anybody may have written it, so a task file that it names
+            is never run.
 
     Raises:
-        ValueError: data or task is not given or not there, or only the folder names the task's file.
+        ValueError: the data or the task is missing, or only the adapter's folder names the task's file.
     """
     name = options.dataset_name or data.get("dataset_name")
     own = name is not None and is_same_source(name, data.get("dataset_name"))
@@ -144,10 +144,10 @@ def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tupl
 
 
 def recorded_task(data: dict[str, Any]) -> str | None:
-    """The built-in task that a training's record names.
+    """The built-in task in a training's record.
 
     Raises:
-        ValueError: it names a file.
+        ValueError: the record names a file.
     """
     task = data.get("task")
     if task is not None and str(task) not in BUILT_IN_TASKS:
@@ -159,7 +159,7 @@ def recorded_task(data: dict[str, Any]) -> str | None:
 
 
 def recorded_task_args(task: str, data: dict[str, Any]) -> dict[str, Any]:
-    """The training's `task_args`, where the task that is named is the training's; its file may lie elsewhere now."""
+    """The training's `task_args` if the task is the training's. Its file may have moved to another folder since."""
     recorded, task_args = str(data.get("task")), data.get("task_args") or {}
     if not isinstance(task_args, dict):
         raise ValueError(f"The training's record has task_args={task_args}, and they should be names with values.")
@@ -174,12 +174,12 @@ def recorded_task_args(task: str, data: dict[str, Any]) -> dict[str, Any]:
 def rows_to_compare_on(
     script_args, options: RunOptions, max_samples: int | None, curve_samples: int
 ) -> tuple[list[Question], list[Question]]:
-    """Rows for learning curves and choices, and others for the verdict.
+    """Questions for learning curves and for choosing arms, and other questions for the verdict.
 
-    The first are those of the validation split. Where there is none beside the test split, every other test row is.
+    The first come from the validation split. If there is none, they are every second row of the test split.
 
     Raises:
-        ValueError: no task is named, or rows are missing or not of its form.
+        ValueError: no task is given, or rows are missing or malformed.
     """
     if options.task is None:
         raise ValueError(
@@ -203,7 +203,7 @@ def rows_to_compare_on(
 
 
 def split_to_score(name: str, wanted: str) -> str:
-    """The split that is wanted; of a local folder that lacks it, the validation split."""
+    """The requested split, or the validation split if a local folder lacks the requested one."""
     return "validation" if not has_split(name, wanted) and has_split(name, "validation") else wanted
 
 

@@ -1,7 +1,7 @@
-"""Tasks: how a row of a data set becomes a prompt and a completion, and how answers are scored.
+"""Tasks: how a row of a data set becomes a prompt with its completion, and which metrics score the answers.
 
-A task is a Python file that defines `TASK`, named by its path (`--task recipes/translation/task.py`); `logiqa` comes
-with the package. Knows no model and no trainer.
+A task is a Python file that defines `TASK`, and its path is its name (`--task recipes/translation/task.py`). The task
+`logiqa` comes with the package. This module knows no model and no trainer.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import numpy as np
 
 from warmup_peft.evaluation.metrics import Answers, Metric, add_metrics
 
-BUILT_IN_TASKS = ("logiqa",)  # modules beside this one, of the same form as a task's file
+BUILT_IN_TASKS = ("logiqa",)  # modules of this folder, written like any task's file
 
 
 @dataclass(frozen=True)
 class Question:
-    """One row, ready for a model.
+    """One row as a model reads it.
 
     Attributes:
-        prompt: what the model reads.
-        options: the completions to choose from, each with a space before it; of a task whose answers are written
-            freely, the reference alone.
+        prompt: the text that the model reads.
+        options: the completions to choose from, each with a leading space. A task whose answers are generated freely
+            has one option, the reference.
         answer: index of the right option.
     """
 
@@ -46,14 +46,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Row:
-    """One test row, as one trained model answered it.
+    """One test row and a trained model's answer to it.
 
     Attributes:
-        prompt, reference: texts.
-        warmup, answer: what was written; the answer of a multiple-choice question is the chosen option.
-        score: the row's own score on the first metric (1 or 0 for accuracy; a sentence's BLEU, ROUGE, ... else).
-        target_nll: -log P(reference | prompt, warmup, separator), in nats, summed over its tokens.
-        target_tokens: how many they are.
+        prompt, reference: texts of the question.
+        warmup, answer: texts of the model. The answer to a multiple-choice question is the chosen option.
+        score: score of this row alone in the task's first metric (1 or 0 for accuracy, sentence BLEU, ...).
+        target_nll: -log P(reference | prompt, warmup, separator) in nats, summed over the reference's tokens.
+        target_tokens: number of these tokens.
     """
 
     prompt: str
@@ -67,15 +67,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """What a recipe's own `task.py` defines as `TASK`.
+    """A task, as a `task.py` defines it under the name `TASK`.
 
     Attributes:
-        read: rows of a data set, as dictionaries, -> questions in their order. Its further parameters, all with
-            defaults, are set by `--task_args`. It raises ValueError for a row (counted from 1) not of its form.
-        metrics: each a name in `warmup_peft.evaluation.metrics.METRICS`, or a metric of the task's own: a function of
-            predictions and references (lists of strings) that returns one score a row, whose mean counts, or one for
-            all rows; or a `Metric`. The first is what arms are compared by. `find_task` leaves their names.
-        max_new_tokens: limit of an answer that is written freely.
+        read: turns the rows of a data set (dictionaries) into questions, in the same order. Further parameters need
+            defaults and are set with `--task_args`. It raises ValueError for a malformed row and names its number,
+            counted from 1.
+        metrics: names from `warmup_peft.evaluation.metrics.METRICS`, or the task's own: a `Metric`, or a function of
+            predictions and references (two lists of strings) that returns one score per row, whose mean is the score,
+            or a single score for all rows. Arms are compared by the first one. `find_task` replaces each by its name.
+        max_new_tokens: maximum length of a generated answer.
     """
 
     read: Callable[..., list[Question]]
@@ -84,15 +85,15 @@ class Task:
 
 
 def find_task(name: str) -> Task:
-    """A task by its name, or by the path of a Python file that defines `TASK`; its own metrics join the registry.
+    """Load a task by its name or by the path of its file, and add its own metrics to the registry.
 
     Raises:
-        ValueError: neither is there, or the file defines no `Task`, or one whose metrics cannot work.
+        ValueError: there is no such task, the file defines no `Task`, or a metric is not valid.
     """
     module = built_in_module(name) if name in BUILT_IN_TASKS else run_file(name)
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
-        raise ValueError(f"{name} defines no TASK. Let it say: TASK = Task(read=..., metrics=(...)).")
+        raise ValueError(f"{name} defines no TASK. Add a line such as: TASK = Task(read=..., metrics=(...)).")
     return dataclasses.replace(task, metrics=add_metrics(task.metrics, name))
 
 
@@ -101,7 +102,7 @@ def built_in_module(name: str) -> ModuleType:
 
 
 def run_file(name: str) -> ModuleType:
-    """Raises ValueError where there is no such file, or it fails."""
+    """Raise ValueError if there is no such file, or if it raises an exception."""
     path = Path(name)
     if not path.is_file():
         raise ValueError(
@@ -120,10 +121,10 @@ def run_file(name: str) -> ModuleType:
 
 
 def read_questions(task: Task, rows: Iterable[dict], task_args: Mapping[str, Any]) -> list[Question]:
-    """The task's questions.
+    """The questions of these rows.
 
     Raises:
-        ValueError: a row that is not of the task's form, or an argument that the task does not take.
+        ValueError: a row is malformed, or the task has no such argument.
     """
     known = list(inspect.signature(task.read).parameters)[1:]
     unknown = [name for name in task_args if name not in known]
@@ -144,7 +145,7 @@ def is_multiple_choice(questions: Sequence[Question]) -> bool:
 
 
 def as_answers(questions: Sequence[Question], texts: Sequence[str], choices: Sequence[int]) -> Answers:
-    """What a metric scores, of the answers' texts and the indices of the options that were chosen."""
+    """The answers to score: generated or chosen texts, and the indices of the chosen options."""
     right = [question.answer for question in questions]
     return Answers(
         texts=list(texts),
@@ -156,7 +157,7 @@ def as_answers(questions: Sequence[Question], texts: Sequence[str], choices: Seq
 
 
 def fingerprint(questions: Iterable[Question]) -> str:
-    """Of prompts, options and answers, in their order."""
+    """A hash of prompts, options and answers, in their order."""
     return hashlib.blake2b(repr(list(questions)).encode(), digest_size=8).hexdigest()
 
 
@@ -164,12 +165,12 @@ def text_column(row: Mapping[str, Any], column: str, number: int) -> str:
     """The text in a column, without white space at its ends.
 
     Raises:
-        ValueError: naming row and column, where there is none.
+        ValueError: there is no text; the message names row and column.
     """
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(
             f"Row {number} has no text in the column `{column}`. The data has the columns "
-            f"{', '.join(map(str, row))}; mend or remove the row, or name another column with task_args."
+            f"{', '.join(map(str, row))}; fix or remove the row, or name another column with task_args."
         )
     return value.strip()

@@ -9,8 +9,8 @@ from folders import puzzles, write_rows
 
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.comparison.inspection import inspect
-from warmup_peft.evaluation.predictor import answer_questions
-from warmup_peft.evaluation.tasks import logiqa
+from warmup_peft.evaluation.logiqa import logiqa
+from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.inference.loading import load_folder
 from warmup_peft.settings.arguments import InspectArguments
 
@@ -34,9 +34,9 @@ def run(tmp_path_factory, model_folder) -> Path:
 def test_what_it_counts_is_what_the_rows_say(run):
     found = inspect(InspectArguments(str(run), batch_size=5))
     loaded, questions = load_folder(run), logiqa(puzzles(12, start=12))
-    asked = (loaded.model, loaded.tokenizer, questions, loaded.warmup_config)
-    own = answer_questions(*asked, max_new_tokens=0)
-    none = answer_questions(*asked, max_new_tokens=0, warmup_ids=[[] for _ in questions])
+    predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config)
+    own = predictor.answer(questions, max_new_tokens=0)
+    none = predictor.answer(questions, max_new_tokens=0, warmup_ids=[[] for _ in questions])
     right = [[p.choice == q.answer for p, q in zip(side, questions)] for side in (own, none)]
     assert found.metrics["accuracy"] == (pytest.approx(sum(right[0]) / 12), pytest.approx(sum(right[1]) / 12))
     assert found.num_better == sum(a and not b for a, b in zip(*right))

@@ -14,7 +14,9 @@ from warmup_peft.settings import arguments
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.settings.parsing import describe, nearest, parse_one, quieten
 
-COMPARE_PACKAGES = ("jinja2", "matplotlib", "nltk", "rouge_score", "sacrebleu", "statsmodels")
+COMPARE_PACKAGES = (
+    "jinja2", "markupsafe", "matplotlib", "nltk", "rouge_score", "sacrebleu", "sklearn", "scipy", "statsmodels",
+)  # fmt: skip
 BAD_INPUT = 2
 INTERRUPTED = 130
 

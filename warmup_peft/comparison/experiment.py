@@ -29,9 +29,9 @@ from warmup_peft.comparison.runner import Scheduler
 from warmup_peft.comparison.significance import least_rows, visible_before
 from warmup_peft.comparison.summary import summarize
 from warmup_peft.comparison.wording import estimate_text, p_text
+from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
 from warmup_peft.evaluation.rows import rows_to_compare_on
 from warmup_peft.evaluation.tasks import find_task, fingerprint
-from warmup_peft.evaluation.wording import metric_name, points_text, score_text
 from warmup_peft.files import check_writable, saying_where_the_disk_is_full
 from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
 from warmup_peft.settings.arguments import CompareOptions, check_counts

@@ -12,12 +12,10 @@ from rich.table import Table
 from warmup_peft.comparison.phrases import CLASSES, Inspection, changed, class_of, most_common
 from warmup_peft.comparison.report.inspection import write_inspection
 from warmup_peft.comparison.significance import compare_with
-from warmup_peft.evaluation.metrics import RowStatistics, score_rows, totals
-from warmup_peft.evaluation.predictor import answers_of, bars, perplexity
+from warmup_peft.evaluation.metrics import is_right_or_wrong, metric_name, score_text
+from warmup_peft.evaluation.predictor import Predictor, as_rows, bars, empty, score_predictions
 from warmup_peft.evaluation.rows import held_out_questions
-from warmup_peft.evaluation.scorer import Scorer, as_row, none_at_all
-from warmup_peft.evaluation.tasks import Question, Row, find_task
-from warmup_peft.evaluation.wording import metric_name, score_text
+from warmup_peft.evaluation.tasks import find_task
 from warmup_peft.files import check_writable
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import TrainingRecord, load_folder
@@ -52,18 +50,13 @@ def inspect(options: InspectArguments) -> Inspection:
     name, questions, source = held_out_questions(asked, record.data)
     task = find_task(name)
     loaded = load_folder(options.run)
-    scorers = {
-        arm: Scorer(loaded.model, loaded.tokenizer, loaded.warmup_config, task, options.batch_size, instead, bars(arm))
-        for arm, instead in ((WITH, None), (WITHOUT, none_at_all))
-    }
-    predictions = {arm: scorer.answers(questions)[0] for arm, scorer in scorers.items()}
-    scored = {arm: score_rows(task.metrics, answers_of(questions, of))[0] for arm, of in predictions.items()}
-    metrics = {
-        arm: {**totals(scored[arm]), "perplexity": perplexity(questions, predictions[arm])} for arm in predictions
-    }
+    model = (loaded.model, loaded.tokenizer, loaded.warmup_config, options.batch_size)
+    predictors = {arm: Predictor(*model, instead, bars(arm)) for arm, instead in ((WITH, None), (WITHOUT, empty))}
+    predictions = {arm: predictor.answer(questions, task.max_new_tokens) for arm, predictor in predictors.items()}
+    scores = {arm: score_predictions(task.metrics, questions, of) for arm, of in predictions.items()}
     first = task.metrics[0]
-    rows = {arm: rows_of(questions, predictions[arm], scored[arm][first]) for arm in predictions}
-    pairs = [([scored[WITH][first]], [scored[WITHOUT][first]])]
+    found = {arm: of.statistics[first] for arm, of in scores.items()}
+    rows = {arm: as_rows(questions, predictions[arm], found[arm].row_scores) for arm in found}
     classes = [class_of(row.warmup, row.reference) for row in rows[WITH]]
     counts = Counter(classes)
     better, worse = changed(rows[WITH], rows[WITHOUT], 1), changed(rows[WITH], rows[WITHOUT], -1)
@@ -71,9 +64,9 @@ def inspect(options: InspectArguments) -> Inspection:
         folder=options.run,
         metric=first,
         source=source + (f", the first {len(questions)}" if options.max_samples else ""),
-        metrics={key: (metrics[WITH][key], metrics[WITHOUT][key]) for key in metrics[WITH]},
-        difference=compare_with(WITHOUT, pairs, is_right_or_wrong=first == "accuracy")[0],
-        figures=scorers[WITH].figures(questions, predictions[WITH]),
+        metrics={key: (score, scores[WITHOUT].totals[key]) for key, score in scores[WITH].totals.items()},
+        difference=compare_with(WITHOUT, [([found[WITH]], [found[WITHOUT]])], is_right_or_wrong(first))[0],
+        figures=predictors[WITH].warmup_metrics(questions, predictions[WITH]),
         classes={kind: counts[kind] / len(classes) for kind in CLASSES},
         examples={kind: [row for row, own in zip(rows[WITH], classes) if own == kind][:EXAMPLES] for kind in CLASSES},
         common=most_common(rows[WITH]),
@@ -83,10 +76,6 @@ def inspect(options: InspectArguments) -> Inspection:
         num_worse=len(worse),
         num_rows=len(questions),
     )
-
-
-def rows_of(questions: list[Question], predictions, statistics: RowStatistics) -> list[Row]:
-    return [as_row(*each) for each in zip(questions, predictions, statistics.row_scores)]
 
 
 def show(inspection: Inspection) -> None:

@@ -25,11 +25,9 @@ from transformers import ProgressCallback, TrainerCallback
 from trl import SFTTrainer
 
 from warmup_peft.comparison.results import Job, Point, Run, write_progress
-from warmup_peft.evaluation.metrics import score_rows, totals
-from warmup_peft.evaluation.predictor import answers_of, perplexity
+from warmup_peft.evaluation.predictor import Predictor, as_rows, empty, score_predictions, shuffled
 from warmup_peft.evaluation.rows import rows_to_compare_on
-from warmup_peft.evaluation.scorer import Scorer, anothers, as_row, none_at_all
-from warmup_peft.evaluation.tasks import Question, find_task, fingerprint
+from warmup_peft.evaluation.tasks import Question, Task, find_task, fingerprint, is_multiple_choice
 from warmup_peft.inference.loading import end_with_the_tokenizer
 from warmup_peft.method.model import random_numbers_from
 from warmup_peft.settings.parsing import quieten
@@ -37,7 +35,7 @@ from warmup_peft.training.build import build_sft_trainer, build_trainer
 from warmup_peft.training.config import parse_training
 from warmup_peft.training.pool import POOL_NAME
 
-INSTEAD = {"random_warmup": anothers, "empty_warmup": none_at_all}
+INSTEAD = {"random_warmup": shuffled, "empty_warmup": empty}
 MODEL_FOLDER = "model"
 PARENT_SECONDS = 0.2  # between looks at the parent
 
@@ -70,47 +68,51 @@ def run_arm(job: Job, folder: Path) -> Run:
     else:
         trainer = build_trainer(script, options, args, model_args)
     end_with_the_tokenizer(trainer.model, trainer.processing_class)
-    scorer = Scorer(
+    task = find_task(options.task)
+    predictor = Predictor(
         trainer.model,
         trainer.processing_class,
         getattr(trainer, "warmup_config", None),
-        find_task(options.task),
         job.eval_batch_size,
         INSTEAD.get(job.kind),
     )
     curve, seconds = [], 0.0
     if job.kind != "base_model":
-        curve, seconds = train(trainer, scorer, curve_rows if job.curve_points else [], job.curve_points, folder)
+        curve, seconds = train(
+            trainer, predictor, task, curve_rows if job.curve_points else [], job.curve_points, folder
+        )
         trainer.save_model()
         if args.warmup_pool is None:
             shutil.rmtree(folder / MODEL_FOLDER / POOL_NAME, ignore_errors=True)
 
     memory = peak_memory()
-    predictions, seconds_per_answer = scorer.answers(test_rows)
-    scored, left_out = score_rows(scorer.task.metrics, answers_of(test_rows, predictions))
-    row_scores = scored[scorer.task.metrics[0]].row_scores
+    start = time.perf_counter()
+    written = predictor.write(test_rows, task.max_new_tokens)
+    seconds_per_answer = (time.perf_counter() - start) / len(test_rows)
+    predictions = predictor.score(test_rows, written)
+    scores = score_predictions(task.metrics, test_rows, predictions)
     examples = examples_seen(trainer, trainer.state.global_step)
     return Run(
         arm=job.arm,
         seed=args.seed,
         steps=trainer.state.global_step,
-        metrics={**totals(scored), "perplexity": perplexity(test_rows, predictions)},
-        signatures={name: rows.signature for name, rows in scored.items() if rows.signature},
-        left_out=left_out,
+        metrics=scores.totals,
+        signatures={name: rows.signature for name, rows in scores.statistics.items() if rows.signature},
+        left_out=scores.left_out,
         train_seconds=seconds,
         examples_per_second=examples / seconds if seconds else 0.0,
         peak_memory=memory,
         seconds_per_answer=seconds_per_answer,
-        warmups=scorer.figures(test_rows, predictions),
+        warmups=predictor.warmup_metrics(test_rows, predictions),
         curve=curve,
         device=device_name(),
         at_a_time=job.at_a_time,
-        rows=[as_row(*each) for each in zip(test_rows, predictions, row_scores)],
+        rows=as_rows(test_rows, predictions, scores.statistics[task.metrics[0]].row_scores),
     )
 
 
 def train(
-    trainer: SFTTrainer, scorer: Scorer, rows: Sequence[Question], num_points: int, folder: Path
+    trainer: SFTTrainer, predictor: Predictor, task: Task, rows: Sequence[Question], num_points: int, folder: Path
 ) -> tuple[list[Point], float]:
     """The learning curve, and the seconds of training without those of scoring."""
     points: list[Point] = []
@@ -123,7 +125,7 @@ def train(
             torch.cuda.synchronize()
         begin = time.perf_counter()
         with random_numbers_from(trainer.args.seed, trainer.args.device):
-            figures = scorer.point(rows)
+            figures = figures_of_point(predictor, task, rows)
         seen = examples_seen(trainer, step)
         points.append(Point(step=step, examples=seen, seconds=begin - start - scoring, **figures))
         scoring += time.perf_counter() - begin
@@ -134,6 +136,19 @@ def train(
         trainer.add_callback(AtSteps(num_points, add_point))
     trainer.train()
     return points, time.perf_counter() - start - scoring
+
+
+def figures_of_point(predictor: Predictor, task: Task, rows: Sequence[Question]) -> dict[str, float | None]:
+    """Figures of a `Point`; a multiple choice is made without writing an answer."""
+    predictions = predictor.answer(rows, max_new_tokens=0 if is_multiple_choice(rows) else task.max_new_tokens)
+    metric = task.metrics[0]
+    scores = score_predictions([metric], rows, predictions).totals
+    figures = predictor.warmup_metrics(rows, predictions)
+    return {
+        "score": scores[metric],
+        "nll_per_token": math.log(scores["perplexity"]),
+        **{name: figures.get(name) for name in ("gain_over_none", "gain_over_others", "overlap")},
+    }
 
 
 def examples_seen(trainer: SFTTrainer, step: int) -> int:

@@ -12,8 +12,16 @@ from warmup_peft.comparison.arms import MORE_SFT, SFT, Arm
 from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Estimate, Point, Run
 from warmup_peft.comparison.significance import LEVEL, compare_with, estimate
 from warmup_peft.comparison.wording import p_text
-from warmup_peft.evaluation.metrics import METRICS, Answers, RowStatistics, mean_of_rows
-from warmup_peft.evaluation.wording import metric_name, number_text, points_text
+from warmup_peft.evaluation.metrics import (
+    METRICS,
+    Answers,
+    RowStatistics,
+    is_right_or_wrong,
+    mean_of_rows,
+    metric_name,
+    number_text,
+    points_text,
+)
 
 Runs = Mapping[str, Sequence[Run]]  # of each arm's name, those that have ended, in the order of their seeds
 
@@ -54,9 +62,9 @@ def summarize(
 @lru_cache(maxsize=1024)
 def statistics_of(run: Run, metric: str) -> RowStatistics:
     """What a bootstrap needs of a run's rows."""
-    if metric == "accuracy":
+    if METRICS[metric].kind != "corpus":
         return mean_of_rows([row.score for row in run.rows])
-    return METRICS[metric](
+    return METRICS[metric].score(
         Answers(*([getattr(row, name) for row in run.rows] for name in ("answer", "reference", "prompt")))
     )
 
@@ -84,7 +92,7 @@ def differences_of(
 ) -> dict[str, Difference]:
     """Of each pair of arms, whose runs have the same seeds in the same order."""
     sides = [tuple([statistics_of(run, metric) for run in side] for side in pair) for pair in pairs.values()]
-    return dict(zip(pairs, compare_with(reference, sides, is_right_or_wrong=metric == "accuracy")))
+    return dict(zip(pairs, compare_with(reference, sides, is_right_or_wrong(metric))))
 
 
 # ---- One arm ----

@@ -16,8 +16,8 @@ from pages import EVIL, Page, cells, table_lines
 from warmup_peft.comparison.report import comparison as report
 from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Estimate, Point
 from warmup_peft.comparison.wording import p_text
+from warmup_peft.evaluation.metrics import points_text, score_text
 from warmup_peft.evaluation.tasks import Row
-from warmup_peft.evaluation.wording import points_text, score_text
 
 
 def difference(estimate: float = 0.1234, is_shown: bool = True, **changes) -> Difference:

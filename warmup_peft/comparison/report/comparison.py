@@ -29,8 +29,8 @@ from warmup_peft.comparison.report.pages import (
 from warmup_peft.comparison.report.tables import Table, differences_table, references, results_table, warmups_table
 from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Point
 from warmup_peft.comparison.wording import count, difference_text, listed, plain, shown_text, time_unit
+from warmup_peft.evaluation.metrics import NOTHING, metric_name, number_text, scale_of, score_text
 from warmup_peft.evaluation.tasks import Row
-from warmup_peft.evaluation.wording import HUNDREDTHS, NOTHING, metric_name, number_text, score_text
 from warmup_peft.files import write_together
 
 MOST_ROWS = 60  # test rows in the HTML
@@ -205,7 +205,7 @@ def _learning_curve(
     x_label: str,
     x: Callable[[Point], float],
 ) -> str:
-    metric, scale = comparison.metric, 100 if comparison.metric in HUNDREDTHS else 1
+    metric, scale = comparison.metric, scale_of(comparison.metric)
     series = [
         charts.Series(arm.name, style, [x(p) for p in arm.curve], [_finite(p.score) * scale for p in arm.curve])
         for style, arm in arms

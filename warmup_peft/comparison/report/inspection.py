@@ -28,8 +28,8 @@ from warmup_peft.comparison.report.pages import (
 )
 from warmup_peft.comparison.report.tables import WARMUP_FIGURES, p_texts
 from warmup_peft.comparison.wording import count, difference_text, p_text
+from warmup_peft.evaluation.metrics import metric_name, number_text, points_text, score_text
 from warmup_peft.evaluation.tasks import Row
-from warmup_peft.evaluation.wording import metric_name, number_text, points_text, score_text
 from warmup_peft.files import write_together
 from warmup_peft.method.diagnostics import UNUSED_BELOW
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import jinja2
 
+from warmup_peft.evaluation.metrics import is_right_or_wrong, score_text
 from warmup_peft.evaluation.tasks import Row
-from warmup_peft.evaluation.wording import GRADED, score_text
 
 MOST_PROMPT = 600  # characters, the last ones
 MOST_TEXT = 1200  # characters of anything else a row holds, the first ones
@@ -42,7 +42,7 @@ def answer_line(name: str, metric: str, row: Row, is_graded: bool) -> Answer:
 
 def are_graded(metric: str, rows: Iterable[Row]) -> bool:
     """Whether scores are degrees, not right or wrong."""
-    return metric in GRADED or any(row.score not in (0, 1) for row in rows)
+    return not is_right_or_wrong(metric) or any(row.score not in (0, 1) for row in rows)
 
 
 def clip_start(text: str, most: int = MOST_PROMPT) -> str:

@@ -18,7 +18,7 @@ from warmup_peft.comparison.wording import (
     significant_text,
     time_unit,
 )
-from warmup_peft.evaluation.wording import NOTHING, metric_name, number_text, score_text
+from warmup_peft.evaluation.metrics import NOTHING, metric_name, number_text, score_text
 
 WARMUP_FIGURES = {
     "gain_over_none": ("gain over none, nats", "+.2f"),

@@ -53,7 +53,7 @@ class WarmupOptions:
     advantage_clip: float | None = field(
         default=None, metadata={"help": "Keep every advantage within plus and minus this."}
     )
-    warmup_source: Literal["policy", "base"] = field(
+    warmup_source: Literal["policy", "base", "shuffled", "empty"] = field(
         default="policy",
         metadata={
             "help": "Who writes the warmups of the training: 'policy', the model as it is now (the paper), or 'base', "
@@ -216,8 +216,9 @@ class WarmupOptions:
 
     def _check_source(self) -> None:
         require = self._require
-        require(self.warmup_source in ("policy", "base"), "warmup_source", "Choose 'policy' or 'base'.")
-        if self.warmup_source == "policy":
+        known = ("policy", "base", "shuffled", "empty")
+        require(self.warmup_source in known, "warmup_source", "Choose 'policy' or 'base'.")
+        if self.warmup_source != "base":
             require(
                 self.warmup_pool is None,
                 "warmup_pool",

@@ -14,7 +14,7 @@ from warmup_peft import __version__
 from warmup_peft.evaluation.tasks import Row
 from warmup_peft.files import write_together
 
-FORMAT = 1  # of the files in a comparison's folder; raised when an older program could misread them
+FORMAT = 2  # of the files in a comparison's folder; raised when an older program could misread them
 JOB_NAME, RUN_NAME, PROGRESS_NAME = "job.json", "run.json", "progress.json"
 COMPARISON_NAME = "comparison.json"
 
@@ -111,8 +111,8 @@ class Job:
     Attributes:
         arm: its name.
         kind: how it is trained and scored, see `warmup_peft.comparison.arms`.
-        argv: the options of the training, as on the command line, without the output folder; the seed's is the last.
-        recipe: what the YAML file held that the options name.
+        seed: of the training.
+        options: those of the training that are set, see `warmup_peft.settings.recipe`, without seed and output folder.
         rows: fingerprint of the rows that it is scored on.
         at_a_time: how many runs share the machine; the only field that may differ when a run is taken over.
         max_samples, curve_points, curve_samples, eval_batch_size: see `CompareOptions`.
@@ -121,8 +121,8 @@ class Job:
 
     arm: str
     kind: str
-    argv: list[str]
-    recipe: dict[str, Any]
+    seed: int
+    options: dict[str, Any]
     max_samples: int | None
     curve_points: int
     curve_samples: int
@@ -142,9 +142,9 @@ class Job:
 
     def settings(self) -> list[str]:
         """Each setting as text, to tell two jobs apart."""
-        options = [f"--{option.strip()}" for option in " ".join(self.argv).split("--") if option.strip()]
-        own = {name: value for name, value in asdict(self).items() if name not in ("argv", "recipe", "at_a_time")}
-        return sorted([*options, *(f"{name}: {value}" for name, value in (*self.recipe.items(), *own.items()))])
+        own = {name: value for name, value in asdict(self).items() if name not in ("options", "at_a_time")}
+        options = [f"--{name} {value}" for name, value in self.options.items()]
+        return sorted([*options, *(f"{name}: {value}" for name, value in own.items())])
 
 
 def mark_format(folder: Path) -> None:
@@ -162,10 +162,12 @@ def check_format(folder: Path) -> None:
     except (OSError, json.JSONDecodeError):
         found = None
     if found != {"format": FORMAT, "version": __version__}:
-        name = found.get("version", "unknown") if isinstance(found, dict) else "unknown"
+        found = found if isinstance(found, dict) else {}
+        theirs = f"{found.get('version', 'unknown')}, format {found.get('format', 'unknown')}"
         raise ValueError(
-            f"The comparison in {folder} was made by another version of warmup_peft ({name}; this is {__version__}), "
-            "and their numbers would mix. Choose another --output_dir, or replace it with --overwrite_output_dir."
+            f"The comparison in {folder} was made by another version of warmup_peft ({theirs}; this is {__version__}, "
+            f"format {FORMAT}), and their numbers would mix. Choose another --output_dir, or replace it with "
+            "--overwrite_output_dir."
         )
 
 

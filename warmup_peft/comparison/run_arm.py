@@ -24,6 +24,7 @@ from datasets import disable_progress_bars
 from transformers import ProgressCallback, TrainerCallback
 from trl import SFTTrainer
 
+from warmup_peft.comparison.arms import BASE_MODEL, MORE_SFT, SFT
 from warmup_peft.comparison.results import Job, Point, Run, write_progress
 from warmup_peft.evaluation.metrics import score_rows, totals
 from warmup_peft.evaluation.predictor import answers_of, perplexity
@@ -33,14 +34,15 @@ from warmup_peft.evaluation.tasks import Question, find_task, fingerprint
 from warmup_peft.inference.loading import end_with_the_tokenizer
 from warmup_peft.method.scoring import random_numbers_from
 from warmup_peft.settings.parsing import quieten
+from warmup_peft.settings.recipe import Recipe
 from warmup_peft.training.build import build_sft_trainer, build_trainer
-from warmup_peft.training.config import parse_training
+from warmup_peft.training.config import TRAINING_KINDS, TrainingSettings
 from warmup_peft.training.controls import AnothersWarmupTrainer, EmptyWarmupTrainer
 from warmup_peft.training.pool import POOL_NAME
 from warmup_peft.training.trainer import WarmupSFTTrainer
 
-TRAINERS = {"random_warmup": AnothersWarmupTrainer, "empty_warmup": EmptyWarmupTrainer}
-INSTEAD = {"random_warmup": anothers, "empty_warmup": none_at_all}
+TRAINERS = {"shuffled": AnothersWarmupTrainer, "empty": EmptyWarmupTrainer}  # of each warmup_source
+INSTEAD = {"shuffled": anothers, "empty": none_at_all}
 MODEL_FOLDER = "model"
 PARENT_SECONDS = 0.2  # between looks at the parent
 
@@ -64,28 +66,29 @@ def end_with(parent: int) -> None:
 
 def run_arm(job: Job, folder: Path) -> Run:
     """Train one arm and score it on the test rows."""
-    script, options, args, model_args = parse_training([*job.argv, "--output_dir", str(folder / MODEL_FOLDER)])
-    curve_rows, test_rows = rows_to_compare_on(script, options, job.max_samples, job.curve_samples)
+    settings = settings_of_job(job, folder / MODEL_FOLDER)
+    source = settings.training.warmup_source
+    curve_rows, test_rows = rows_to_compare_on(settings.script, settings.run, job.max_samples, job.curve_samples)
     if fingerprint([*curve_rows, *test_rows]) != job.rows:
         raise ValueError("The rows to score on have changed since the comparison was started. Start it anew.")
-    if job.kind in ("base_model", "sft"):
-        trainer = build_sft_trainer(script, options, args, model_args)
+    if job.kind in (BASE_MODEL, SFT, MORE_SFT):
+        trainer = build_sft_trainer(settings)
     else:
-        trainer = build_trainer(script, options, args, model_args, TRAINERS.get(job.kind, WarmupSFTTrainer))
+        trainer = build_trainer(settings, TRAINERS.get(source, WarmupSFTTrainer))
     end_with_the_tokenizer(trainer.model, trainer.processing_class)
     scorer = Scorer(
         trainer.model,
         trainer.processing_class,
         getattr(trainer, "warmup_config", None),
-        find_task(options.task),
+        find_task(settings.run.task),
         job.eval_batch_size,
-        INSTEAD.get(job.kind),
+        INSTEAD.get(source) if job.kind == "control" else None,
     )
     curve, seconds = [], 0.0
-    if job.kind != "base_model":
+    if job.kind != BASE_MODEL:
         curve, seconds = train(trainer, scorer, curve_rows if job.curve_points else [], job.curve_points, folder)
         trainer.save_model()
-        if args.warmup_pool is None:
+        if settings.training.warmup_pool is None:
             shutil.rmtree(folder / MODEL_FOLDER / POOL_NAME, ignore_errors=True)
 
     memory = peak_memory()
@@ -95,7 +98,7 @@ def run_arm(job: Job, folder: Path) -> Run:
     examples = examples_seen(trainer, trainer.state.global_step)
     return Run(
         arm=job.arm,
-        seed=args.seed,
+        seed=job.seed,
         steps=trainer.state.global_step,
         metrics={**totals(scored), "perplexity": perplexity(test_rows, predictions)},
         signatures={name: rows.signature for name, rows in scored.items() if rows.signature},
@@ -110,6 +113,11 @@ def run_arm(job: Job, folder: Path) -> Run:
         at_a_time=job.at_a_time,
         rows=[as_row(*each) for each in zip(test_rows, predictions, row_scores)],
     )
+
+
+def settings_of_job(job: Job, output_dir: Path) -> TrainingSettings:
+    recipe = Recipe(TRAINING_KINDS, overrides=job.options)
+    return TrainingSettings(*recipe.with_overrides({"seed": job.seed, "output_dir": str(output_dir)}).settings())
 
 
 def train(

@@ -67,7 +67,7 @@ def test_a_pool_of_another_law_is_bad_input(model_folder, rows, tmp_path, capsys
     assert main(sample_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_pool=pool)) == 0
     argv = sample_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_pool=pool, temperature=0.5)
     assert main(argv) == BAD_INPUT
-    assert "drawn with another temperature (1.0, now 0.5)" in capsys.readouterr().err
+    assert "sampled with another temperature (1.0, now 0.5)" in capsys.readouterr().err
 
 
 def test_a_file_cut_short_is_bad_input(model_folder, rows, tmp_path, capsys):

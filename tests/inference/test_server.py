@@ -29,8 +29,9 @@ from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import load_folder, load_tokenizer
 from warmup_peft.inference.server import CompletionsClient, draw_from_server
 from warmup_peft.method.branches import left_padded
+from warmup_peft.method.model import evaluation_mode
+from warmup_peft.method.rows import PlainRows
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
-from warmup_peft.method.scoring import PlainRows, evaluation_mode
 
 SETTINGS = SamplingSettings(num_warmups=3, max_length=4, end_token_ids=(1,), separator_ids=(8, 9), pad_token_id=0)
 PROMPTS = [np.array([30, 31, 32]), np.array([40, 41])]

@@ -37,7 +37,7 @@ from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import TrainingRecord, load_folder
 from warmup_peft.method.branches import Tokens, split_examples
 from warmup_peft.method.prefix import SharedPrefix
-from warmup_peft.method.scoring import PlainRows
+from warmup_peft.method.rows import PlainRows
 
 
 def others(values, i):
@@ -198,7 +198,7 @@ def check_against_plain_loop(trainer, tokenizer):
     model = trainer.model
     randomise_adapter(model)
     if trainer.args.warmup_source == "base":
-        trainer.draw_warmups()
+        trainer.fill_warmup_pool()
     drawn = record_warmups(trainer)
     if trainer.args.gradient_checkpointing:  # `Trainer.train` would do it
         model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
@@ -225,7 +225,7 @@ def check_against_plain_loop(trainer, tokenizer):
 
 def make_deterministic(trainer):
     """Beam search without sampling: the same warmups for a prompt, whatever batch it is in."""
-    trainer.sampling = dataclasses.replace(
+    trainer.source.sampling = dataclasses.replace(
         trainer.sampling, do_sample=False, num_beams=max(2, trainer.args.num_warmups)
     )
 
@@ -331,8 +331,8 @@ def test_evaluation_repeats_itself_and_leaves_training_alone(model_folder, token
 def encoding_used(trainer):
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     used = []
-    encode = trainer._encoder
-    trainer._encoder = lambda *args: used.append(encode(*args)) or used[-1]
+    encode = trainer.encoder
+    trainer.encoder = lambda *args, **room: used.append(encode(*args, **room)) or used[-1]
     trainer.compute_loss(trainer.model, batch)
     return type(used[0])
 
@@ -683,7 +683,7 @@ def test_a_longer_batch_is_checked_again(model_folder, tokenizer, lora, tmp_path
     for length in (5, 12, 20, 12, 16):
         mask = torch.ones(2, length, dtype=torch.bool)
         prompt = Tokens(torch.arange(2 * length).view(2, length) + 30, mask)
-        kinds.append(type(trainer._encoder(trainer.model, prompt, 15)))
+        kinds.append(type(trainer.encoder(trainer.model, prompt, 15)))
     assert kinds == [SharedPrefix, SharedPrefix, PlainRows, SharedPrefix, PlainRows]
 
 
@@ -717,9 +717,13 @@ def test_the_check_leaves_no_trace(model_folder, tokenizer, lora, tmp_path):
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     prompt, _ = split_examples(batch["input_ids"], batch["labels"], batch["attention_mask"])
     torch.set_rng_state(state)
-    encoded = trainer._encoder(trainer.model, prompt, 12)
-    trainer._sampler._way(trainer.model, encoded, trainer.sampling)
+    encoded = trainer.encoder(trainer.model, prompt, room=12)
     assert torch.equal(torch.get_rng_state(), state)
+    ended = []
+    for _ in range(2):  # the first time the way of sampling is checked too
+        torch.set_rng_state(state)
+        ended.append((trainer.source.sample(trainer.model, encoded, epoch=0).ids, torch.get_rng_state()))
+    assert all(torch.equal(*pair) for pair in zip(*ended))
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
     assert [module.training for module in trainer.model.modules()] == modes
 
@@ -815,9 +819,9 @@ def test_the_anchor_leaves_frozen_adapter_weights_frozen(model_folder, tokenizer
 
 def test_nan_stops_the_run_before_it_reaches_the_weights(model_folder, tokenizer, lora, tmp_path):
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, max_steps=2)
-    score = trainer._score
+    score = trainer.score_warmups
 
-    def with_a_broken_row(model, encoded, *more):
+    def with_a_broken_row(encoded, *more):
         predictions = encoded.predictions
 
         def broken(*args):
@@ -826,9 +830,9 @@ def test_nan_stops_the_run_before_it_reaches_the_weights(model_folder, tokenizer
             return logits
 
         encoded.predictions = broken
-        return score(model, encoded, *more)
+        return score(encoded, *more)
 
-    trainer._score = with_a_broken_row
+    trainer.score_warmups = with_a_broken_row
     weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     with pytest.raises(FloatingPointError, match=r"NaN at step 1, rows \[3\].*Last checkpoint: none"):
         trainer.train()
@@ -841,9 +845,9 @@ def test_nan_anywhere_in_the_scores_stops_the_run(model_folder, tokenizer, lora,
     trainer = make_trainer(
         model_folder, tmp_path, tokenizer, peft_config=lora, objective=objective, warmup_anchor=0.3 * (part == "kl_BK")
     )
-    score = trainer._score
+    score = trainer.score_warmups
     monkeypatch.setattr(
-        trainer, "_score", lambda *a: (lambda s: s._replace(**{part: getattr(s, part) * torch.nan}))(score(*a))
+        trainer, "score_warmups", lambda *a: (lambda s: s._replace(**{part: getattr(s, part) * torch.nan}))(score(*a))
     )
     with pytest.raises(FloatingPointError, match="NaN at step 1"):
         trainer.train()
@@ -853,7 +857,7 @@ def test_nan_anywhere_in_the_scores_stops_the_run(model_folder, tokenizer, lora,
 def test_nan_weights_stop_the_run_with_a_sentence(model_folder, tokenizer, lora, tmp_path, settings):
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **settings)
     if settings:
-        trainer.draw_warmups()
+        trainer.fill_warmup_pool()
     next(p for n, p in trainer.model.named_parameters() if "lora_B" in n).data.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match=r"NaN at step 1, rows \[0, 1, 2, 3\]"):
         trainer.train()
@@ -884,7 +888,7 @@ def test_targets_that_are_impossible_are_counted_and_the_run_goes_on(
     model_folder, tokenizer, lora, tmp_path, monkeypatch, caplog
 ):
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
-    score = trainer._score
+    score = trainer.score_warmups
 
     def with_an_impossible_row(*args):
         scores = score(*args)
@@ -892,7 +896,7 @@ def test_targets_that_are_impossible_are_counted_and_the_run_goes_on(
         impossible[0] = True
         return scores._replace(target_logp_BK=scores.target_logp_BK.masked_fill(impossible, -torch.inf))
 
-    monkeypatch.setattr(trainer, "_score", with_an_impossible_row)
+    monkeypatch.setattr(trainer, "score_warmups", with_an_impossible_row)
     trainer.train()
     assert "Step 1: 1 targets are impossible" in caplog.text
     assert all(p.isfinite().all() for p in trainer.model.parameters())

@@ -34,14 +34,14 @@ def run_sampling(settings: TrainingSettings, options: SampleOptions) -> None:
     again = "What was sampled until then is kept: free some space and run the same command again."
     try:
         with saying_where_the_disk_is_full(folder, lambda: again):
-            pool = trainer.draw_warmups(sampler)
+            pool = trainer.fill_warmup_pool(sampler)
     except ServerError as error:
         raise ServerError(
             f"{error} The same command goes on from there: every {PROMPTS_PER_FILE} prompts, the samples are saved in "
             f"{folder}."
         ) from error
     if trainer.is_world_process_zero():
-        print(f"{pool.num_draws} warmups for each of {len(pool):,} prompts lie in {pool.folder}")
+        print(f"{pool.num_samples} warmups for each of {len(pool):,} prompts lie in {pool.folder}")
         print(f"Train with them: --warmup_source base --warmup_pool {pool.folder}")
 
 

@@ -32,17 +32,14 @@ from warmup_peft.evaluation.rows import rows_to_compare_on
 from warmup_peft.evaluation.scorer import Scorer, anothers, as_row, none_at_all
 from warmup_peft.evaluation.tasks import Question, find_task, fingerprint
 from warmup_peft.inference.loading import end_with_the_tokenizer
-from warmup_peft.method.scoring import random_numbers_from
+from warmup_peft.method.model import random_numbers_from
 from warmup_peft.settings.parsing import quieten
 from warmup_peft.settings.recipe import Recipe
 from warmup_peft.training.build import build_sft_trainer, build_trainer
 from warmup_peft.training.config import TRAINING_KINDS, TrainingSettings
-from warmup_peft.training.controls import AnothersWarmupTrainer, EmptyWarmupTrainer
 from warmup_peft.training.pool import POOL_NAME
-from warmup_peft.training.trainer import WarmupSFTTrainer
 
-TRAINERS = {"shuffled": AnothersWarmupTrainer, "empty": EmptyWarmupTrainer}  # of each warmup_source
-INSTEAD = {"shuffled": anothers, "empty": none_at_all}
+INSTEAD = {"shuffled": anothers, "empty": none_at_all}  # of each warmup_source
 MODEL_FOLDER = "model"
 PARENT_SECONDS = 0.2  # between looks at the parent
 
@@ -67,14 +64,11 @@ def end_with(parent: int) -> None:
 def run_arm(job: Job, folder: Path) -> Run:
     """Train one arm and score it on the test rows."""
     settings = settings_of_job(job, folder / MODEL_FOLDER)
-    source = settings.training.warmup_source
     curve_rows, test_rows = rows_to_compare_on(settings.script, settings.run, job.max_samples, job.curve_samples)
     if fingerprint([*curve_rows, *test_rows]) != job.rows:
         raise ValueError("The rows to score on have changed since the comparison was started. Start it anew.")
-    if job.kind in (BASE_MODEL, SFT, MORE_SFT):
-        trainer = build_sft_trainer(settings)
-    else:
-        trainer = build_trainer(settings, TRAINERS.get(source, WarmupSFTTrainer))
+    build = build_sft_trainer if job.kind in (BASE_MODEL, SFT, MORE_SFT) else build_trainer
+    trainer = build(settings)
     end_with_the_tokenizer(trainer.model, trainer.processing_class)
     scorer = Scorer(
         trainer.model,
@@ -82,7 +76,7 @@ def run_arm(job: Job, folder: Path) -> Run:
         getattr(trainer, "warmup_config", None),
         find_task(settings.run.task),
         job.eval_batch_size,
-        INSTEAD.get(source) if job.kind == "control" else None,
+        INSTEAD.get(settings.training.warmup_source),
     )
     curve, seconds = [], 0.0
     if job.kind != BASE_MODEL:

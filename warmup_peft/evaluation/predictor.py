@@ -22,8 +22,9 @@ from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import append_warmups, pad_token_id, write_warmups
 from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded, sums_where
 from warmup_peft.method.encoding import PromptEncoder
+from warmup_peft.method.model import evaluation_mode
 from warmup_peft.method.objective import token_logps
-from warmup_peft.method.scoring import CachedPrompt, evaluation_mode
+from warmup_peft.method.rows import CachedPrompt
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 

@@ -19,17 +19,15 @@ from warmup_peft.training.config import TrainingSettings
 from warmup_peft.training.trainer import WarmupSFTTrainer
 
 
-def build_trainer(
-    settings: TrainingSettings, trainer_class: type[WarmupSFTTrainer] = WarmupSFTTrainer
-) -> WarmupSFTTrainer:
-    """The `WarmupSFTTrainer` of a recipe, or a kind of it.
+def build_trainer(settings: TrainingSettings) -> WarmupSFTTrainer:
+    """The `WarmupSFTTrainer` of a recipe.
 
     Raises:
         ValueError: bad input, before a model is loaded.
     """
     arguments = trainer_arguments(settings)
     with readable_weights(settings.model.model_name_or_path):
-        trainer = trainer_class(**arguments)
+        trainer = WarmupSFTTrainer(**arguments)
     trainer.data_record = data_record(settings.script, settings.run, trainer.train_dataset)
     return trainer
 

@@ -20,11 +20,11 @@ REFUSED_SETTINGS = {
     "padding_free": "Rows laid end to end leave no room for warmups. Set padding_free to false.",
     "label_smoothing_factor": "The objective is a likelihood; smoothed labels would train something else. Set "
     "label_smoothing_factor to 0.",
-    "neftune_noise_alpha": "Warmups and the anchor's reference would be drawn without the noise that is trained with. "
+    "neftune_noise_alpha": "Warmups and the anchor's reference would be sampled without the noise of the training. "
     "Set neftune_noise_alpha to null.",
     "router_aux_loss_coef": "The load-balancing loss of mixture-of-experts models is not added to the warmup loss. "
     "Set router_aux_loss_coef to 0.",
-    "batch_eval_metrics": "It feeds logits to compute_metrics, and the logits depend on the warmup drawn. Set "
+    "batch_eval_metrics": "It feeds logits to compute_metrics, and the logits depend on the warmup. Set "
     "batch_eval_metrics to false.",
 }
 
@@ -36,14 +36,14 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
     `temperature`, `top_k`, `top_p` and `min_p` concern the warmups; `warmup_steps` is the learning rate's, as in TRL.
 
     Raises:
-        ValueError: a value that cannot work, naming the field and the mend.
+        ValueError: a value that cannot work, naming the field and the fix.
     """
 
     def __post_init__(self):
         self.check_warmup_options()
-        for name, mend in REFUSED_SETTINGS.items():
+        for name, fix in REFUSED_SETTINGS.items():
             if getattr(self, name):
-                raise ValueError(f"{name}={getattr(self, name)} does not work with warmups. {mend}")
+                raise ValueError(f"{name}={getattr(self, name)} does not work with warmups. {fix}")
         if self.loss_type != "nll":
             raise ValueError(
                 f"loss_type='{self.loss_type}' does not work with warmups: it reweights a plain likelihood. "

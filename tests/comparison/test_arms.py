@@ -19,7 +19,7 @@ FIELDS = Recipe(TRAINING_KINDS).names
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_goes_through_the_parser(name):
     recipe = Recipe.read(["--config", str(TINY)], *TRAINING_KINDS).with_overrides(ARMS[name].overrides)
-    args = TrainingSettings(*recipe.settings()).training
+    args = TrainingSettings.of(recipe).training
     assert all(getattr(args, key) == value for key, value in ARMS[name].overrides.items())
 
 

@@ -16,8 +16,8 @@ from warmup_peft.training.pool import PROMPTS_PER_FILE
 
 def run(argv: Sequence[str]) -> None:
     recipe = Recipe.read(argv, *TRAINING_KINDS, SampleOptions).with_overrides({"warmup_source": "base"})
-    *settings, options = recipe.settings()
-    run_sampling(TrainingSettings(*settings), options)
+    (options,) = recipe.restricted_to(SampleOptions).settings()
+    run_sampling(TrainingSettings.of(recipe.restricted_to(*TRAINING_KINDS)), options)
 
 
 def run_sampling(settings: TrainingSettings, options: SampleOptions) -> None:

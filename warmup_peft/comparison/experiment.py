@@ -117,7 +117,7 @@ def plan_experiment(recipe: Recipe, options: CompareOptions) -> Experiment:
     check_counts(options, curve_points=0, curve_samples=1, max_samples=1, eval_batch_size=1, jobs=1)
     if options.goal is not None and not 0 < options.goal <= 1:
         raise ValueError(f"goal={options.goal} cannot work. Scores are between 0 and 1.")
-    settings = TrainingSettings(*recipe.settings())
+    settings = TrainingSettings.of(recipe)
     arms = planned_arms(recipe, settings, options)
     seeds = read_seeds(options.seeds)
     check_base_model(settings)
@@ -170,7 +170,7 @@ def read_seeds(text: str) -> list[int]:
 def check_arm(arm: Arm, recipe: Recipe) -> None:
     """Raise ValueError, naming the arm, where its settings cannot work."""
     try:
-        settings = TrainingSettings(*recipe.with_overrides(arm.changes).settings())
+        settings = TrainingSettings.of(recipe.with_overrides(arm.changes))
         check_training_counts(settings.training)
     except ValueError as error:
         raise ValueError(f"The arm {arm.name} cannot run: {error}") from error

@@ -110,8 +110,8 @@ def run_arm(job: Job, folder: Path) -> Run:
 
 
 def settings_of_job(job: Job, output_dir: Path) -> TrainingSettings:
-    recipe = Recipe(TRAINING_KINDS, overrides=job.options)
-    return TrainingSettings(*recipe.with_overrides({"seed": job.seed, "output_dir": str(output_dir)}).settings())
+    options = {**job.options, "seed": job.seed, "output_dir": str(output_dir)}
+    return TrainingSettings.of(Recipe(TRAINING_KINDS, options))
 
 
 def train(

@@ -75,6 +75,11 @@ class TrainingSettings(NamedTuple):
     training: WarmupSFTConfig
     model: ModelConfig
 
+    @classmethod
+    def of(cls, recipe: Recipe) -> TrainingSettings:
+        """The settings of a recipe of `TRAINING_KINDS`. Raises ValueError for a value that cannot work."""
+        return cls(*recipe.settings())
+
 
 def parse_training(argv: Sequence[str]) -> TrainingSettings:
     """The settings of a command line with `--config`.
@@ -82,4 +87,4 @@ def parse_training(argv: Sequence[str]) -> TrainingSettings:
     Raises:
         ValueError: an unknown option, a value of the wrong kind or one that cannot work, or a file that is missing.
     """
-    return TrainingSettings(*Recipe.read(argv, *TRAINING_KINDS).settings())
+    return TrainingSettings.of(Recipe.read(argv, *TRAINING_KINDS))

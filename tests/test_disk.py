@@ -75,7 +75,7 @@ def test_a_disk_that_gets_full_in_a_training_keeps_a_whole_checkpoint(
     assert main(argv) == BAD_INPUT
     whole = folder / "checkpoint-1"
     said = f"go on with --resume_from_checkpoint {whole}"
-    assert f"The disk of {folder} is full. The last checkpoint is whole: free some space and {said}\n" in error_of(
+    assert f"The disk of {folder} is full. The last checkpoint is complete: free some space and {said}\n" in error_of(
         capsys
     )
     assert checkpoints(folder) == [whole]

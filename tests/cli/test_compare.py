@@ -53,7 +53,7 @@ def test_where_every_run_fails_the_first_reason_is_said(argv, in_this_process, c
         ({"arms": "sft,paper", "seeds": "0,0"}, "--seeds 0,0 cannot work"),
         ({"arms": "sft,paper", "goal": "80"}, "goal=80.0 cannot work"),
         ({"arms": "sft,paper", "jobs": "0"}, "jobs=0 cannot work"),
-        ({"arms": "sft,paper", "max_samples": "3"}, "3 test rows cannot show any difference"),
+        ({"arms": "sft,paper", "max_samples": "3"}, "3 test rows are too few: no difference between 1 arms"),
         ({"arms": "sft,paper", "num_warmups": "1"}, "The arm paper cannot run: warmup_num_beams"),
         ({"arms": "sft,paper", "task": "nothing.py"}, "no task 'nothing.py'"),
         ({"arms": "sft,paper", "model_name_or_path": "/no/such/model"}, "/no/such/model"),
@@ -69,9 +69,9 @@ def test_bad_input_is_refused_before_anything_is_run_or_written(
     assert not (tmp_path / "cmp").exists()
 
 
-def test_few_rows_say_which_difference_they_could_show(argv, in_this_process, capsys):
+def test_few_rows_say_the_minimum_detectable_effect(argv, in_this_process, capsys):
     assert main(argv(arms="sft")) == 0
-    assert "12 test rows: differences below about 57 points will probably not show" in capsys.readouterr().out
+    assert "12 test rows: the minimum detectable effect is about 57 points" in capsys.readouterr().out
 
 
 def test_dashes_and_another_order_are_the_same_options(argv, tmp_path, in_this_process):

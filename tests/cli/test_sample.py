@@ -26,7 +26,7 @@ def sample_argv(*args, **options):
     return ["sample", *train_argv(*args, **options)[1:]]
 
 
-def test_drawn_warmups_are_trained_on(model_folder, rows, tmp_path, capsys):
+def test_sampled_warmups_are_trained_on(model_folder, rows, tmp_path, capsys):
     pool = tmp_path / "run" / "warmup_pool"
     assert main(sample_argv(model_folder, rows, tmp_path / "run", **POOL)) == 0
     out = capsys.readouterr().out
@@ -40,7 +40,7 @@ def test_drawn_warmups_are_trained_on(model_folder, rows, tmp_path, capsys):
     assert not (tmp_path / "other" / "warmup_pool").exists()
 
 
-def test_a_training_draws_for_itself_and_its_folder_can_be_replaced(model_folder, rows, tmp_path):
+def test_a_training_samples_for_itself_and_its_folder_can_be_replaced(model_folder, rows, tmp_path):
     argv = train_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_source="base", warmup_anchor=0.3)
     assert main(argv) == 0
     pool = tmp_path / "run" / "warmup_pool"
@@ -50,7 +50,7 @@ def test_a_training_draws_for_itself_and_its_folder_can_be_replaced(model_folder
         overwrite_output_dir="true",
     )  # fmt: skip
     assert main(again) == 0
-    assert len(files_of(pool)) == 1  # of the new law alone
+    assert len(files_of(pool)) == 1  # of the new distribution alone
 
 
 def test_replacing_a_run_keeps_a_pool_that_was_named(model_folder, rows, tmp_path):
@@ -62,7 +62,7 @@ def test_replacing_a_run_keeps_a_pool_that_was_named(model_folder, rows, tmp_pat
     assert files_of(pool) == before != {}
 
 
-def test_a_pool_of_another_law_is_bad_input(model_folder, rows, tmp_path, capsys):
+def test_a_pool_of_another_distribution_is_bad_input(model_folder, rows, tmp_path, capsys):
     pool = tmp_path / "pool"
     assert main(sample_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_pool=pool)) == 0
     argv = sample_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_pool=pool, temperature=0.5)
@@ -83,7 +83,7 @@ def test_a_file_cut_short_is_bad_input(model_folder, rows, tmp_path, capsys):
     assert main(argv) == 0
 
 
-def test_objectives_that_need_own_draws_are_refused(model_folder, rows, tmp_path, capsys):
+def test_objectives_that_need_own_samples_are_refused(model_folder, rows, tmp_path, capsys):
     assert main(sample_argv(model_folder, rows, tmp_path / "run", **POOL, objective="jensen")) == BAD_INPUT
     assert "objective=jensen" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

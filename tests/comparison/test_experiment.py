@@ -1,4 +1,4 @@
-"""A comparison from its plan to its report: what it runs, takes over, refuses, and says of what went wrong."""
+"""A comparison from its plan to its report: what it runs, keeps, refuses and reports as failed."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_run_of_another_format_or_with_other_settings(argv, tmp_path, in_this_
 def test_a_folder_with_something_else_is_left_alone(argv, tmp_path, in_this_process, capsys):
     write_rows(tmp_path / "cmp" / "mine.jsonl", [{"a": 1}])
     assert main(argv(arms="sft")) == BAD_INPUT
-    assert "holds something else than a comparison" in capsys.readouterr().err
+    assert "holds files that are no comparison" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "cmp").iterdir()] == ["mine.jsonl"]
 
 
@@ -161,7 +161,7 @@ def test_overwriting_takes_only_what_a_comparison_made(argv, tmp_path, in_this_p
     """`runs/` is where adapters lie, too."""
     precious = write_rows(tmp_path / "cmp" / "runs" / "mine" / "adapter.json", [{"a": 1}])
     assert main([*argv(arms="sft"), "--overwrite_output_dir"]) == BAD_INPUT
-    assert "holds something else" in capsys.readouterr().err
+    assert "holds files that are no comparison" in capsys.readouterr().err
     assert precious.is_file()
 
 
@@ -208,7 +208,7 @@ def test_one_test_row(argv, data, tmp_path, in_this_process, capsys):
     (own / "validation.jsonl").unlink()
     write_rows(own / "test.jsonl", puzzles(1))
     assert main(argv(arms="sft,paper", dataset_name=str(own))) == BAD_INPUT
-    assert "0 test rows cannot show any difference" in capsys.readouterr().err
+    assert "0 test rows are too few" in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_what_is_done(argv, tmp_path, in_this_process, monkeypatch, capsys):
@@ -221,7 +221,7 @@ def test_a_full_disk_keeps_what_is_done(argv, tmp_path, in_this_process, monkeyp
 
 
 def test_rows_of_a_single_split_are_divided(argv, data, tmp_path, in_this_process):
-    """Every other row draws the curve, the others make the verdict."""
+    """Every other row is for the learning curve, the others are for the verdict."""
     own = tmp_path / "own"
     own.mkdir()
     for name, split in (("train", "train"), ("test", "validation")):

@@ -49,7 +49,7 @@ def test_a_job_of_another_form_is_refused(tmp_path, text):
 
 
 def test_a_folder_says_which_version_made_it(tmp_path):
-    with pytest.raises(ValueError, match="holds something else than a comparison"):
+    with pytest.raises(ValueError, match="holds files that are no comparison"):
         check_format(tmp_path)
     mark_format(tmp_path)
     check_format(tmp_path)

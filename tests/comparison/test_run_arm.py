@@ -1,4 +1,4 @@
-"""One run: what it counts."""
+"""One run: its settings, and the examples that it counts."""
 
 from __future__ import annotations
 

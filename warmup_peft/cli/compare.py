@@ -20,15 +20,15 @@ from warmup_peft.settings.arguments import CompareOptions
 from warmup_peft.settings.recipe import Recipe
 from warmup_peft.training.config import TRAINING_KINDS
 
-MANY_POINTS = 0.1  # a smaller difference than this should be found, or it is said beforehand
+LARGE_EFFECT = 0.1  # where no smaller difference can be detected, the user is warned
 
 
 def run(argv: Sequence[str]) -> None:
-    """Train and score every arm with every seed that is not done yet, and report.
+    """Run every arm with every seed that is not done yet, and report.
 
     Raises:
         ValueError: bad input, before anything is trained; or every run failed.
-        OSError: the disk is full. What was done until then is kept.
+        OSError: the disk is full. Finished runs are kept.
     """
     experiment = plan_experiment(*read_recipe(argv))
     warn_of_few_rows(experiment.num_test_rows)
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def read_recipe(argv: Sequence[str]) -> tuple[Recipe, CompareOptions]:
-    """What the arms change, and the options of `compare`. Raises ValueError for bad input."""
+    """The recipe that the arms change, and the options of `compare`. Raises ValueError for bad input."""
     recipe = Recipe.read(argv, *TRAINING_KINDS, CompareOptions)
     for option in dataclasses.fields(CompareOptions):
         if option.name in recipe.file:
@@ -50,11 +50,11 @@ def read_recipe(argv: Sequence[str]) -> tuple[Recipe, CompareOptions]:
 
 
 def warn_of_few_rows(num_rows: int) -> None:
-    visible = visible_before(num_rows)
-    if visible > MANY_POINTS:
+    effect = visible_before(num_rows)
+    if effect > LARGE_EFFECT:
         print(
-            f"{num_rows} test rows: differences below about {100 * visible:.0f} points will probably not show. More "
-            "rows show smaller ones."
+            f"{num_rows} test rows: the minimum detectable effect is about {100 * effect:.0f} points. More rows "
+            "detect smaller differences."
         )
 
 

@@ -66,12 +66,12 @@ def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
 
 
 def how_to_go_on(folder: str) -> str:
-    """With a run that found the disk full, in a sentence. What it wrote in part is removed."""
+    """A sentence for a run that found the disk full. Removes its unfinished checkpoints."""
     remove_unfinished(folder)
     last = last_checkpoint(folder)
     if last is None:
         return "Free some space and start the run again: there is no checkpoint yet."
-    return f"The last checkpoint is whole: free some space and go on with --resume_from_checkpoint {last}"
+    return f"The last checkpoint is complete: free some space and go on with --resume_from_checkpoint {last}"
 
 
 def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
@@ -86,7 +86,7 @@ def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
 
 
 def remove_run(folder: Path, keep_pool: bool = False) -> None:
-    """Remove a run's own files, checkpoints and warmups, nothing else."""
+    """Remove only a run's own files, checkpoints and warmups."""
     for path in (*checkpoints(folder), *([] if keep_pool else [folder / POOL_NAME])):
         shutil.rmtree(path, ignore_errors=not path.exists())
     for name in RUN_FILES:

@@ -22,11 +22,11 @@ class Arm:
     """One way to train.
 
     Attributes:
-        method: the name that it is asked for by.
-        description: what it is, in a sentence.
+        method: its name in `--arms`.
+        description: one sentence for the report.
         kind: how it is trained and scored.
-        overrides: options of the recipe that it sets.
-        swept: those that a sweep sets, as text.
+        overrides: the options of the recipe that it sets.
+        swept: the options that a sweep sets, as text.
     """
 
     method: str
@@ -37,7 +37,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """With the swept values, as in "anchored num_warmups=2"."""
+        """The method and the swept values, such as "anchored num_warmups=2"."""
         return " ".join([self.method, *(f"{name}={value}" for name, value in self.swept.items())])
 
     @property
@@ -53,7 +53,7 @@ class Arm:
         return self.kind == "control"
 
     def is_paired_with(self, other: Arm) -> bool:
-        """Whether both have the same swept values of options that are not the warmups'."""
+        """Whether the swept values of both are the same, apart from options of the warmups."""
         return all_but_warmups(self.swept) == all_but_warmups(other.swept)
 
 
@@ -62,7 +62,7 @@ def all_but_warmups(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def arms_of(anchor: float | None) -> dict[str, Arm]:
-    """Every arm there is, of a recipe with this `warmup_anchor`."""
+    """All arms, by name, for a recipe with this `warmup_anchor`."""
     beta = anchor or DEFAULT_ANCHOR
 
     def sampled_by(source: str, objective: str = "warmup", beta: float = beta) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def arms_of(anchor: float | None) -> dict[str, Arm]:
         return {**changed, "warmup_sampling": "multinomial"}
 
     arms = [
-        Arm(BASE_MODEL, "The base model as it is, answering directly; not trained.", BASE_MODEL),
+        Arm(BASE_MODEL, "The untrained base model, answering directly.", BASE_MODEL),
         Arm(
             SFT, "Plain supervised fine-tuning (TRL's SFTTrainer) with the recipe's settings, answering directly.", SFT
         ),
@@ -87,24 +87,23 @@ def arms_of(anchor: float | None) -> dict[str, Arm]:
         ),
         Arm(
             "anchored",
-            f"The model's own warmups, independent draws, held near the base model's by an anchor of {beta:g}.",
+            f"The model's own warmups, sampled independently, with an anchor of {beta:g} to the base model.",
             overrides=sampled_by("policy"),
         ),
         Arm(
             "base_warmups",
-            f"Warmups drawn once from the base model, before training; anchor {beta:g}.",
+            f"Warmups sampled once from the base model, before training; anchor {beta:g}.",
             overrides=sampled_by("base"),
         ),
         Arm(
             "posterior",
-            "Warmups drawn once from the base model; those after which the answer is likelier count more; "
-            f"anchor {beta:g}.",
+            f"Warmups sampled once from the base model, weighted by how likely they make the answer; anchor {beta:g}.",
             overrides=sampled_by("base", "posterior"),
         ),
         *(
             Arm(
                 objective,
-                f"The objective {objective} on the model's own warmups, which also trains what is written; "
+                f"The objective {objective} on the model's own warmups, which also trains the warmups themselves; "
                 f"anchor {beta:g}.",
                 overrides=sampled_by("policy", objective),
             )
@@ -113,13 +112,13 @@ def arms_of(anchor: float | None) -> dict[str, Arm]:
         ),
         Arm(
             "shuffled_warmup",
-            "Control: `anchored`, but with another row's warmup in training and in scoring.",
+            "Control arm: `anchored`, but every row gets another row's warmup, in training and in scoring.",
             "control",
             sampled_by("shuffled"),
         ),
         Arm(
             "empty_warmup",
-            "Control: no warmup, only the separator between prompt and answer.",
+            "Control arm: no warmup, only the separator between prompt and answer.",
             "control",
             sampled_by("empty", beta=0.0),
         ),
@@ -128,10 +127,10 @@ def arms_of(anchor: float | None) -> dict[str, Arm]:
 
 
 def choose_arms(names: Sequence[str], anchor: float | None) -> list[Arm]:
-    """The arms of these names, in their order.
+    """The arms of these names, in the same order.
 
     Raises:
-        ValueError: an unknown name, a name twice, none at all, or `more_sft` without what it is measured by.
+        ValueError: an unknown name, a name given twice, no name, or `more_sft` without `sft` and a warmup arm.
     """
     known = arms_of(anchor)
     names = [ALIASES.get(name, name) for name in names]
@@ -142,19 +141,19 @@ def choose_arms(names: Sequence[str], anchor: float | None) -> list[Arm]:
         raise ValueError(f"--arms names {'no arm' if not names else 'an arm twice'}. The arms are {', '.join(known)}.")
     arms = [known[name] for name in names]
     if MORE_SFT in names and not (SFT in names and any(arm.has_warmups and not arm.is_control for arm in arms)):
-        raise ValueError("The arm more_sft trains as long as a warmup arm took. Name sft and a warmup arm too.")
+        raise ValueError("The arm more_sft trains for as long as a warmup arm. Name sft and a warmup arm too.")
     return arms
 
 
 def swept_arms(arms: Sequence[Arm], sweeps: Sequence[str], fields: Sequence[str]) -> list[Arm]:
-    """Every arm with every combination of swept values that changes something in it.
+    """Every arm with every combination of the swept values that affect it.
 
     Args:
-        sweeps: such as "num_warmups=2,4,8"; values as in the recipe.
+        sweeps: such as "num_warmups=2,4,8", with values as in a recipe.
         fields: names of the recipe's options.
 
     Raises:
-        ValueError: an unknown option, one that an arm is made of, or no values.
+        ValueError: an unknown option, an option that an arm itself sets, or no values.
     """
     axes = [parse_sweep(sweep, fields) for sweep in sweeps]
     if len({name for name, _ in axes}) < len(axes):

@@ -1,7 +1,7 @@
-"""A comparison: the arms of a recipe, each with each seed, from the plan to what can be said of them.
+"""Plan a comparison of a recipe's arms, run every arm with every seed, and write the report.
 
-Every run has its own process and folder (`runs/<arm>/seed-<n>`), so what is done stays done. The report is written
-anew whenever a run ends.
+Every run has its own process and folder (`runs/<arm>/seed-<n>`), so finished runs are kept. The report is rewritten
+whenever a run ends.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ RUNS, LOCK_NAME = "runs", ".lock"
 DEFAULT_GOAL = 0.8  # accuracy
 SHARED_MACHINE = "Several runs shared the machine, so seconds, and the steps of more_sft, are only roughly comparable."
 REPORTS = ("report.html", "report.md")
-OWN_OPTIONS = ("seed", "output_dir", "overwrite_output_dir")  # which every run has of its own
-# Nothing but training happens in the time that is measured, and nothing is chosen on the rows of the verdict.
+OWN_OPTIONS = ("seed", "output_dir", "overwrite_output_dir")  # every run has its own values of these
+# The measured time is training only, and no checkpoint is chosen with the rows of the verdict.
 UNDISTURBED = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False}
 SAME_FOR_ALL = ("dataset_name", "dataset_config", "dataset_test_split", "test_split_size", "task", "task_args",
                 "answer_format")  # fmt: skip
@@ -53,17 +53,17 @@ SHOWN_SETTINGS = (
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is to be compared, after every check that needs no training.
+    """A planned comparison that has passed every check that needs no training.
 
     Attributes:
-        folder: of the comparison.
+        folder: where runs and reports are written.
         arms, seeds: each arm runs with each seed.
-        metric: what arms are compared by.
-        recipe: what the arms change.
-        options: those of `compare`.
+        metric: the metric that arms are compared by.
+        recipe: the recipe that the arms change.
+        options: the options of `compare`.
         rows: fingerprint of the rows to score on.
-        settings: of the recipe, to show.
-        num_curve_rows, num_test_rows: how many rows there are to score.
+        settings: the recipe's settings that the report lists.
+        num_curve_rows, num_test_rows: how many rows the learning curves and the verdict are scored on.
         overwrite: whether to replace the comparison that the folder holds.
     """
 
@@ -105,14 +105,14 @@ class Experiment:
         )
 
 
-# ---- The plan, before anything is trained ----
+# ---- Planning, before anything is trained ----
 
 
 def plan_experiment(recipe: Recipe, options: CompareOptions) -> Experiment:
-    """Everything that the comparison of a recipe's arms will do.
+    """Check everything that can be checked without training.
 
     Raises:
-        ValueError: bad input, or a folder that holds something else.
+        ValueError: bad input, or a folder that holds something other than this comparison.
     """
     check_counts(options, curve_points=0, curve_samples=1, max_samples=1, eval_batch_size=1, jobs=1)
     if options.goal is not None and not 0 < options.goal <= 1:
@@ -145,7 +145,7 @@ def plan_experiment(recipe: Recipe, options: CompareOptions) -> Experiment:
 
 
 def planned_arms(recipe: Recipe, settings: TrainingSettings, options: CompareOptions) -> list[Arm]:
-    """The arms asked for, with every swept value; each can run."""
+    """The arms that `options` names, with every swept value. Raises ValueError where one cannot run."""
     fields = [name for name in recipe.names if name not in (*OWN_OPTIONS, *SAME_FOR_ALL)]
     arms = swept_arms(choose_arms(split(options.arms), settings.training.warmup_anchor), options.sweep, fields)
     for arm in arms:
@@ -168,7 +168,7 @@ def read_seeds(text: str) -> list[int]:
 
 
 def check_arm(arm: Arm, recipe: Recipe) -> None:
-    """Raise ValueError, naming the arm, where its settings cannot work."""
+    """Raise ValueError with the arm's name where its settings cannot work."""
     try:
         settings = TrainingSettings.of(recipe.with_overrides(arm.changes))
         check_training_counts(settings.training)
@@ -177,19 +177,19 @@ def check_arm(arm: Arm, recipe: Recipe) -> None:
 
 
 def check_rows(num_rows: int, arms: Sequence[Arm]) -> None:
-    """Raise ValueError where so few test rows can show no difference."""
+    """Raise ValueError where there are too few test rows for any difference to be significant."""
     num_arms = sum(arm.method not in (SFT, MORE_SFT) for arm in arms)
     least = least_rows(num_arms)
     if num_rows < least:
         raise ValueError(
-            f"{num_rows} test rows cannot show any difference between {num_arms} arms and SFT, even if one is right "
-            f"in all of them and SFT in none. Give at least {least}; 500 show differences from about "
-            f"{100 * visible_before(500):.0f} points."
+            f"{num_rows} test rows are too few: no difference between {num_arms} arms and SFT can be significant, "
+            f"even if one arm is right in all of them and SFT in none. Give at least {least}; with 500 the minimum "
+            f"detectable effect is about {100 * visible_before(500):.0f} points."
         )
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise ValueError where the folder holds something else than a comparison, or one of another version to keep."""
+    """Raise ValueError where the folder holds other files, or a comparison of another version to be kept."""
     check_writable(folder)
     is_replaced = overwrite and (folder / COMPARISON_NAME).is_file()
     if not is_replaced and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
@@ -197,7 +197,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 
 
 def prepare_folder(folder: Path, overwrite: bool) -> None:
-    """Remove the comparison that the folder holds, or take it over. Only who holds its lock may call this."""
+    """Remove the comparison in the folder, or continue it. Call this only while holding the folder's lock."""
     if overwrite:
         shutil.rmtree(folder / RUNS, ignore_errors=True)
         for name in REPORTS:
@@ -205,20 +205,20 @@ def prepare_folder(folder: Path, overwrite: bool) -> None:
     mark_format(folder)
 
 
-# ---- The run ----
+# ---- Running ----
 
 
 def run_experiment(experiment: Experiment, command: str = "") -> Comparison:
-    """Train and score every arm with every seed that is not done yet, and write the report.
+    """Run every arm with every seed that is not done yet, and write the report.
 
     Args:
-        command: what was run, for the report.
+        command: the command line, for the report.
 
     Raises:
-        ValueError: the folder holds something else, or another comparison works in it.
-        OSError: the disk is full. What is done is kept.
+        ValueError: a run in the folder had other settings, or another comparison is running there.
+        OSError: the disk is full. Finished runs are kept.
     """
-    again = "What is done is kept: free some space and run the same command again."
+    again = "Finished runs are kept: free some space and run the same command again."
     with only_one(experiment.folder), saying_where_the_disk_is_full(experiment.folder, lambda: again):
         prepare_folder(experiment.folder, experiment.overwrite)
         return run_all(experiment, command)
@@ -245,13 +245,13 @@ def run_all(experiment: Experiment, command: str) -> Comparison:
             jobs = more_sft_jobs(experiment, arm, runs)
             scheduler.run(jobs)
             for seed in experiment.seeds if not jobs else ():
-                ended(Run(arm.name, seed, error="SFT or every warmup arm failed, so there is no time to train for."))
+                ended(Run(arm.name, seed, error="SFT or every warmup arm failed, so the number of steps is unknown."))
     return report()
 
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Raise ValueError where another comparison works in this folder; end the runs when this one is ended."""
+    """Lock the folder, and end the runs when this process is ended. Raises ValueError where it is locked already."""
     folder.mkdir(parents=True, exist_ok=True)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -266,7 +266,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def more_sft_jobs(experiment: Experiment, arm: Arm, runs: dict[str, list[Run]]) -> list[tuple[Path, Job]]:
-    """SFT with as many steps as it takes in the time of the slowest warmup arm; nothing where either failed."""
+    """SFT with as many steps as fit in the slowest warmup arm's time; no jobs where SFT or all warmup arms failed."""
 
     def done(other: Arm) -> list[Run]:
         return [run for run in runs[other.name] if run.error is None]

@@ -1,9 +1,9 @@
-"""One arm with one seed, in a process of its own: train, score, write `run.json`. `compare` starts it.
+"""Train and score one arm with one seed in a process of its own, and write `run.json`. `compare` starts it.
 
-    python -m warmup_peft.comparison.run_arm [id of the process that it ends with] <folder with job.json>
+    python -m warmup_peft.comparison.run_arm [id of the parent process] <folder with job.json>
 
-A process each keeps a crash from the other arms, and makes peak memory an arm's own. It ends with the comparison that
-started it, even where that is killed: the same command again finds nobody else in the folder.
+With a process for each run, a crash does not stop the other runs, and peak memory is measured for one run. The process
+ends when its parent does, even if the parent is killed, so that the same command can be run again in the same folder.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def end_with(parent: int) -> None:
-    """End this process, without any tidying up, when its parent is gone."""
+    """End this process at once when its parent has ended."""
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)
     os._exit(1)
@@ -117,7 +117,7 @@ def settings_of_job(job: Job, output_dir: Path) -> TrainingSettings:
 def train(
     trainer: SFTTrainer, scorer: Scorer, rows: Sequence[Question], num_points: int, folder: Path
 ) -> tuple[list[Point], float]:
-    """The learning curve, and the seconds of training without those of scoring."""
+    """Train, and return the learning curve and the seconds of training without scoring."""
     points: list[Point] = []
     scoring = 0.0
     start = time.perf_counter()
@@ -142,7 +142,7 @@ def train(
 
 
 def examples_seen(trainer: SFTTrainer, step: int) -> int:
-    """Rows of training in so many optimizer steps, counted anew in each epoch, whose last step may have fewer."""
+    """Training rows in the first `step` optimizer steps. The last step of an epoch may have fewer rows."""
     args, rows = trainer.args, len(trainer.train_dataset)
     batch = args.train_batch_size * args.world_size
     if args.dataloader_drop_last:
@@ -153,7 +153,7 @@ def examples_seen(trainer: SFTTrainer, step: int) -> int:
 
 
 class AtSteps(TrainerCallback):
-    """Calls a function before the first step, and at so many steps that lie evenly up to the last."""
+    """Calls a function before the first step, and at `count` evenly spaced steps up to the last."""
 
     def __init__(self, count: int, call: Callable[[int], None]):
         self.count, self.call = count, call

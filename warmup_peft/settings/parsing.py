@@ -1,4 +1,4 @@
-"""TrlParser, made strict: options and recipes that are misspelt or of the wrong kind are errors, not surprises."""
+"""A strict TrlParser: misspelt options and values of the wrong kind are errors, in recipes and on the command line."""
 
 from __future__ import annotations
 
@@ -172,9 +172,9 @@ def describe(hint: Any) -> str:
 
 
 def quieten() -> None:
-    """Keep what a user can do nothing about off the screen."""
+    """Hide warnings that a user cannot act on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # asks for a package of faster kernels
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # suggests an optional package

@@ -1,4 +1,4 @@
-"""From a recipe to its trainer: what it says is checked, its rows are read, and nothing is trained yet."""
+"""Build the trainer of a recipe: check the settings and read the rows. Trains nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build_trainer(settings: TrainingSettings) -> WarmupSFTTrainer:
 
 
 def build_sft_trainer(settings: TrainingSettings) -> SFTTrainer:
-    """TRL's own trainer with what a recipe says, but for the warmups.
+    """TRL's own trainer with a recipe's settings, without warmups.
 
     Raises:
         ValueError: bad input, before a model is loaded.
@@ -48,7 +48,7 @@ def build_sft_trainer(settings: TrainingSettings) -> SFTTrainer:
 
 
 def trainer_arguments(settings: TrainingSettings) -> dict[str, Any]:
-    """What both trainers take; their `args` are a copy, in which `model_init_kwargs` are set."""
+    """The arguments of both trainers. `args` is a copy with `model_init_kwargs` set."""
     check_settings(settings)
     script, run, args, model = settings
     disable_progress_bars()
@@ -101,7 +101,7 @@ def check_base_model(settings: TrainingSettings) -> None:
 
 
 def check_training_counts(args) -> None:
-    """Raise ValueError for what transformers would notice late, or not at all."""
+    """Raise ValueError for numbers that transformers would refuse late, or not at all."""
     check_counts(
         args,
         per_device_train_batch_size=1,

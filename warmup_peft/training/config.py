@@ -61,13 +61,13 @@ TRAINING_KINDS = (ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelC
 
 
 class TrainingSettings(NamedTuple):
-    """Everything that a training is told.
+    """All settings of a training.
 
     Attributes:
-        script: where the data are.
-        run: the task, the rows and what to replace.
-        training: the trainer's own settings.
-        model: the base model, its quantization and its adapter.
+        script: the dataset, in TRL's options.
+        run: the task, the rows and whether to overwrite, in our options.
+        training: the trainer's settings.
+        model: the base model, its quantization and its adapter, in TRL's options.
     """
 
     script: ScriptArguments

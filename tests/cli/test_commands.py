@@ -41,8 +41,6 @@ from warmup_peft.export.model_card import is_edited
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import TrainingRecord, load_folder
 from warmup_peft.settings.arguments import EvaluateArguments
-from warmup_peft.training.build import build_trainer
-from warmup_peft.training.config import parse_training
 
 TRAINED = {
     "README.md",
@@ -96,15 +94,6 @@ def generate(folder: Path, capsys, *flags: str) -> list[dict]:
 
 
 # ---- Train ----
-
-
-def test_building_a_trainer_changes_none_of_its_options(model_folder, data, tmp_path):
-    argv = train_argv(model_folder, data, tmp_path / "run", task="logiqa", model_init_kwargs='{"use_cache": false}')
-    settings = parse_training(argv[1:])
-    before = [str(vars(options)) for options in settings]
-    trainer = build_trainer(*settings)
-    assert trainer.args.model_init_kwargs["dtype"] == "float32"
-    assert [str(vars(options)) for options in settings] == before
 
 
 def test_training_leaves_a_whole_folder(finished, model_folder, data, tokenizer):

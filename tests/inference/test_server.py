@@ -284,7 +284,7 @@ def test_a_server_that_stops_answering_leaves_what_is_whole(
     assert main(draw_argv) == BAD_INPUT
     said = capsys.readouterr().err
     assert "404" in said
-    assert f"The same command goes on from there: every 512 prompts, what was drawn is kept in {tmp_path}" in said
+    assert f"The same command goes on from there: every 512 prompts, the samples are saved in {tmp_path}" in said
     pool = tmp_path / "run" / "warmup_pool"
     assert len(list(pool.glob("part-*"))) == 2
     server.answer, asked = healthy, len(server.asked)
@@ -298,7 +298,7 @@ def test_a_server_that_dies_while_it_is_drawn_from_changes_no_draw(
 ):
     """Its connections break; the same command, to another server of the same model, ends with the same files."""
     monkeypatch.setattr("warmup_peft.training.pool.PROMPTS_PER_FILE", 2)
-    monkeypatch.setattr("warmup_peft.cli.train.CompletionsClient", partial(CompletionsClient, pause=0.0))
+    monkeypatch.setattr("warmup_peft.cli.sample.CompletionsClient", partial(CompletionsClient, pause=0.0))
     healthy = serve(model_folder, tokenizer(" || ")["input_ids"])
     server.answer = healthy
     assert main([*draw_argv, "--output_dir", str(tmp_path / "unbroken")]) == 0

@@ -1,9 +1,9 @@
-"""One arm with one seed, in a process of its own: train, score, write `run.json`. `compare` starts it.
+"""Train and score one arm with one seed in a process of its own, and write `run.json`. `compare` starts it.
 
-    python -m warmup_peft.comparison.run_arm [id of the process that it ends with] <folder with job.json>
+    python -m warmup_peft.comparison.run_arm [id of the parent process] <folder with job.json>
 
-A process each keeps a crash from the other arms, and makes peak memory an arm's own. It ends with the comparison that
-started it, even where that is killed: the same command again finds nobody else in the folder.
+With a process for each run, a crash does not stop the other runs, and peak memory is measured for one run. The process
+ends when its parent does, even if the parent is killed, so that the same command can be run again in the same folder.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from datasets import disable_progress_bars
 from transformers import ProgressCallback, TrainerCallback
 from trl import SFTTrainer
 
+from warmup_peft.comparison.arms import BASE_MODEL, MORE_SFT, SFT
 from warmup_peft.comparison.results import Job, Point, Run, write_progress
 from warmup_peft.evaluation.predictor import Predictor, as_rows, empty, score_predictions, shuffled
 from warmup_peft.evaluation.rows import rows_to_compare_on
@@ -31,11 +32,12 @@ from warmup_peft.evaluation.tasks import Question, Task, find_task, fingerprint,
 from warmup_peft.inference.loading import end_with_the_tokenizer
 from warmup_peft.method.model import random_numbers_from
 from warmup_peft.settings.parsing import quieten
+from warmup_peft.settings.recipe import Recipe
 from warmup_peft.training.build import build_sft_trainer, build_trainer
-from warmup_peft.training.config import parse_training
+from warmup_peft.training.config import TRAINING_KINDS, TrainingSettings
 from warmup_peft.training.pool import POOL_NAME
 
-INSTEAD = {"random_warmup": shuffled, "empty_warmup": empty}
+INSTEAD = {"shuffled": shuffled, "empty": empty}  # of each warmup_source
 MODEL_FOLDER = "model"
 PARENT_SECONDS = 0.2  # between looks at the parent
 
@@ -51,7 +53,7 @@ def main() -> None:
 
 
 def end_with(parent: int) -> None:
-    """End this process, without any tidying up, when its parent is gone."""
+    """End this process at once when its parent has ended."""
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)
     os._exit(1)
@@ -59,30 +61,27 @@ def end_with(parent: int) -> None:
 
 def run_arm(job: Job, folder: Path) -> Run:
     """Train one arm and score it on the test rows."""
-    script, options, args, model_args = parse_training([*job.argv, "--output_dir", str(folder / MODEL_FOLDER)])
-    curve_rows, test_rows = rows_to_compare_on(script, options, job.max_samples, job.curve_samples)
+    settings = settings_of_job(job, folder / MODEL_FOLDER)
+    curve_rows, test_rows = rows_to_compare_on(settings.script, settings.run, job.max_samples, job.curve_samples)
     if fingerprint([*curve_rows, *test_rows]) != job.rows:
         raise ValueError("The rows to score on have changed since the comparison was started. Start it anew.")
-    if job.kind in ("base_model", "sft"):
-        trainer = build_sft_trainer(script, options, args, model_args)
-    else:
-        trainer = build_trainer(script, options, args, model_args)
+    build = build_sft_trainer if job.kind in (BASE_MODEL, SFT, MORE_SFT) else build_trainer
+    trainer = build(settings)
     end_with_the_tokenizer(trainer.model, trainer.processing_class)
-    task = find_task(options.task)
+    task = find_task(settings.run.task)
     predictor = Predictor(
         trainer.model,
         trainer.processing_class,
         getattr(trainer, "warmup_config", None),
         job.eval_batch_size,
-        INSTEAD.get(job.kind),
+        INSTEAD.get(settings.training.warmup_source),
     )
     curve, seconds = [], 0.0
-    if job.kind != "base_model":
-        curve, seconds = train(
-            trainer, predictor, task, curve_rows if job.curve_points else [], job.curve_points, folder
-        )
+    if job.kind != BASE_MODEL:
+        rows = curve_rows if job.curve_points else []
+        curve, seconds = train(trainer, predictor, task, rows, job.curve_points, folder)
         trainer.save_model()
-        if args.warmup_pool is None:
+        if settings.training.warmup_pool is None:
             shutil.rmtree(folder / MODEL_FOLDER / POOL_NAME, ignore_errors=True)
 
     memory = peak_memory()
@@ -94,7 +93,7 @@ def run_arm(job: Job, folder: Path) -> Run:
     examples = examples_seen(trainer, trainer.state.global_step)
     return Run(
         arm=job.arm,
-        seed=args.seed,
+        seed=job.seed,
         steps=trainer.state.global_step,
         metrics=scores.totals,
         signatures={name: rows.signature for name, rows in scores.statistics.items() if rows.signature},
@@ -111,10 +110,15 @@ def run_arm(job: Job, folder: Path) -> Run:
     )
 
 
+def settings_of_job(job: Job, output_dir: Path) -> TrainingSettings:
+    options = {**job.options, "seed": job.seed, "output_dir": str(output_dir)}
+    return TrainingSettings.of(Recipe(TRAINING_KINDS, options))
+
+
 def train(
     trainer: SFTTrainer, predictor: Predictor, task: Task, rows: Sequence[Question], num_points: int, folder: Path
 ) -> tuple[list[Point], float]:
-    """The learning curve, and the seconds of training without those of scoring."""
+    """Train, and return the learning curve and the seconds of training without scoring."""
     points: list[Point] = []
     scoring = 0.0
     start = time.perf_counter()
@@ -152,7 +156,7 @@ def figures_of_point(predictor: Predictor, task: Task, rows: Sequence[Question])
 
 
 def examples_seen(trainer: SFTTrainer, step: int) -> int:
-    """Rows of training in so many optimizer steps, counted anew in each epoch, whose last step may have fewer."""
+    """Training rows in the first `step` optimizer steps. The last step of an epoch may have fewer rows."""
     args, rows = trainer.args, len(trainer.train_dataset)
     batch = args.train_batch_size * args.world_size
     if args.dataloader_drop_last:
@@ -163,7 +167,7 @@ def examples_seen(trainer: SFTTrainer, step: int) -> int:
 
 
 class AtSteps(TrainerCallback):
-    """Calls a function before the first step, and at so many steps that lie evenly up to the last."""
+    """Calls a function before the first step, and at `count` evenly spaced steps up to the last."""
 
     def __init__(self, count: int, call: Callable[[int], None]):
         self.count, self.call = count, call

@@ -119,8 +119,8 @@ class Scheduler:
     def _result(self, each: Running) -> Run:
         run = Run.load(each.place) if each.process.returncode == 0 else None
         if run is None:
-            seed = int(each.job.argv[-1])
-            return Run(each.job.arm, seed, error=why_it_ended(each.process.returncode, each.place / LOG_NAME))
+            error = why_it_ended(each.process.returncode, each.place / LOG_NAME)
+            return Run(each.job.arm, each.job.seed, error=error)
         self.seconds.setdefault(run.arm, []).append(time.monotonic() - each.start)
         return run
 
@@ -130,7 +130,7 @@ class Scheduler:
 
     def _state(self, running: Sequence[Running], waiting: Sequence[tuple[Path, Job]]) -> dict:
         """Of the bar: how far, what is done now, and the time left."""
-        now = ", ".join(f"{each.job.arm}, seed {each.job.argv[-1]}: {each.share:.0%}" for each in running)
+        now = ", ".join(f"{each.job.arm}, seed {each.job.seed}: {each.share:.0%}" for each in running)
         left = self._seconds_left(running, waiting)
         return {
             "description": f"{self.num_ended} of {self.planned} runs; {now}",
@@ -167,7 +167,7 @@ def finished_run(place: Path, job: Job) -> Run | None:
     earlier = Job.load(place)
     if earlier.settings() == job.settings():
         return run
-    if job.arm.startswith(MORE_SFT):  # its steps follow from what the other arms took
+    if job.kind == MORE_SFT:  # its steps follow from what the other arms took
         return None
     changed = sorted(set(earlier.settings()) ^ set(job.settings()))
     raise ValueError(

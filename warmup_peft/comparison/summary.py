@@ -278,7 +278,7 @@ def notes(arms: Sequence[Arm], summaries: Sequence[ArmSummary], done: Runs, metr
 def control_notes(arms: Sequence[Arm], done: Runs, metric: str) -> list[str]:
     """Does it matter what the warmups say, and that there are any? Controls are `anchored`, less one thing."""
     questions = {
-        "random_warmup": ("What the warmups say", "another row's warmup in place of its own"),
+        "shuffled_warmup": ("What the warmups say", "another row's warmup in place of its own"),
         "empty_warmup": ("That there is a warmup at all", "only the separator"),
     }
     found = []
@@ -288,7 +288,7 @@ def control_notes(arms: Sequence[Arm], done: Runs, metric: str) -> list[str]:
         if not sides[0]:
             continue
         difference = differences_of(arm.name, {twin: sides}, metric)[twin]
-        what, instead = questions[arm.kind]
+        what, instead = questions[arm.method]
         gained = points_text(difference.estimate)
         against = f"{twin} has {gained} points against {arm.name} ({instead}; {interval(difference)})"
         if difference.is_shown and difference.estimate > 0:

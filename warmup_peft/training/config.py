@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from warmup_peft.settings import arguments
 from warmup_peft.settings.options import WarmupOptions
-from warmup_peft.settings.parsing import parse
+from warmup_peft.settings.recipe import Recipe
 
 REFUSED_SETTINGS = {
     "packing": "Packed rows hold several examples, but a warmup stands between one prompt and one target. Set "
@@ -58,15 +57,34 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
         super().__post_init__()
 
 
-def training_types() -> tuple[type, ...]:
-    return ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelConfig
+TRAINING_KINDS = (ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelConfig)
 
 
-def training_fields() -> list[str]:
-    """Names of all options of a training."""
-    return [option.name for kind in training_types() for option in dataclasses.fields(kind) if option.init]
+class TrainingSettings(NamedTuple):
+    """All settings of a training.
+
+    Attributes:
+        script: the dataset, in TRL's options.
+        run: the task, the rows and whether to overwrite, in our options.
+        training: the trainer's settings.
+        model: the base model, its quantization and its adapter, in TRL's options.
+    """
+
+    script: ScriptArguments
+    run: arguments.RunOptions
+    training: WarmupSFTConfig
+    model: ModelConfig
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> TrainingSettings:
+        """The settings of a recipe of `TRAINING_KINDS`. Raises ValueError for a value that cannot work."""
+        return cls(*recipe.settings())
 
 
-def parse_training(argv: Sequence[str], *more: type) -> tuple[Any, ...]:
-    """TRL's script arguments, `RunOptions`, `WarmupSFTConfig`, TRL's model settings, and `more`; errors as `parse`."""
-    return parse((*training_types(), *more), argv)
+def parse_training(argv: Sequence[str]) -> TrainingSettings:
+    """The settings of a command line with `--config`.
+
+    Raises:
+        ValueError: an unknown option, a value of the wrong kind or one that cannot work, or a file that is missing.
+    """
+    return TrainingSettings.of(Recipe.read(argv, *TRAINING_KINDS))

@@ -36,7 +36,7 @@ recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes 
 	@$(BIN)/warmup-peft evaluate --adapter $(OUTPUT)
 
 # Base model, SFT, SFT for as long as the slowest arm, four ways to warm up, two controls; three seeds each.
-ARMS ?= base_model,sft,paper,anchored,base,posterior,random_warmup,empty_warmup,more_sft
+ARMS ?= base_model,sft,paper,anchored,base_warmups,posterior,shuffled_warmup,empty_warmup,more_sft
 SEEDS ?= 0,1,2
 ifeq ($(PROFILE),tiny)
 compare-logiqa: export OMP_NUM_THREADS := 1

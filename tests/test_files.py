@@ -13,9 +13,8 @@ from folders import random_adapter, save_adapter, tree
 from warmup_peft.export.custom_generate import export_decoding
 from warmup_peft.export.model_card import write_model_card
 from warmup_peft.files import write_text, write_together, write_whole
-from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.loading import TrainingRecord
-from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, save_scores
+from warmup_peft.inference.folder import HARNESS_NAME, METRICS_NAME, TrainingRecord, WarmupConfig
+from warmup_peft.inference.scores import save_scores
 
 
 @contextmanager

@@ -6,12 +6,14 @@ And a sentence where a folder cannot be written, or its disk is full.
 from __future__ import annotations
 
 import glob
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -33,6 +35,16 @@ def read_text(path: Path) -> str:
         raise ValueError(
             f"{path} is no text in UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}). Save it as UTF-8."
         ) from error
+
+
+def read_json(path: Path) -> Any:
+    """The value that a JSON file holds; ValueError where it holds none."""
+    return json.loads(read_text(path))
+
+
+def write_json(path: Path, value: Any, **options: Any) -> None:
+    """`options` are `json.dumps`'s."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, **options) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -132,11 +144,17 @@ def is_full(folder: Path, error: Exception) -> bool:
     )
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str) -> None:
+    """Raise ValueError, naming the option that chose the folder, where nothing can be written there."""
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     try:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
         raise ValueError(
-            f"The output folder {folder} cannot be written ({error.strerror}). Choose another --output_dir."
+            f"The output folder {folder} cannot be written ({error.strerror}). Choose another {option}."
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Of an error's message; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -37,8 +37,8 @@ from warmup_peft.cli.main import BAD_INPUT, INTERRUPTED, main
 from warmup_peft.evaluation.predictor import answer_questions, generate_texts
 from warmup_peft.evaluation.tasks import TASKS, logiqa
 from warmup_peft.export.model_card import is_edited
-from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.loading import TrainingRecord, load_folder
+from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
+from warmup_peft.inference.loading import load_folder
 from warmup_peft.settings.arguments import EvaluateArguments
 from warmup_peft.training.build import build_trainer
 from warmup_peft.training.config import parse_training

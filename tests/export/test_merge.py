@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, set
 
 from warmup_peft import merge_adapter
 from warmup_peft.export.merge import merge_layer_by_layer
-from warmup_peft.inference.loading import TrainingRecord, is_adapter, load_base, load_folder
-from warmup_peft.inference.scores import METRICS_NAME, save_scores
+from warmup_peft.inference.folder import METRICS_NAME, TrainingRecord, is_adapter
+from warmup_peft.inference.loading import load_base, load_folder
+from warmup_peft.inference.scores import save_scores
 
 
 def test_merged_model_is_the_adapter_in_plain_weights(trained, tmp_path):

@@ -19,10 +19,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import filter_repo_objects
 
 from warmup_peft.export.merge import merge_adapter
-from warmup_peft.export.model_card import CARD_NAME, PEFT_TEMPLATE_TITLE, write_model_card
+from warmup_peft.export.model_card import PEFT_TEMPLATE_TITLE, write_model_card
 from warmup_peft.export.push import files_to_push, push_folder, without_places
-from warmup_peft.inference.loading import TrainingRecord
-from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, save_scores
+from warmup_peft.inference.folder import CARD_NAME, HARNESS_NAME, METRICS_NAME, TrainingRecord
+from warmup_peft.inference.scores import save_scores
 
 
 class FakeHub:

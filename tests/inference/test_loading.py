@@ -15,16 +15,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, T5Config
 
 from warmup_peft import merge_adapter
-from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.folder import TRAINING_RECORD_NAME, TrainingRecord, WarmupConfig
 from warmup_peft.inference.generation import end_token_ids
-from warmup_peft.inference.loading import (
-    TRAINING_RECORD_NAME,
-    TrainingRecord,
-    context_length,
-    load_base,
-    load_folder,
-    load_tokenizer,
-)
+from warmup_peft.inference.loading import context_length, load_base, load_folder, load_tokenizer
 
 # ---- Loading ----
 

@@ -33,8 +33,8 @@ from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer, merge_adapter, warmup_generate
 from warmup_peft.cli.main import main
-from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.loading import TrainingRecord, load_folder
+from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
+from warmup_peft.inference.loading import load_folder
 from warmup_peft.method.branches import Tokens, split_examples
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.scoring import PlainRows
@@ -355,7 +355,7 @@ def test_what_cannot_be_shared_falls_back_or_refuses(
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **settings)
     assert encoding_used(trainer) is PlainRows
     assert reason in caplog.text
-    with pytest.raises(ValueError, match=f"prefix_sharing=true cannot be had: .*{reason}"):
+    with pytest.raises(ValueError, match=f"prefix_sharing=always cannot be had: .*{reason}"):
         make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, prefix_sharing="true", **settings)
 
 
@@ -665,7 +665,7 @@ def test_the_first_batch_is_checked_against_plain_rows(
     assert encoding_used(trainer) is PlainRows
     assert reason in caplog.text
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, prefix_sharing="true")
-    with pytest.raises(ValueError, match=f"prefix_sharing=true cannot be had: .*{reason}"):
+    with pytest.raises(ValueError, match=f"prefix_sharing=always cannot be had: .*{reason}"):
         trainer.train()
 
 

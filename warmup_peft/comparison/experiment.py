@@ -282,7 +282,7 @@ def check_rows(num_rows: int, num_arms: int) -> None:
 
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Raise ValueError where the folder holds something else than a comparison, or one of another version to keep."""
-    check_writable(folder)
+    check_writable(folder, "--output_dir")
     is_replaced = overwrite and (folder / COMPARISON_NAME).is_file()
     if not is_replaced and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         check_format(folder)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from warmup_peft.files import write_text
 from warmup_peft.inference import decoding
-from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.folder import DECODING_NAME, WarmupConfig
 
-EXPORT_NAME = "custom_generate/generate.py"
 FIELDS = ("warmup_separator_ids", "max_warmup_length", "end_token_ids")
 TRANSFORMERS_LOOKS_FOR = """
 
@@ -32,6 +31,6 @@ def decoding_source(config: WarmupConfig) -> str:
 
 def export_decoding(folder: str | Path) -> Path:
     """Write the file into a folder that holds `warmup_config.json`."""
-    path = Path(folder, EXPORT_NAME)
+    path = Path(folder, DECODING_NAME)
     write_text(path, decoding_source(WarmupConfig.load(folder)))
     return path

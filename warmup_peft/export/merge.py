@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from warmup_peft.export.custom_generate import export_decoding
 from warmup_peft.export.model_card import write_model_card
 from warmup_peft.files import scratch_folder
-from warmup_peft.inference.folder import WARMUP_CONFIG_NAME, WarmupConfig
+from warmup_peft.inference.folder import SETTINGS, TRAINING_RECORD_NAME, WarmupConfig
 from warmup_peft.inference.loading import (
-    TRAINING_RECORD_NAME,
     Base,
     end_with_the_tokenizer,
     find_base,
@@ -36,7 +35,6 @@ from warmup_peft.inference.loading import (
 from warmup_peft.inference.quantization import dequantized_while_loading, has_dequantize, is_quantized
 from warmup_peft.method.scoring import evaluation_mode, without_peft_wrapper
 
-MERGED_FROM_ADAPTER = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME)  # not its scores: they are of other weights
 LOST_AND_FOUND = "lost+found"  # in the root of a file system
 PREVIOUS = "previous"  # the folder that a merged one takes the place of, for a moment
 PROBE_TOKENS = 128
@@ -128,7 +126,7 @@ def _merge_into(folder: Path, adapter: Path, base: Base, saved_dtype: torch.dtyp
             f"The merged model's logits differ from the adapter's by {error:.1%}, and rounding explains "
             f"{limit:.1%} at most, so nothing was written. Use the adapter unmerged, and please report it."
         )
-    for name in MERGED_FROM_ADAPTER:
+    for name in SETTINGS:
         if (adapter / name).is_file():
             shutil.copy(adapter / name, folder)
     export_decoding(folder)

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from warmup_peft.files import write_text
-from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.loading import (
+from warmup_peft.files import read_text, write_text
+from warmup_peft.inference.folder import (
+    CARD_NAME,
+    METRICS_NAME,
     TrainingRecord,
+    WarmupConfig,
     is_adapter,
-    looks_like_a_path,
+    looks_local,
 )
-from warmup_peft.inference.scores import METRICS_NAME, load_scores
-
-CARD_NAME = "README.md"
+from warmup_peft.inference.scores import load_scores
 
 CARD_TEXT = """
 # {title}
@@ -106,7 +106,7 @@ def write_model_card(folder: str | Path, title: str | None = None, license: str 
     """
     folder = Path(folder)
     path = folder / CARD_NAME
-    if path.is_file() and is_edited(path.read_text(encoding="utf-8")):
+    if path.is_file() and is_edited(read_text(path)):
         return path
     record = TrainingRecord.load(folder) or TrainingRecord(base_model="")
     license = license or license_of(record.base_model)
@@ -121,7 +121,7 @@ def license_of(base: str) -> str | None:
     path = Path(base, CARD_NAME)
     if not base or not path.is_file():
         return None
-    return ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.license
+    return ModelCard(read_text(path), ignore_metadata_errors=True).data.license
 
 
 def card_metadata(folder: Path, record: TrainingRecord, license: str | None) -> ModelCardData:
@@ -135,10 +135,6 @@ def card_metadata(folder: Path, record: TrainingRecord, license: str | None) -> 
         pipeline_tag="text-generation",
         tags=["trl", "sft", "warmup-sft", "custom_generate", *(["lora"] if is_adapter(folder) else [])],
     )
-
-
-def looks_local(name: str) -> bool:
-    return looks_like_a_path(name) or name.startswith("hf://") or Path(name).exists()
 
 
 def public_name(name: str) -> str:

@@ -19,23 +19,24 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
-from warmup_peft.export.custom_generate import EXPORT_NAME, decoding_source
-from warmup_peft.export.model_card import CARD_NAME, is_edited, looks_local, write_model_card
-from warmup_peft.inference.folder import WarmupConfig, check_folder
-from warmup_peft.inference.loading import TrainingRecord, is_adapter
-from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, scores_are_stale
+from warmup_peft.export.custom_generate import decoding_source
+from warmup_peft.export.model_card import is_edited, write_model_card
+from warmup_peft.files import read_text, write_text
+from warmup_peft.inference.folder import (
+    ADAPTER_CONFIG_NAME,
+    CARD_NAME,
+    DECODING_NAME,
+    MAY_NAME_PLACES,
+    PUSHED,
+    SCORES,
+    TrainingRecord,
+    WarmupConfig,
+    check_folder,
+    is_adapter,
+    looks_local,
+)
+from warmup_peft.inference.scores import scores_are_stale
 
-PUSHED = (
-    CARD_NAME, "LICENSE*", "NOTICE*",
-    "adapter_config.json", "adapter_model*.safetensors",
-    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "*.model", "*.jinja",
-    "warmup_config.json", "warmup_training.json", METRICS_NAME, HARNESS_NAME,
-)  # fmt: skip
-ADAPTER_CONFIG = "adapter_config.json"
-NAME_PLACES = (ADAPTER_CONFIG, "config.json", "tokenizer_config.json", "warmup_training.json", METRICS_NAME,
-               HARNESS_NAME)  # fmt: skip
 NAMES_A_PLACE = (
     "base_model",
     "base_model_name_or_path",
@@ -70,9 +71,9 @@ def files_to_push(folder: str | Path) -> list[str]:
         raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
-    stale = [name for name in (METRICS_NAME, HARNESS_NAME) if scores_are_stale(folder, name)]
+    stale = [name for name in SCORES if scores_are_stale(folder, name)]
     names = [name for name in names if name not in stale]
-    return sorted(names + [EXPORT_NAME] * WarmupConfig.is_in(folder))
+    return sorted(names + [DECODING_NAME] * WarmupConfig.is_in(folder))
 
 
 def push_folder(
@@ -135,9 +136,9 @@ def staged(folder: Path, files: list[str]) -> Iterator[Path]:
         for name in files:
             source, target = folder / name, Path(room, name)
             target.parent.mkdir(exist_ok=True)
-            if name == EXPORT_NAME:
-                target.write_text(decoding_source(WarmupConfig.load(folder)), encoding="utf-8")
-            elif name in NAME_PLACES:
+            if name == DECODING_NAME:
+                write_text(target, decoding_source(WarmupConfig.load(folder)))
+            elif name in MAY_NAME_PLACES:
                 write_public_json(source, target, folder)
             elif source.suffix == ".safetensors":
                 target.symlink_to(source.resolve())  # gigabytes
@@ -148,17 +149,17 @@ def staged(folder: Path, files: list[str]) -> Iterator[Path]:
 
 def write_public_json(source: Path, target: Path, folder: Path) -> None:
     """The same JSON without local paths; byte for byte where it has none."""
-    text = source.read_text(encoding="utf-8")
+    text = read_text(source)
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{source} is no JSON ({error}). Mend it or take it anew from the training.") from error
     public = without_places(content)
-    if source.name == ADAPTER_CONFIG:
+    if source.name == ADAPTER_CONFIG_NAME:
         record = TrainingRecord.load(folder)
         if record is not None and record.base_revision and not public.get("revision"):
             public["revision"] = record.base_revision
-    target.write_text(text if public == content else json.dumps(public, indent=2) + "\n", encoding="utf-8")
+    write_text(target, text if public == content else json.dumps(public, indent=2) + "\n")
 
 
 def without_places(value: Any, key: str = "") -> Any:
@@ -191,4 +192,4 @@ def hub_card_is_edited(api: HfApi, repo_id: str, card: str, revision: str | None
         path = api.hf_hub_download(repo_id, card, revision=revision)
     except (RemoteEntryNotFoundError, RepositoryNotFoundError):
         return False
-    return is_edited(Path(path).read_text(encoding="utf-8"))
+    return is_edited(read_text(Path(path)))

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +26,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from warmup_peft.files import write_text
-from warmup_peft.inference.folder import WarmupConfig, check_folder
+from warmup_peft.files import first_line
+from warmup_peft.inference.folder import (
+    ADAPTER_CONFIG_NAME,
+    TrainingRecord,
+    WarmupConfig,
+    check_is_adapter,
+    is_adapter,
+    looks_like_a_path,
+)
 from warmup_peft.inference.generation import end_token_ids
 from warmup_peft.inference.quantization import (
     is_quantized,
@@ -39,53 +45,7 @@ from warmup_peft.inference.quantization import (
 )
 from warmup_peft.method.scoring import without_peft_wrapper
 
-TRAINING_RECORD_NAME = "warmup_training.json"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-@dataclass
-class TrainingRecord:
-    """How an adapter was made; what merging, scoring and the model card need to know.
-
-    Attributes:
-        base_model: name or path of the base.
-        base_revision: its commit on the Hub, where known.
-        dtype: the base's, such as "bfloat16".
-        quantization_config: as transformers took it; None where the base was trained on unquantised or dequantised.
-        num_embeddings: rows of the base's embeddings, which a chat template with new tokens makes more than its own.
-        settings: the method's options, and the training's.
-        data: where the rows came from and how they were read.
-        versions: of the packages used.
-    """
-
-    base_model: str
-    base_revision: str | None = None
-    dtype: str = "auto"
-    quantization_config: dict[str, Any] | None = None
-    num_embeddings: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def save(self, folder: str | Path) -> None:
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
-        write_text(Path(folder, TRAINING_RECORD_NAME), text + "\n")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> TrainingRecord | None:
-        """Read `warmup_training.json` of a local folder; None where there is none, unknown fields left out.
-
-        Raises:
-            ValueError: it is not what `save` wrote.
-        """
-        path = Path(folder, TRAINING_RECORD_NAME)
-        if not path.is_file():
-            return None
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
-        except (json.JSONDecodeError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}). Take it anew from the training's folder.") from error
 
 
 @dataclass
@@ -109,10 +69,6 @@ def put_adapter_first(folder: str | Path, model: nn.Module) -> None:
         os.replace(place / name, Path(folder, name))
     if not any(place.iterdir()):
         place.rmdir()
-
-
-def is_adapter(folder: str | Path) -> bool:
-    return Path(folder, "adapter_config.json").is_file()
 
 
 def load_folder(folder: str | Path) -> LoadedModel:
@@ -150,7 +106,7 @@ def readable_weights(name: str | Path) -> Iterator[None]:
         raise
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
-            f"The model {name} cannot be loaded ({str(error).strip().splitlines()[0]}). Were its weights cut off, or "
+            f"The model {name} cannot be loaded ({first_line(error)}). Were its weights cut off, or "
             "do they belong to another config.json? Copy it anew."
         ) from error
 
@@ -201,7 +157,7 @@ def put_adapter_on(base: PreTrainedModel, adapter: str | Path) -> PeftModel:
     except (RuntimeError, ValueError) as error:
         name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
         raise ValueError(
-            f"The adapter in {adapter} does not fit its base {name} ({str(error).strip().splitlines()[0]}). Was the "
+            f"The adapter in {adapter} does not fit its base {name} ({first_line(error)}). Was the "
             "base replaced by another architecture or size?"
         ) from error
 
@@ -247,11 +203,11 @@ def find_base(adapter: str | Path) -> Base:
         config = AutoConfig.from_pretrained(name, revision=record and record.base_revision)
     except (OSError, KeyError, ValueError) as error:
         looked = "" if Path(name).is_dir() else f"there is no folder {' or '.join(str(p.absolute()) for p in places)}"
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         reason = looked if looks_like_a_path(name) else f"{looked}; {reason}" if looked else reason
         raise ValueError(
             f"The adapter's base model {name} cannot be loaded ({reason}). Put it back, or set "
-            f"base_model_name_or_path in {Path(adapter, 'adapter_config.json')} to where it lies."
+            f"base_model_name_or_path in {Path(adapter, ADAPTER_CONFIG_NAME)} to where it lies."
         ) from error
     return Base(name, record, stored_quantization(config))
 
@@ -296,7 +252,7 @@ def base_name(adapter: str | Path) -> str:
     Raises:
         ValueError: its adapter_config.json is broken, or names none.
     """
-    path = Path(adapter, "adapter_config.json")
+    path = Path(adapter, ADAPTER_CONFIG_NAME)
     try:
         name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     except (ValueError, TypeError, KeyError) as error:
@@ -304,12 +260,6 @@ def base_name(adapter: str | Path) -> str:
     if not name:
         raise ValueError(f"{path} names no base_model_name_or_path. Take it anew from the training's folder.")
     return name
-
-
-def check_is_adapter(folder: str | Path) -> None:
-    check_folder(folder)
-    if not is_adapter(folder):
-        raise ValueError(f"{folder} holds no adapter_config.json, so it is no adapter. Name a training's output_dir.")
 
 
 def check_is_no_adapter(base: str | Path) -> None:
@@ -335,7 +285,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
         mend = "Save the model's tokenizer into the same folder."
         if not Path(name).is_dir():
             mend = "Check its id and the network, or name a local folder."
-        raise ValueError(f"{name} gives no tokenizer ({str(error).strip().splitlines()[0]}). {mend}") from error
+        raise ValueError(f"{name} gives no tokenizer ({first_line(error)}). {mend}") from error
     if tokenizer.eos_token is None:
         raise ValueError(
             f"The tokenizer of {name} has no eos_token, so neither warmup nor answer could end. Set eos_token in its "
@@ -344,11 +294,6 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def looks_like_a_path(name: str) -> bool:
-    """Whether this can be no id on the Hub."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _device() -> dict[str, str]:

@@ -21,7 +21,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
-from warmup_peft.files import remove_abandoned, write_text, write_whole
+from warmup_peft.files import read_json, remove_abandoned, write_json, write_whole
 from warmup_peft.method.branches import Tokens, Warmups
 
 POOL_NAME = "warmup_pool"  # of the folder, in that of the run
@@ -76,8 +76,8 @@ class WarmupPool:
                 raise ValueError(f"{path} is gone, so nobody knows how its warmups were drawn. Remove the folder.")
             return
         try:
-            drawn_from = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError, ValueError) as error:
+            drawn_from = dict(read_json(path))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read ({error}). Remove the folder; it will be drawn again.") from error
         for name in sorted({*self.law, *drawn_from}):
             if self.law.get(name) != drawn_from.get(name):
@@ -137,7 +137,7 @@ class WarmupPool:
             on_progress(len(batch))
         self._check_law()  # somebody else may have begun meanwhile
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / POOL_FILE, json.dumps(self.law, indent=2) + "\n")
+        write_json(self.folder / POOL_FILE, self.law)
         name = f"part-{seed_of([row['key'] for row in rows]):014x}-{len(rows)}.arrow"
         write_whole(self.folder / name, lambda path: write_part(path, rows))
 

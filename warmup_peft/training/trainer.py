@@ -26,11 +26,11 @@ from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
 from warmup_peft.export.custom_generate import export_decoding
-from warmup_peft.export.model_card import CARD_NAME, write_model_card
+from warmup_peft.export.model_card import write_model_card
 from warmup_peft.files import replacing_files
-from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.folder import CARD_NAME, TrainingRecord, WarmupConfig
 from warmup_peft.inference.generation import end_token_ids, separator_token_ids
-from warmup_peft.inference.loading import TrainingRecord, context_length, put_adapter_first
+from warmup_peft.inference.loading import context_length, put_adapter_first
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place, save_as_it_is
 from warmup_peft.method.branches import (
     Branches,

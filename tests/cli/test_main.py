@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -18,7 +20,7 @@ from folders import puzzles, random_adapter, save_adapter, tree, write_rows
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from warmup_peft import __version__
-from warmup_peft.cli.main import BAD_INPUT, COMMANDS, INTERRUPTED, OPTIONS, main
+from warmup_peft.cli.main import ALIASES, BAD_INPUT, COMMANDS, COMPARE_PACKAGES, INTERRUPTED, main
 from warmup_peft.export.push import PushPlan
 
 
@@ -78,10 +80,25 @@ def test_unknown_command_names_the_nearest(refusal):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_a_row_and_a_module(command):
+    assert callable(importlib.import_module(f"warmup_peft.cli.{command}").run)
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_an_older_name_works_and_is_not_listed(capsys, alias, name):
+    assert main([alias, "--help"]) == 0
+    help_of_alias = capsys.readouterr().out
+    assert main([name, "--help"]) == 0
+    assert capsys.readouterr().out == help_of_alias
+    assert main(["--help"]) == 0
+    assert not re.search(rf"^  {alias} ", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_lists_every_option(capsys, command):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
-    for kind in OPTIONS[command]:
+    for kind in COMMANDS[command].options:
         for name in kind.__dataclass_fields__:
             assert re.search(rf"^  --{name} .*\((required|default: .+)\)$", out, re.MULTILINE)
 
@@ -137,9 +154,16 @@ def test_recipe_is_read_and_the_command_line_overrides_it(parsed, tmp_path):
     assert (args.num_warmups, args.max_warmup_length, model_args.lora_r) == (7, 3, 6)
 
 
-@pytest.mark.parametrize(("value", "kept"), [("true", "true"), ("false", "false"), ("auto", "auto")])
+@pytest.mark.parametrize(
+    ("value", "kept"), [("true", "always"), ("false", "never"), ("auto", "auto"), ("always", "always")]
+)
 def test_prefix_sharing_in_a_recipe_may_look_like_a_boolean(parsed, tmp_path, value, kept):
     assert parsed("--config", recipe(tmp_path, f"prefix_sharing: {value}\n"))[2].prefix_sharing == kept
+
+
+@pytest.mark.parametrize(("value", "kept"), [("true", "always"), ("false", "never"), ("never", "never")])
+def test_older_names_of_prefix_sharing_are_options_too(parsed, tmp_path, value, kept):
+    assert parsed("--config", recipe(tmp_path, ""), "--prefix_sharing", value)[2].prefix_sharing == kept
 
 
 def test_recipe_with_an_equals_sign_is_read_too(parsed, tmp_path):
@@ -241,7 +265,7 @@ def test_a_folder_that_does_not_exist_is_named(refusal, command, name):
     )
 
 
-@pytest.mark.parametrize("command", ["train", "draw", "compare", "bench"])
+@pytest.mark.parametrize("command", ["train", "sample", "compare", "bench"])
 def test_an_adapter_as_the_base_model_is_refused_before_anything_is_loaded(refusal, good, tmp_path, command):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -342,7 +366,7 @@ def test_push_passes_on_what_was_asked(capsys, monkeypatch, tmp_path, flags, pri
         asked.append((folder, repo_id, keywords))
         return PushPlan(repo_id, private, [], card_kept=True, url="https://huggingface.co/me/it")
 
-    monkeypatch.setattr("warmup_peft.export.push.push_folder", push_folder)
+    monkeypatch.setattr("warmup_peft.cli.push.push_folder", push_folder)
     assert main(["push", "--folder", "it", "--repo_id", "me/it", *flags]) == 0
     assert asked == [("it", "me/it", {"private": private, "create_pr": False, "dry_run": False})]
     out = capsys.readouterr().out
@@ -353,11 +377,17 @@ def test_push_passes_on_what_was_asked(capsys, monkeypatch, tmp_path, flags, pri
 # ---- Errors ----
 
 
-def failing(error: BaseException):
-    def command(_):
-        raise error
+@pytest.fixture
+def fails_with(monkeypatch):
+    """Let every command end with this error."""
 
-    return command
+    def patch(error: BaseException) -> None:
+        def run_command(*_):
+            raise error
+
+        monkeypatch.setattr("warmup_peft.cli.main.run_command", run_command)
+
+    return patch
 
 
 @pytest.mark.parametrize(
@@ -368,9 +398,17 @@ def failing(error: BaseException):
         (ImportError("No module named 'bitsandbytes'"), "No module named 'bitsandbytes'"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(refusal, monkeypatch, error, said):
-    monkeypatch.setitem(COMMANDS, "train", failing(error))
+def test_bad_input_is_one_line_and_exit_code_2(refusal, fails_with, error, said):
+    fails_with(error)
     assert refusal("train") == said
+
+
+@pytest.mark.parametrize("command", [name for name, row in COMMANDS.items() if row.needs_compare])
+def test_packages_that_are_missing_are_named_before_anything_is_imported(refusal, monkeypatch, tmp_path, command):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in COMPARE_PACKAGES else find(name))
+    said = refusal(*[command, *([str(tmp_path)] if command == "inspect" else [])])
+    assert said == f"{command} needs {', '.join(COMPARE_PACKAGES)}. Run: pip install 'warmup_peft[compare]'"
 
 
 @pytest.mark.parametrize("argv", [["--debug"], ["--num_warmups", "2", "--debug"], ["--debug", "--num_warmups", "2"]])
@@ -378,14 +416,14 @@ def test_bad_input_is_one_line_and_exit_code_2(refusal, monkeypatch, error, said
 def test_traceback_on_request(monkeypatch, command, argv):
     given = []
 
-    def failing(words):
-        given.append(words)
+    def failing(*named_and_words):
+        given.append(named_and_words)
         raise ValueError("it")
 
-    monkeypatch.setitem(COMMANDS, command, failing)
+    monkeypatch.setattr("warmup_peft.cli.main.run_command", failing)
     with pytest.raises(ValueError, match="it"):
         main([command, *argv])
-    assert given == [[word for word in argv if word != "--debug"]]
+    assert given == [(command, [word for word in argv if word != "--debug"])]
 
 
 def test_a_debug_option_with_a_value_is_the_trainings(parsed, good):
@@ -394,20 +432,20 @@ def test_a_debug_option_with_a_value_is_the_trainings(parsed, good):
 
 
 @pytest.mark.parametrize("error", [HfHubHTTPError, RepositoryNotFoundError, GatedRepoError, RevisionNotFoundError])
-def test_errors_of_the_hub_are_one_line(refusal, monkeypatch, error):
+def test_errors_of_the_hub_are_one_line(refusal, fails_with, error):
     response = SimpleNamespace(headers={}, request=None)
-    monkeypatch.setitem(COMMANDS, "push", failing(error("404 Client Error", response=response)))
+    fails_with(error("404 Client Error", response=response))
     assert refusal("push").startswith("404 Client Error")
 
 
-def test_too_little_memory_is_said_with_its_advice(refusal, monkeypatch):
-    monkeypatch.setitem(COMMANDS, "train", failing(torch.OutOfMemoryError("Out of memory. Halve the batch.")))
+def test_too_little_memory_is_said_with_its_advice(refusal, fails_with):
+    fails_with(torch.OutOfMemoryError("Out of memory. Halve the batch."))
     assert refusal("train") == "Out of memory. Halve the batch."
 
 
 @pytest.mark.parametrize("error", [KeyError, TypeError, AttributeError, AssertionError, RuntimeError, IndexError])
-def test_programming_errors_are_not_hidden(monkeypatch, error):
-    monkeypatch.setitem(COMMANDS, "train", failing(error("bug")))
+def test_programming_errors_are_not_hidden(fails_with, error):
+    fails_with(error("bug"))
     with pytest.raises(error, match="bug"):
         main(["train"])
 
@@ -547,8 +585,8 @@ def test_a_comparison_of_an_unknown_architecture_starts_no_run(good, tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
-def test_interrupt(monkeypatch, capsys):
-    monkeypatch.setitem(COMMANDS, "train", failing(KeyboardInterrupt()))
+def test_interrupt(fails_with, capsys):
+    fails_with(KeyboardInterrupt())
     assert main(["train"]) == INTERRUPTED == 130
     assert "interrupted" in capsys.readouterr().err
 

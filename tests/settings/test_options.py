@@ -33,7 +33,7 @@ REFUSED = [
     ({"warmup_sampling": "beam", "warmup_num_beams": 3}, "warmup_num_beams", "4 or more"),
     ({"warmup_sampling": "beam", "num_warmups": 1, "warmup_num_beams": 1}, "warmup_num_beams", "2 or more"),
     ({"warmup_sampling": "beam", "num_warmups": 1}, "warmup_num_beams", "2 or more"),
-    ({"prefix_sharing": "always"}, "prefix_sharing", "auto, true or false"),
+    ({"prefix_sharing": "yes"}, "prefix_sharing", "auto, always or never"),
     ({"objective": "jensen_"}, "objective", "Did you mean jensen?"),
     ({"objective": "?"}, "objective", "Choose one of warmup, jensen"),
     ({"objective": "latro", "warmup_sampling": "beam"}, "warmup_sampling", "Set it to 'multinomial'"),
@@ -140,10 +140,11 @@ def test_number_of_beams(settings, beams):
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [(True, "true"), (False, "false"), ("True", "true"), ("AUTO", "auto"), ("auto", "auto")]
+    ("given", "kept"),
+    [(True, "always"), (False, "never"), ("True", "always"), ("false", "never"), ("AUTO", "auto"), ("never", "never")],
 )
 @pytest.mark.parametrize("build", [WarmupOptions, config], ids=["options", "config"])
-def test_prefix_sharing_takes_booleans(build, given, kept):
+def test_older_names_of_prefix_sharing_still_work(build, given, kept):
     options = build(prefix_sharing=given)
     options.check_warmup_options()
     assert options.prefix_sharing == kept

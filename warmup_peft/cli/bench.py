@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import statistics
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,10 +44,12 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from warmup_peft.files import write_json
 from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
 from warmup_peft.method.objective import OBJECTIVES
 from warmup_peft.method.scoring import evaluation_mode
 from warmup_peft.settings.arguments import BenchArguments, check_counts
+from warmup_peft.settings.parsing import parse_one
 from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.monitor import log_console
 from warmup_peft.training.trainer import WarmupSFTTrainer
@@ -56,7 +57,7 @@ from warmup_peft.training.trainer import WarmupSFTTrainer
 ARMS: dict[str, dict[str, Any] | None] = {
     "sft": None,
     "naive": None,
-    "plain": {"prefix_sharing": "false"},
+    "plain": {"prefix_sharing": "never"},
     "shared": {},
     "anchored": {"warmup_anchor": 0.3},
     "base": {"warmup_anchor": 0.3, "warmup_source": "base"},
@@ -188,7 +189,7 @@ def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
                 "warmup_separator": SEPARATOR,
                 "warmup_pool_size": options.num_warmups,
                 "warmup_anchor": 0.0,
-                "prefix_sharing": "true",
+                "prefix_sharing": "always",
                 **common,
                 **changes,
             }
@@ -320,6 +321,10 @@ def measure(arms: list[Arm], steps: int) -> None:
             timed(arm.step, arm.seconds)()
 
 
+def run(argv: Sequence[str]) -> None:
+    run_bench(parse_one(BenchArguments, argv))
+
+
 def run_bench(options: BenchArguments) -> dict[str, Any]:
     """Measure, print the table and, where `output_file` is given, write it as JSON.
 
@@ -347,7 +352,7 @@ def run_bench(options: BenchArguments) -> dict[str, Any]:
     }
     log_console().print(bench_table(result))
     if options.output_file is not None:
-        Path(options.output_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(options.output_file), result)
         print(f"Written to {options.output_file}")
     return result
 

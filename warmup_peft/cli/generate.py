@@ -21,14 +21,16 @@ from warmup_peft.inference.server import CompletionsClient, answer_from_server
 from warmup_peft.method.branches import left_padded
 from warmup_peft.method.scoring import evaluation_mode
 from warmup_peft.settings.arguments import GenerateArguments, check_counts
+from warmup_peft.settings.parsing import parse_one
 
 
-def run_generation(options: GenerateArguments) -> None:
+def run(argv: Sequence[str]) -> None:
     """Answer prompts: answers to standard output, warmups to standard error, or both as JSON lines.
 
     Raises:
         ValueError: no prompt, or an empty one.
     """
+    options = parse_one(GenerateArguments, argv)
     check_counts(options, batch_size=1, max_new_tokens=1, seed=0)
     if options.temperature <= 0 or not 0 < options.top_p <= 1:
         raise ValueError(

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from warmup_peft.evaluation.predictor import answer_questions, score_predictions
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import find_task
 from warmup_peft.evaluation.wording import metric_name, points_text, score_text
 from warmup_peft.export.merge import merge_adapter
 from warmup_peft.files import saying_where_the_disk_is_full
-from warmup_peft.inference.loading import TrainingRecord, load_folder
+from warmup_peft.inference.folder import TrainingRecord
+from warmup_peft.inference.loading import load_folder
 from warmup_peft.settings.arguments import EvaluateArguments, MergeArguments, check_counts
+from warmup_peft.settings.parsing import parse_one
 
 
-def run_merge(options: MergeArguments) -> None:
+def run(argv: Sequence[str]) -> None:
     """Merge, and say how far the merged model is from the adapter: its logits, and its score on held-out questions.
 
     Raises:
         ValueError: as `merge_adapter`, or no such task.
     """
+    options = parse_one(MergeArguments, argv)
     check_counts(options, max_samples=0)
     if options.task is not None:
         find_task(options.task)

@@ -102,28 +102,35 @@ class WarmupOptions:
     )
     num_warmups_to_print: int = field(default=2, metadata={"help": "Prompts in that table."})
 
-    prefix_sharing: Literal["auto", "true", "false"] = field(
+    prefix_sharing: Literal["auto", "always", "never", "true", "false"] = field(
         default="auto",
         metadata={
             "help": "Encode each prompt once for all its warmups: 'auto' where the first batch shows it to be exact, "
-            "else each prompt once a warmup; 'true' refuses instead; 'false' never shares."
+            "else each prompt once a warmup; 'always' refuses to train instead; 'never' does not share. 'true' and "
+            "'false' are older names of 'always' and 'never'."
         },
     )
 
     def check_warmup_options(self) -> None:
         """Raise ValueError, naming the field and the mend, for values that cannot work."""
-        self.prefix_sharing = str(self.prefix_sharing).lower()  # YAML reads true and false as booleans
+        sharing = str(self.prefix_sharing).lower()  # YAML reads true and false as booleans
+        self.prefix_sharing = {"true": "always", "false": "never"}.get(sharing, sharing)
         self._require(
-            self.prefix_sharing in ("auto", "true", "false"), "prefix_sharing", "Choose auto, true or false."
+            self.prefix_sharing in ("auto", "always", "never"), "prefix_sharing", "Choose auto, always or never."
         )
-        for name, (kind, word) in _KINDS.items():
-            value = getattr(self, name)
-            may_be_none = name in _OPTIONAL and value is None
-            self._require(isinstance(value, kind) or may_be_none, name, f"Set it to a {word}.")
+        self._check_numbers()
         self._check_ranges()
         self._check_objective()
         self._check_source()
         self._check_beams()
+
+    def _check_numbers(self) -> None:
+        """Values of options whose annotation is a number."""
+        for name, hint in get_type_hints(WarmupOptions).items():
+            kinds = get_args(hint) or (hint,)
+            if not {int, float}.isdisjoint(kinds):
+                word = "whole number" if int in kinds else "number"
+                self._require(isinstance(getattr(self, name), (*kinds, int)), name, f"Set it to a {word}.")
 
     def _require(self, holds: bool, name: str, mend: str) -> None:
         if not holds:
@@ -261,22 +268,4 @@ class WarmupOptions:
 
 
 DEFAULT_ANCHOR = 0.3
-_OPTIONAL = ("warmup_num_beams", "min_p", "advantage_clip", "warmup_anchor")
-_WHOLE, _NUMBER = (int, "whole number"), (int | float, "number")
-_KINDS = {
-    "num_warmups": _WHOLE,
-    "max_warmup_length": _WHOLE,
-    "top_k": _WHOLE,
-    "warmup_num_beams": _WHOLE,
-    "warmup_pool_size": _WHOLE,
-    "warmup_pool_batch_size": _WHOLE,
-    "warmup_gain_steps": _WHOLE,
-    "num_warmups_to_print": _WHOLE,
-    "temperature": _NUMBER,
-    "top_p": _NUMBER,
-    "min_p": _NUMBER,
-    "warmup_anchor": _NUMBER,
-    "warmup_dropout": _NUMBER,
-    "advantage_clip": _NUMBER,
-}
 OBJECTIVE_NAMES = get_args(get_type_hints(WarmupOptions)["objective"])

@@ -1,0 +1,11 @@
+"""`warmup-peft compare`: a recipe with and without warmups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from warmup_peft.comparison.experiment import run_compare
+
+
+def run(argv: Sequence[str]) -> None:
+    run_compare(argv)

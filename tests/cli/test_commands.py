@@ -37,24 +37,13 @@ from warmup_peft.cli.main import BAD_INPUT, INTERRUPTED, main
 from warmup_peft.evaluation.predictor import answer_questions, generate_texts
 from warmup_peft.evaluation.tasks import TASKS, logiqa
 from warmup_peft.export.model_card import is_edited
-from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
+from warmup_peft.inference.folder import CARD_NAME, RUN_FILES, SCORES, TrainingRecord, WarmupConfig
 from warmup_peft.inference.loading import load_folder
 from warmup_peft.settings.arguments import EvaluateArguments
 from warmup_peft.training.build import build_trainer
 from warmup_peft.training.config import parse_training
 
-TRAINED = {
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "custom_generate/generate.py",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "trainer_state.json",
-    "training_args.bin",
-    "warmup_config.json",
-    "warmup_training.json",
-}
+TRAINED = {CARD_NAME, "tokenizer.json", "tokenizer_config.json", *RUN_FILES} - {*SCORES}
 PROMPTS = ["Q: one?", "A longer question: two?", "x", "Q: what follows three?"]
 
 

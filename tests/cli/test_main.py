@@ -21,22 +21,6 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from warmup_peft import __version__
 from warmup_peft.cli.main import ALIASES, BAD_INPUT, COMMANDS, COMPARE_PACKAGES, INTERRUPTED, main
-from warmup_peft.export.push import PushPlan
-
-
-@pytest.fixture
-def refusal(capsys):
-    """Run a command that must fail, and give the one line it says."""
-
-    def run(*argv: str) -> str:
-        assert main(list(argv)) == BAD_INPUT
-        out, err = capsys.readouterr()
-        assert out == ""
-        (line,) = err.splitlines()
-        assert line.startswith("warmup-peft: error: ")
-        return line.removeprefix("warmup-peft: error: ")
-
-    return run
 
 
 @pytest.fixture
@@ -291,37 +275,6 @@ def test_resuming_needs_a_real_checkpoint(refusal, good, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lines", "number"), [(["one?", "", "two?"], 2), (["   "], 1), (["one?", "two?", "\t", ""], 3)], ids=str
-)
-def test_empty_prompts_are_refused_by_number(refusal, tmp_path, lines, number):
-    path = tmp_path / "prompts.txt"
-    path.write_text("\n".join(lines) + "\n")
-    said = refusal("generate", "--adapter", str(tmp_path / "none"), "--prompts_file", str(path))
-    assert said == f"Prompt {number} is empty. Give every prompt some text."
-
-
-def test_empty_prompt_option(refusal):
-    assert refusal("generate", "--adapter", "none", "--prompt", "").startswith("Prompt 1 is empty.")
-
-
-def test_no_prompts_at_all(refusal, tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_text("")
-    assert refusal("generate", "--adapter", "none", "--prompts_file", str(path)).startswith("There is no prompt.")
-
-
-def test_prompts_file_without_its_field(refusal, tmp_path):
-    path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "one?"}, {"question": "two?"}])
-    said = refusal("generate", "--adapter", "none", "--prompts_file", str(path))
-    assert said == f"{path}, row 2 has no text in the field `prompt`."
-
-
-def test_missing_prompts_file(refusal, tmp_path):
-    said = refusal("generate", "--adapter", "none", "--prompts_file", str(tmp_path / "no.txt"))
-    assert said.endswith("no.txt does not exist. Check --prompts_file.")
-
-
-@pytest.mark.parametrize(
     "argv",
     [
         ["generate", "--prompt", "one?"],
@@ -339,39 +292,6 @@ def test_folders_that_are_no_adapter(refusal, tmp_path, monkeypatch, argv):
     said = refusal(*[rows if word == "ROWS" else word for word in argv], "--adapter", "nowhere")
     assert "nowhere" in said
     assert tree(tmp_path) == before
-
-
-def test_push_refuses_what_is_no_model(refusal, tmp_path):
-    said = refusal("push", "--folder", str(tmp_path), "--repo_id", "me/it")
-    assert "is neither an adapter nor a model" in said
-
-
-def test_push_dry_run_lists_the_files(capsys, tmp_path, model_folder, tokenizer, lora):
-    folder = save_adapter(tmp_path / "it", random_adapter(model_folder, lora), tokenizer, model_folder)
-    (folder / "training_args.bin").write_bytes(b"x")
-    capsys.readouterr()
-    assert main(["push", "--folder", str(folder), "--repo_id", "me/it", "--dry_run"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("Would upload to me/it (private where it is new):\n")
-    size = (folder / "adapter_model.safetensors").stat().st_size
-    assert f"  adapter_model.safetensors  {size:,} bytes\n" in out
-    assert "training_args.bin" not in out
-
-
-@pytest.mark.parametrize(("flags", "private"), [([], True), (["--private", "false"], False)])
-def test_push_passes_on_what_was_asked(capsys, monkeypatch, tmp_path, flags, private):
-    asked = []
-
-    def push_folder(folder, repo_id, **keywords):
-        asked.append((folder, repo_id, keywords))
-        return PushPlan(repo_id, private, [], card_kept=True, url="https://huggingface.co/me/it")
-
-    monkeypatch.setattr("warmup_peft.cli.push.push_folder", push_folder)
-    assert main(["push", "--folder", "it", "--repo_id", "me/it", *flags]) == 0
-    assert asked == [("it", "me/it", {"private": private, "create_pr": False, "dry_run": False})]
-    out = capsys.readouterr().out
-    assert "Uploaded" in out
-    assert "card on the Hub was edited" in out
 
 
 # ---- Errors ----
@@ -468,14 +388,6 @@ def test_text_in_another_encoding(refusal, good, tmp_path, kind, content):
     assert re.fullmatch(NO_UTF8.format(path=re.escape(str(path))), said)
 
 
-def test_prompts_in_another_encoding(refusal, tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_bytes(b"caf\xe9\n")
-    assert refusal("generate", "--adapter", "none", "--prompts_file", str(path)).startswith(
-        f"{path} is no text in UTF-8"
-    )
-
-
 def test_a_table_in_another_encoding_says_what_its_reader_said(refusal, good, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_bytes("prompt,completion\ncaf\u00e9,x\n".encode("latin-1"))
@@ -504,38 +416,6 @@ def test_impossible_numbers_of_a_training(refusal, good, tmp_path, command, name
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["batch_size", "steps", "prompt_length", "target_length", "num_warmups", "max_warmup_length"]
-)
-def test_impossible_numbers_of_a_bench(refusal, name):
-    assert refusal("bench", f"--{name}", "0") == f"{name}=0 cannot work. Set it to 1 or more."
-
-
-def test_a_bench_does_not_measure_for_nothing(refusal, tmp_path):
-    said = refusal("bench", "--output_file", str(tmp_path / "no" / "figures.json"))
-    assert said.startswith("The folder of output_file=")
-
-
-@pytest.mark.parametrize(
-    ("option", "words"),
-    [(("--temperature", "0"), "temperature=0.0"), (("--top_p", "0"), "top_p=0.0"), (("--top_p", "3"), "top_p=3.0"),
-     (("--seed", "-1"), "seed=-1")],
-)  # fmt: skip
-def test_impossible_numbers_of_an_answer(refusal, option, words):
-    said = refusal("generate", "--adapter", "none", "--prompt", "one?", *option)
-    assert words in said
-    assert "cannot work" in said
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [(("--base_url", "nowhere"), "base_url=nowhere is no address"),
-     (("--base_url", "http://x/v1", "--server_timeout", "0"), "A server_timeout of 0 seconds cannot work")],
-)  # fmt: skip
-def test_a_server_that_cannot_be_asked(refusal, tmp_path, options, words):
-    assert words in refusal("generate", "--adapter", str(tmp_path), "--prompt", "one?", "--model", "x", *options)
-
-
 BREAK = {
     "cut off": lambda folder: (folder / "model.safetensors").write_bytes(b"cut"),
     "other sizes": lambda folder: (folder / "config.json").write_text(
@@ -557,21 +437,6 @@ def test_a_model_with_broken_weights(refusal, good, tmp_path, model_folder, toke
     ):
         assert main(argv) == BAD_INPUT
         assert f"error: The model {base} cannot be loaded (" in capsys.readouterr().err
-    assert not (tmp_path / "merged").exists()
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "words"),
-    [("adapter_model.safetensors", "cut", "adapter_model.safetensors cannot be read"),
-     ("adapter_config.json", "{}", "names no base_model_name_or_path"),
-     ("adapter_config.json", "{", "adapter_config.json cannot be read")],
-)  # fmt: skip
-def test_a_broken_adapter_is_not_merged(tmp_path, model_folder, tokenizer, lora, capsys, file, content, words):
-    adapter = save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
-    (adapter / file).write_text(content)
-    capsys.readouterr()
-    assert main(["merge", "--adapter", str(adapter), "--output_dir", str(tmp_path / "merged")]) == BAD_INPUT
-    assert words in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
 
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from architectures import build
-from folders import SEPARATOR, random_adapter, warmup_config
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, set_seed
+from folders import random_adapter, warmup_config
+from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
 
 from warmup_peft import warmup_generate
 from warmup_peft.inference.decoding import _decode
-from warmup_peft.inference.folder import WARMUP_CONFIG_NAME, WarmupConfig
-from warmup_peft.inference.generation import append_warmups, end_token_ids, separator_token_ids
-from warmup_peft.method.branches import Tokens, Warmups
+from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.generation import end_token_ids
 
 PROMPTS = ["Q: one?", "A longer question: two?", "x", "Q: what follows three?", "?", "Tell me."]
 PAD = 0
@@ -170,69 +167,6 @@ def test_training_mode_generation_defaults_and_gradients_are_left_alone(base, ba
     assert base.generation_config is defaults
     assert not sequences.requires_grad
     base.eval()
-
-
-# ---- Parts ----
-
-
-def test_warmups_and_separator_are_appended_by_hand():
-    prompt = Tokens(torch.tensor([[0, 5], [6, 7]]), torch.tensor([[False, True], [True, True]]))
-    warmups = Warmups(torch.tensor([[[8, 9]], [[8, 1]]]), torch.tensor([[2], [0]]), torch.tensor([[2], [1]]))
-    context = append_warmups(prompt, warmups, WarmupConfig("||", [3, 3], 2), pad_id=4)
-    assert context.ids.tolist() == [[5, 8, 9, 3, 3], [4, 6, 7, 3, 3]]
-    assert context.mask.tolist() == [[True] * 5, [False, True, True, True, True]]
-
-
-def test_end_tokens_are_the_models_and_the_tokenizers(base, tokenizer):
-    assert end_token_ids(base) == (1, *range(200, 270))
-    assert end_token_ids(base, tokenizer) == (1, *range(200, 270))
-
-
-def word_tokenizer(**special) -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "yes": 1, "||": 2, "<bos>": 3}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **special)
-
-
-def test_separator_ids_have_no_special_tokens(tokenizer):
-    assert tokenizer.decode(separator_token_ids(tokenizer, SEPARATOR)) == SEPARATOR
-    assert separator_token_ids(word_tokenizer(bos_token="<bos>"), " || ") == [2]
-
-
-@pytest.mark.parametrize("separator", ["  ", "###", "|| ###"])
-def test_separator_that_cannot_be_written_is_refused(separator):
-    with pytest.raises(ValueError, match=r"^warmup_separator='.*' cannot be written by this tokenizer.*Choose a sep"):
-        separator_token_ids(word_tokenizer(), separator)
-
-
-# ---- WarmupConfig ----
-
-
-def test_config_comes_back_as_it_was_saved(config, tmp_path):
-    assert not WarmupConfig.is_in(tmp_path)
-    config.save(tmp_path)
-    assert WarmupConfig.is_in(tmp_path)
-    assert WarmupConfig.load(tmp_path) == config
-    assert json.loads((tmp_path / WARMUP_CONFIG_NAME).read_text())["warmup_separator"] == SEPARATOR
-
-
-def test_missing_config(tmp_path):
-    with pytest.raises(ValueError, match=rf"holds no {WARMUP_CONFIG_NAME}.*Name the folder"):
-        WarmupConfig.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", '{"warmup_separator": " | ", "warm', "[]", "null", '{"warmup_separator": " | "}', '{"unknown": 1}',
-        '{"warmup_separator": " | ", "warmup_separator_ids": [1], "max_warmup_length": "8); import os; print("}',
-        '{"warmup_separator": " | ", "warmup_separator_ids": ["os"], "max_warmup_length": 8}',
-    ],
-)  # fmt: skip
-def test_broken_config(tmp_path, text):
-    (tmp_path / WARMUP_CONFIG_NAME).write_text(text)
-    with pytest.raises(ValueError, match=rf"{WARMUP_CONFIG_NAME} cannot be read \("):
-        WarmupConfig.load(tmp_path)
 
 
 # ---- As `generate` would, without the warmup in sight ----

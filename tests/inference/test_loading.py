@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, T5Config
 
 from warmup_peft import merge_adapter
-from warmup_peft.inference.folder import TRAINING_RECORD_NAME, TrainingRecord, WarmupConfig
+from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
 from warmup_peft.inference.generation import end_token_ids
 from warmup_peft.inference.loading import context_length, load_base, load_folder, load_tokenizer
 
@@ -106,36 +106,6 @@ def test_adapter_weights_that_are_cut_off(adapter):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"adapter_model.safetensors"):
         load_folder(adapter)
-
-
-@pytest.mark.parametrize("text", ['{"base_mod', "[]"])
-def test_broken_training_record_is_named(adapter, text):
-    (adapter / TRAINING_RECORD_NAME).write_text(text)
-    with pytest.raises(ValueError, match=TRAINING_RECORD_NAME):
-        load_folder(adapter)
-
-
-def test_a_training_record_of_a_newer_version_still_loads(adapter):
-    path = adapter / TRAINING_RECORD_NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), "unknown": 1}))
-    assert load_folder(adapter).record is not None
-
-
-def test_adapter_without_training_record_still_loads(adapter):
-    expected = logits(load_folder(adapter).model)
-    (adapter / TRAINING_RECORD_NAME).unlink()
-    loaded = load_folder(adapter)
-    assert loaded.record is None
-    assert relative_difference(logits(loaded.model), expected) < 1e-6
-
-
-def test_training_record_comes_back(tmp_path):
-    record = TrainingRecord(
-        "base", "abc", "bfloat16", {"load_in_4bit": True}, {"seed": 1}, {"task": None}, {"trl": "1"}
-    )
-    record.save(tmp_path)
-    assert TrainingRecord.load(tmp_path) == record
-    assert TrainingRecord.load(tmp_path / "nowhere") is None
 
 
 # ---- Tokenizers ----

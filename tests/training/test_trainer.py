@@ -371,20 +371,6 @@ def test_everything_sfttrainer_takes_is_taken():
     assert ours == theirs
 
 
-def test_the_private_hooks_of_trl_and_transformers_are_there():
-    """What this trainer overrides or reads; a release that moves one fails here, by name."""
-    for hook in (
-        "_prepare_dataset", "compute_loss", "evaluation_loop", "_save", "create_model_card", "get_tp_size",
-        "push_to_hub", "_push_from_checkpoint", "_finish_current_push", "init_hf_repo",
-        "_get_output_dir", "_load_best_model", "_load_from_checkpoint", "_run_epoch", "_save_checkpoint",
-        "_save_rng_state",
-    ):  # fmt: skip
-        assert callable(getattr(SFTTrainer, hook)), hook
-    source = inspect.getsource(SFTTrainer)
-    for attribute in ("self._metrics[mode]", "self._total_train_tokens", "self._tp_size", "self._tokenizer"):
-        assert attribute in source, attribute
-
-
 def test_a_formatting_function_may_return_prompt_and_completion(model_folder, tokenizer, lora, tmp_path):
     rows = Dataset.from_list([{"question": row["prompt"], "answer": row["completion"]} for row in EXAMPLES])
     trainer = WarmupSFTTrainer(

@@ -12,7 +12,6 @@ from folders import logiqa_folder, puzzles, random_adapter, save_adapter, train_
 
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.comparison.experiment import prepare_folder
-from warmup_peft.export.merge import whole_or_nothing
 from warmup_peft.files import remove_abandoned, replacing_files, saying_where_the_disk_is_full, scratch_folder
 from warmup_peft.training import pool as pool_module
 from warmup_peft.training.checkpoints import checkpoints
@@ -176,20 +175,6 @@ def test_files_take_their_places_together_or_not_at_all(tmp_path):
         (staging / "deep").mkdir()
         (staging / "deep" / "b").write_text("new")
     assert tree(tmp_path) == {"a": b"new", "deep/b": b"new"}
-
-
-def test_a_merged_folder_that_was_set_aside_comes_back(tmp_path):
-    """The process was killed after the older folder was moved away, and before the new one was moved there."""
-    room = tmp_path / ".merged-abcd1234"
-    (room / "previous").mkdir(parents=True)
-    (room / "previous" / "weights").write_text("older")
-    (room / ".warmup_peft.lock").touch()
-    with pytest.raises(FileNotFoundError), whole_or_nothing(tmp_path / "merged") as staging:
-        (staging / "nowhere" / "weights").write_text("new")
-    assert tree(tmp_path) == {"merged/weights": b"older"}
-    with whole_or_nothing(tmp_path / "merged") as staging:
-        (staging / "weights").write_text("new")
-    assert tree(tmp_path) == {"merged/weights": b"new"}
 
 
 def test_a_killed_comparison_that_had_written_nothing_yet_can_be_started_again(tmp_path):

@@ -15,7 +15,7 @@ from warmup_peft.settings import arguments
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.settings.parsing import describe, nearest, parse, quieten
 
-COMPARE_PACKAGES = ("jinja2", "matplotlib", "nltk", "rouge_score", "sacrebleu", "statsmodels")
+COMPARE_PACKAGES = ("jinja2", "markupsafe", "matplotlib", "nltk", "rouge_score", "sacrebleu", "scipy", "statsmodels")
 BAD_INPUT = 2
 INTERRUPTED = 130
 

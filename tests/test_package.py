@@ -147,6 +147,22 @@ def test_reports_know_no_model(module):
     assert forbidden_imports(module, above) == set()
 
 
+# ---- Files ----
+
+WRITES = re.compile(r"\.write_text\(|\.write_bytes\(|json\.dump\(|\bopen\([^)]*[\"'][wax]")
+
+
+def test_only_files_py_writes_to_a_file():
+    """So that a file is whole, or as it was before, wherever a process ends."""
+    logs = {"comparison.runner"}  # what a run said until then
+    found = {
+        (module.removeprefix("warmup_peft."), match[0])
+        for module, path in MODULES.items()
+        for match in WRITES.finditer(path.read_text(encoding="utf-8"))
+    }
+    assert {(module, words) for module, words in found if module not in {"files", *logs}} == set()
+
+
 # ---- Tests ----
 
 OF_THE_WHOLE_HOUSE = ("test_package.py", "recipes", "faults")

@@ -206,16 +206,16 @@ def check_merge_target(output_dir: Path, adapter: Path, overwrite: bool) -> None
     base = Path(find_base(adapter).name)
     for needed in (adapter, *([base] if base.is_dir() else [])):
         if needed.resolve().is_relative_to(output_dir.resolve()):
-            raise ValueError(f"{output_dir} holds {needed}, which the merge reads. Choose another --output_dir.")
+            raise ValueError(f"{output_dir} holds {needed}, which the merge reads. Choose another output_dir.")
     for folder in (output_dir, *output_dir.absolute().parents):
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file, so {output_dir} cannot be a folder. Choose another --output_dir.")
+            raise ValueError(f"{folder} is a file, so {output_dir} cannot be a folder. Choose another output_dir.")
     if not output_dir.is_dir() or not contents(output_dir):
         return
     if not (output_dir / "config.json").is_file():
-        raise ValueError(f"{output_dir} is not empty and holds no model. Choose another --output_dir.")
+        raise ValueError(f"{output_dir} is not empty and holds no model. Choose another output_dir.")
     if not overwrite:
-        raise ValueError(f"{output_dir} is not empty. Choose another --output_dir, or pass --overwrite_output_dir.")
+        raise ValueError(f"{output_dir} is not empty. Choose another output_dir, or pass --overwrite_output_dir.")
 
 
 def as_dtype(name: torch.dtype | str) -> torch.dtype:
@@ -243,7 +243,7 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
             place = folder if in_place else folder.parent
             room = stack.enter_context(scratch_folder(place, staging_prefix(folder)))
         except OSError as error:
-            raise ValueError(f"{folder} cannot be written ({error.strerror}). Choose another --output_dir.") from error
+            raise ValueError(f"{folder} cannot be written ({error.strerror}). Choose another output_dir.") from error
         staging, previous = room / "new", room / PREVIOUS
         staging.mkdir()
         yield staging

@@ -90,9 +90,10 @@ class CompletionsClient:
         url = f"{self.base_url.rstrip('/')}/{path}"
         key = os.environ.get(API_KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        retry = retry_within(self.timeout)(
+        retry = Retry(
             total=self.retries,
             backoff_factor=self.pause,
+            retry_after_max=self.timeout,
             status_forcelist=BUSY,
             allowed_methods=None,
             raise_on_status=False,
@@ -126,17 +127,6 @@ class CompletionsClient:
             return response.json()
         except ValueError as error:
             raise ServerError(f"{url} answers with something that is no JSON: {response.text[:100]!r}.") from error
-
-
-def retry_within(seconds: float) -> type[Retry]:
-    """urllib3's `Retry`, except that a server's `Retry-After` is waited for no longer than these seconds."""
-
-    class CappedRetry(Retry):
-        def get_retry_after(self, response: Any) -> float | None:
-            asked = super().get_retry_after(response)
-            return None if asked is None else min(asked, seconds)
-
-    return CappedRetry
 
 
 # ---- Answers ----

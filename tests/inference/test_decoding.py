@@ -13,7 +13,7 @@ from folders import random_adapter, warmup_config
 from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
 
 from warmup_peft import warmup_generate
-from warmup_peft.inference.decoding import _decode
+from warmup_peft.inference.decoding import decode_prepared
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import end_token_ids
 
@@ -328,7 +328,7 @@ def test_the_answer_that_most_warmups_give(base, batch, config):
     assert voted.shape == (len(PROMPTS), batch["input_ids"].size(1) + 2)
     repeated = {name: x.repeat_interleave(7, 0) for name, x in batch.items()}
     set_seed(3)
-    draw = functools.partial(_decode, warmup_config=config, sample_warmup=True)
+    draw = functools.partial(decode_prepared, warmup_config=config, sample_warmup=True)
     rows = base.generate(**repeated, custom_generate=draw, max_new_tokens=2, pad_token_id=PAD, do_sample=False)
     for row, prompt in enumerate(voted.tolist()):
         answers = [tuple(answer) for answer in rows[7 * row : 7 * row + 7, batch["input_ids"].size(1) :].tolist()]

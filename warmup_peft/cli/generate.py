@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> None:
             raise ValueError(f"Prompt {number} is empty. Give every prompt some text.")
     if not prompts:
         raise ValueError("There is no prompt. Pass --prompt, --prompts_file, or lines on standard input.")
-    answer = answers_of(options)
+    answer = choose_answerer(options)
     batches = [prompts[i : i + options.batch_size] for i in range(0, len(prompts), options.batch_size)]
     for batch in tqdm(batches, disable=len(batches) == 1, unit="batch", desc="answering"):
         for prompt, (warmup, text) in zip(batch, answer(batch)):
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> None:
                 print(text.strip(), flush=True)
 
 
-def answers_of(options: GenerateArguments) -> Callable[[Sequence[str]], list[tuple[str, str]]]:
+def choose_answerer(options: GenerateArguments) -> Callable[[Sequence[str]], list[tuple[str, str]]]:
     """Who answers: prompts -> warmup and answer of each.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from warmup_peft.evaluation.predictor import check_logps
-from warmup_peft.inference.decoding import _decode
+from warmup_peft.inference.decoding import decode_prepared
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import write_warmups
 from warmup_peft.method.branches import left_padded
@@ -125,7 +125,7 @@ class WarmupLM(HFLM):
         if self.warmup_config.max_warmup_length == 0:
             return super()._model_generate(context, max_length, stop, attention_mask=attention_mask, **options)
         count = self.num_warmups
-        decode = partial(_decode, warmup_config=self.warmup_config, sample_warmup=count > 1)
+        decode = partial(decode_prepared, warmup_config=self.warmup_config, sample_warmup=count > 1)
         sequences = super()._model_generate(
             context.repeat_interleave(count, 0),
             max_length,

@@ -57,7 +57,7 @@ def warmup_generate(
     if hasattr(kwargs.get("generation_config"), "_eos_token_tensor"):  # `generate` has prepared everything
         if num_warmups > 1:
             raise ValueError("num_warmups needs a call of warmup_generate itself, with the model.")
-        return _decode(model, inputs, **settings, **kwargs)
+        return decode_prepared(model, inputs, **settings, **kwargs)
     generate = type(model).generate  # the model's own may be this very function
     input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
     if input_ids is None or input_ids.dim() != 2 or input_ids.size(1) == 0:
@@ -80,12 +80,12 @@ def warmup_generate(
         input_ids = input_ids.repeat_interleave(num_warmups, 0)
         if kwargs.get("attention_mask") is not None:
             kwargs["attention_mask"] = kwargs["attention_mask"].repeat_interleave(num_warmups, 0)
-    result = generate(model, input_ids, custom_generate=functools.partial(_decode, **settings), **kwargs)
+    result = generate(model, input_ids, custom_generate=functools.partial(decode_prepared, **settings), **kwargs)
     return result if num_warmups == 1 else _most_frequent(result, num_warmups, input_ids.size(1))
 
 
 @torch.no_grad()
-def _decode(
+def decode_prepared(
     model: PreTrainedModel,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
@@ -116,7 +116,7 @@ def _decode(
     model.eval()  # in training mode with gradient checkpointing the cache would be dropped
     try:
         cache = new_cache(model, mask, warmup_config.max_warmup_length)
-        written, lengths = write_warmups(model, prompt, mask, warmup_config, law, cache)
+        written, lengths = decode_warmups(model, prompt, mask, warmup_config, law, cache)
         separator = torch.tensor(warmup_config.warmup_separator_ids, device=prompt.device).expand(len(prompt), -1)
         is_warmup = torch.arange(written.size(1), device=prompt.device) < lengths.unsqueeze(1)
         context = torch.cat([prompt, written.masked_fill(~is_warmup, pad_id), separator], 1)
@@ -178,7 +178,7 @@ def _rope_limit(model: PreTrainedModel) -> int | None:
     return parameters.get("original_max_position_embeddings") if parameters.get("rope_type") == "longrope" else None
 
 
-def write_warmups(
+def decode_warmups(
     model: PreTrainedModel, prompt: Tensor, mask: Tensor, config: Any, law: GenerationConfig, cache: Any
 ) -> tuple[Tensor, Tensor]:
     """After each prompt (B, P): tokens as written (B, at most W), and how many are the warmup (B,). Fills `cache`."""

@@ -63,7 +63,7 @@ def write_warmups(model: PreTrainedModel, prompt: Tokens, warmup_config: WarmupC
     law = GenerationConfig(eos_token_id=list(end_token_ids(model)), **law)
     with evaluation_mode(model):
         cache = decoding.new_cache(model, prompt.mask, warmup_config.max_warmup_length)
-        ids, lengths = decoding.write_warmups(model, prompt.ids, prompt.mask, warmup_config, law, cache)
+        ids, lengths = decoding.decode_warmups(model, prompt.ids, prompt.mask, warmup_config, law, cache)
     return Warmups(ids.unsqueeze(1), lengths.unsqueeze(1), lengths.unsqueeze(1))
 
 

@@ -97,14 +97,14 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_files_before(small_disk, unbr
     assert tree(folder) == before
 
 
-def test_a_disk_that_gets_full_while_drawing_keeps_what_was_drawn(
+def test_a_disk_that_gets_full_while_sampling_keeps_what_was_sampled(
     small_disk, model_folder, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(pool_module, "PROMPTS_PER_FILE", 2)
     rows = write_rows(tmp_path / "rows.jsonl", puzzles(12))
 
     def argv(folder: Path) -> list[str]:
-        return ["draw", *train_argv(model_folder, rows, folder, task="logiqa", warmup_pool_size=3)[1:]]
+        return ["sample", *train_argv(model_folder, rows, folder, task="logiqa", warmup_pool_size=3)[1:]]
 
     assert main(argv(tmp_path / "unbroken")) == 0
     whole = tmp_path / "unbroken" / "warmup_pool"
@@ -128,7 +128,7 @@ def test_a_disk_that_is_too_small_for_a_merged_model_keeps_the_older_one(
     assert main(argv) == 0
     before = tree(disk)
     assert main([*argv, "--overwrite_output_dir"]) == BAD_INPUT
-    assert "Nothing there was replaced: free some space and run the same command again." in error_of(capsys)
+    assert "Nothing was replaced. Free some space and run the same command again." in error_of(capsys)
     assert tree(disk) == before
 
 

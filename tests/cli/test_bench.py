@@ -1,4 +1,4 @@
-"""The stopwatch: every arm takes its step, and the figures are what the table says."""
+"""`warmup-peft bench`: every arm runs its step, and the results are those in the table."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def options(monkeypatch):
 
 
 def test_every_arm_is_timed_against_sft(options, tmp_path, capsys):
-    options.output_file = str(tmp_path / "figures.json")
+    options.output_file = str(tmp_path / "results.json")
     result = run_bench(options)
-    assert json.loads((tmp_path / "figures.json").read_text()) == result
+    assert json.loads((tmp_path / "results.json").read_text()) == result
     assert [arm["arm"] for arm in result["arms"]] == list(ARMS)
     for arm in result["arms"]:
         assert arm["ratio_to_sft"] == pytest.approx(arm["median_seconds"] / result["arms"][0]["median_seconds"])
@@ -79,5 +79,5 @@ def test_impossible_numbers_of_a_bench(refusal, name):
 
 
 def test_a_bench_does_not_measure_for_nothing(refusal, tmp_path):
-    said = refusal("bench", "--output_file", str(tmp_path / "no" / "figures.json"))
+    said = refusal("bench", "--output_file", str(tmp_path / "no" / "results.json"))
     assert said.startswith("The folder of output_file=")

@@ -41,7 +41,7 @@ def test_prompts_in_another_encoding(refusal, tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes(b"caf\xe9\n")
     assert refusal("generate", "--adapter", "none", "--prompts_file", str(path)).startswith(
-        f"{path} is no text in UTF-8"
+        f"{path} is not UTF-8 text"
     )
 
 
@@ -58,7 +58,7 @@ def test_impossible_numbers_of_an_answer(refusal, option, words):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(("--base_url", "nowhere"), "base_url=nowhere is no address"),
+    [(("--base_url", "nowhere"), "base_url=nowhere is not an address"),
      (("--base_url", "http://x/v1", "--server_timeout", "0"), "A server_timeout of 0 seconds cannot work")],
 )  # fmt: skip
 def test_a_server_that_cannot_be_asked(refusal, tmp_path, options, words):

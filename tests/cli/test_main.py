@@ -373,7 +373,7 @@ def test_programming_errors_are_not_hidden(fails_with, error):
 # ---- Broken files and impossible numbers ----
 
 LATIN = '{"prompt": "caf\u00e9", "completion": "x"}\n'.encode("latin-1")
-NO_UTF8 = r"{path} is no text in UTF-8 \(byte \d+ is 0x[0-9a-f]{{2}}\)\. Save it as UTF-8\."
+NO_UTF8 = r"{path} is not UTF-8 text \(byte \d+ is 0x[0-9a-f]{{2}}\)\. Save it as UTF-8\."
 
 
 @pytest.mark.parametrize("content", [LATIN, LATIN.decode("latin-1").encode("utf-16"), bytes(range(256))])

@@ -20,7 +20,7 @@ def test_push_dry_run_lists_the_files(capsys, tmp_path, model_folder, tokenizer,
     capsys.readouterr()
     assert main(["push", "--folder", str(folder), "--repo_id", "me/it", "--dry_run"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("Would upload to me/it (private where it is new):\n")
+    assert out.startswith("Would upload to me/it (private if it is new):\n")
     size = (folder / "adapter_model.safetensors").stat().st_size
     assert f"  adapter_model.safetensors  {size:,} bytes\n" in out
     assert "training_args.bin" not in out

@@ -78,7 +78,7 @@ def test_merged_folder_is_whole(adapter, tmp_path):
 
 
 def test_merge_refuses_what_is_no_adapter(model_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"holds no adapter_config.json, so it is no adapter"):
+    with pytest.raises(ValueError, match=r"has no adapter_config.json, so it is not an adapter"):
         merge_adapter(model_folder, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
@@ -211,7 +211,9 @@ def test_a_merge_that_is_off_by_more_than_rounding_is_an_error(adapter, tmp_path
     monkeypatch.setattr("warmup_peft.export.merge.merge_layer_by_layer", spoilt)
     before = tree(tmp_path)
     if is_refused:
-        with pytest.raises(ValueError, match=r"differ from the adapter's by \d\.\d%, .* 0\.1% .*nothing was written"):
+        with pytest.raises(
+            ValueError, match=r"differ from the adapter's by \d\.\d%\. .* 0\.1%, so nothing was written"
+        ):
             merge_adapter(adapter, tmp_path / "merged", dtype=dtype)
         assert tree(tmp_path) == before
     else:

@@ -290,5 +290,5 @@ def test_paths_of_every_kind_lose_their_folders(value, public):
 def test_a_broken_file_is_named_before_anything_goes_up(pushable, tmp_path):
     (pushable / "metrics.json").write_text("{")
     hub = FakeHub(tmp_path, NEW_REPO)
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         push_folder(pushable, "me/it", dry_run=True, api=hub)

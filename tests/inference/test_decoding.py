@@ -128,12 +128,12 @@ def test_several_answers_of_each_prompt(base, batch, config):
     assert torch.equal(sequences[2::3, :width], batch["input_ids"])
 
 
-@pytest.mark.parametrize("law", [{"top_k": 1}, {"temperature": 1e-4}, {"top_p": 1e-6}, {"min_p": 1.0}])
-def test_the_law_of_sampling_holds_for_the_warmup_too(base, batch, config, law):
-    """Each of these laws leaves the likeliest token alone, so sampling must do what greedy decoding does."""
+@pytest.mark.parametrize("sampling", [{"top_k": 1}, {"temperature": 1e-4}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_sampling_options_apply_to_the_warmup_too(base, batch, config, sampling):
+    """Each of these options leaves only the most likely token, so sampling must equal greedy decoding."""
     keywords = dict(warmup_config=config, return_warmup=True, max_new_tokens=NUM_ANSWER_TOKENS, pad_token_id=PAD)
     set_seed(0)
-    sampled = warmup_generate(base, **batch, do_sample=True, **law, **keywords)
+    sampled = warmup_generate(base, **batch, do_sample=True, **sampling, **keywords)
     assert torch.equal(sampled, warmup_generate(base, **batch, do_sample=False, **keywords))
 
 
@@ -211,7 +211,7 @@ def test_options_of_generate_hold_for_the_answer(base, batch, config, tokenizer,
 
 
 def test_no_processor_or_criterion_sees_the_warmup(base, batch, config):
-    """What they are shown is prompt and answer, also by length."""
+    """They see prompt and answer only, also in the length."""
     seen = []
 
     def watch(input_ids, scores, **_):
@@ -321,15 +321,15 @@ def test_a_limit_of_zero_is_plain_generate(base, batch, config):
 
 
 def test_the_answer_that_most_warmups_give(base, batch, config):
-    """Every prompt's answer is the most frequent of those that single draws from the same seed give."""
+    """Every prompt's answer is the most frequent of those that single calls with the same seed give."""
     keywords = dict(warmup_config=config, max_new_tokens=2, pad_token_id=PAD, do_sample=False)
     set_seed(3)
     voted = warmup_generate(base, **batch, num_warmups=7, **keywords)
     assert voted.shape == (len(PROMPTS), batch["input_ids"].size(1) + 2)
     repeated = {name: x.repeat_interleave(7, 0) for name, x in batch.items()}
     set_seed(3)
-    draw = functools.partial(decode_prepared, warmup_config=config, sample_warmup=True)
-    rows = base.generate(**repeated, custom_generate=draw, max_new_tokens=2, pad_token_id=PAD, do_sample=False)
+    decode = functools.partial(decode_prepared, warmup_config=config, sample_warmup=True)
+    rows = base.generate(**repeated, custom_generate=decode, max_new_tokens=2, pad_token_id=PAD, do_sample=False)
     for row, prompt in enumerate(voted.tolist()):
         answers = [tuple(answer) for answer in rows[7 * row : 7 * row + 7, batch["input_ids"].size(1) :].tolist()]
         most = max(answers.count(answer) for answer in answers)
@@ -381,10 +381,10 @@ def test_the_cache_is_used_whatever_is_asked(base, batch, config, where):
 def test_stop_strings_may_stand_in_the_configuration(base, config, tokenizer):
     ids = tokenizer("Q: one?", return_tensors="pt")
     keywords = dict(warmup_config=config, max_new_tokens=12, pad_token_id=PAD, do_sample=False, tokenizer=tokenizer)
-    law = GenerationConfig(stop_strings=["a", "e"], eos_token_id=1)
-    in_it = warmup_generate(base, **ids, **keywords, generation_config=law)
+    generation_config = GenerationConfig(stop_strings=["a", "e"], eos_token_id=1)
+    in_it = warmup_generate(base, **ids, **keywords, generation_config=generation_config)
     assert torch.equal(in_it, warmup_generate(base, **ids, **keywords, stop_strings=["a", "e"], eos_token_id=1))
-    assert law.stop_strings == ["a", "e"]
+    assert generation_config.stop_strings == ["a", "e"]
 
 
 def test_a_cache_that_holds_something_is_refused(base, config, tokenizer):

@@ -40,7 +40,7 @@ def test_config_comes_back_as_it_was_saved(config, tmp_path):
 
 
 def test_missing_config(tmp_path):
-    with pytest.raises(ValueError, match=rf"holds no {WARMUP_CONFIG_NAME}.*Name the folder"):
+    with pytest.raises(ValueError, match=rf"has no {WARMUP_CONFIG_NAME}.*Name the output_dir"):
         WarmupConfig.load(tmp_path)
 
 

@@ -60,7 +60,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_folder_that_is_no_warmup_model(model_folder):
-    with pytest.raises(ValueError, match="it is no warmup adapter"):
+    with pytest.raises(ValueError, match="it is not a warmup adapter"):
         load_folder(model_folder)
 
 
@@ -152,7 +152,7 @@ def test_model_that_names_no_end_token_ends_where_its_tokenizer_says(model_folde
 def test_a_separator_that_the_tokenizer_splits_otherwise_is_refused(adapter):
     config = WarmupConfig.load(adapter)
     dataclasses.replace(config, warmup_separator_ids=[5, 6]).save(adapter)
-    with pytest.raises(ValueError, match=r"has the token ids \[5, 6\] in the training, but the tokenizer"):
+    with pytest.raises(ValueError, match=r"had the token ids \[5, 6\] in training, but the tokenizer"):
         load_folder(adapter)
 
 

@@ -1,4 +1,4 @@
-"""Settings: defaults, and values that cannot work, each refused with its name and a mend."""
+"""Settings: defaults, and values that cannot work, each refused with its name and how to fix it."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ def test_defaults_are_the_papers():
     assert options.prefix_sharing == "auto"
 
 
-@pytest.mark.parametrize(("settings", "field", "mend"), REFUSED)
+@pytest.mark.parametrize(("settings", "field", "fix"), REFUSED)
 @pytest.mark.parametrize("build", [WarmupOptions, config], ids=["options", "config"])
-def test_refusal_names_the_field_and_the_mend(build, settings, field, mend):
-    with pytest.raises(ValueError, match=f"^{field}=.*{re.escape(mend)}"):
+def test_refusal_names_the_field_and_how_to_fix_it(build, settings, field, fix):
+    with pytest.raises(ValueError, match=f"^{field}=.*{re.escape(fix)}"):
         build(**settings).check_warmup_options()
 
 

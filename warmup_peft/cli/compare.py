@@ -1,4 +1,4 @@
-"""`warmup-peft compare`: a recipe with and without warmups."""
+"""`warmup-peft compare`: train a recipe with and without warmups, and say whether they help."""
 
 from __future__ import annotations
 

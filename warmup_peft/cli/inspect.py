@@ -1,4 +1,4 @@
-"""`warmup-peft inspect`: what a run's warmups say."""
+"""`warmup-peft inspect`: the warmups of a run, and where they change the answer."""
 
 from __future__ import annotations
 

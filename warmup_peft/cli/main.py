@@ -1,4 +1,4 @@
-"""`warmup-peft <command>`: a row for each command, whose `run(argv)` lies in `warmup_peft.cli.<command>`."""
+"""`warmup-peft <command>`: one row for each command. Its code is `run(argv)` in `warmup_peft.cli.<command>`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Command:
     """One row of `warmup-peft --help`.
 
     Attributes:
-        help: one line.
-        options: dataclasses of its own options.
-        has_trls: whether every field of TRL's SFTConfig, ModelConfig and ScriptArguments is an option too.
+        help: one line of help.
+        options: dataclasses whose fields are its options.
+        has_trls: whether all fields of TRL's SFTConfig, ModelConfig and ScriptArguments are options, too.
         needs_compare: whether it needs the packages of warmup_peft[compare].
-        first_word: the option whose name may be left out where its value comes first.
+        first_word: an option that may be given as the first word, without its name.
     """
 
     help: str
@@ -46,7 +46,7 @@ COMMANDS = {
     ),
     "sample": Command(
         "Sample the warmups of warmup_source 'base' and train nothing: warmup-peft sample --config recipe.yaml",
-        (arguments.DrawOptions, *TRAINING),
+        (arguments.SampleOptions, *TRAINING),
         has_trls=True,
     ),
     "evaluate": Command(
@@ -54,19 +54,19 @@ COMMANDS = {
         (arguments.EvaluateArguments,),
     ),
     "compare": Command(
-        "Train a recipe with and without warmups and say if they help: warmup-peft compare --config recipe.yaml",
+        "Train a recipe with and without warmups, and test if they help: warmup-peft compare --config recipe.yaml",
         (arguments.CompareOptions, *TRAINING),
         has_trls=True,
         needs_compare=True,
     ),
     "inspect": Command(
-        "Say what a run's warmups say and where they change the answer: warmup-peft inspect <folder>",
+        "Show the warmups of a run and where they change the answer: warmup-peft inspect <folder>",
         (arguments.InspectArguments,),
         needs_compare=True,
         first_word="run",
     ),
     "generate": Command(
-        'Answer prompts, with the warmup on standard error: warmup-peft generate --adapter <folder> --prompt "..."',
+        'Answer prompts, with warmups on standard error: warmup-peft generate --adapter <folder> --prompt "..."',
         (arguments.GenerateArguments,),
     ),
     "merge": Command(
@@ -74,22 +74,22 @@ COMMANDS = {
         (arguments.MergeArguments,),
     ),
     "push": Command(
-        "Upload a folder to the Hub, private unless told otherwise: warmup-peft push --folder <folder> --repo_id <id>",
+        "Upload a folder to the Hub, private by default: warmup-peft push --folder <folder> --repo_id <id>",
         (arguments.PushArguments,),
     ),
     "bench": Command(
         "Time a training step with and without warmups: warmup-peft bench --shape small", (arguments.BenchArguments,)
     ),
 }
-ALIASES = {"draw": "sample"}  # older names, which are not listed
+ALIASES = {"draw": "sample"}  # older names; they work but are not listed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0; 2 after bad input, said in one sentence; 130 when interrupted.
+    """Run one command. Returns 0, or 2 after bad input (explained in one sentence), or 130 after an interrupt.
 
-    Bad input is what `refusals` lists, whoever raised it; whatever else a library raises over a file or model is made
-    a ValueError where that is read. Any other error (KeyError, TypeError, AssertionError, ...) is a bug of ours and
-    keeps its traceback, as do all with `--debug`.
+    Errors of the types in `refusals` count as bad input. Other errors that libraries raise for a file or a model are
+    turned into a ValueError where it is read. All other errors (KeyError, TypeError, AssertionError, ...) are bugs of
+    this package and keep their traceback. With `--debug` every error does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -121,19 +121,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, argv: list[str]) -> None:
-    """Check what can be checked at once, then import the command's module and run it."""
+    """Check the options as far as that is quick, then import the command's module and run it."""
     command = COMMANDS[name]
     if command.first_word and argv and not argv[0].startswith("-"):
         argv = [f"--{command.first_word}", *argv]
     if not command.has_trls:
-        parse(command.options, argv)  # takes no second, and the module's imports several
+        parse(command.options, argv)  # quick, while importing the module takes seconds
     if command.needs_compare:
         check_packages(name)
     importlib.import_module(f"warmup_peft.cli.{name}").run(argv)
 
 
 def take_debug(argv: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether a `--debug` is there without a value, and the other words; with one it is a field of TRL's config."""
+    """Whether there is a `--debug` without a value, and all other words. With a value it is an option of TRL."""
     is_flag = [
         word == "--debug" and (not following or following[0].startswith("--"))
         for word, following in ((word, argv[i + 1 : i + 2]) for i, word in enumerate(argv))
@@ -142,13 +142,13 @@ def take_debug(argv: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """Bad values, files and servers (errors of the Hub are OSErrors), missing packages, NaN, and too little memory."""
-    torch = sys.modules.get("torch")  # which is slow to import, and raises nothing before that
+    """Errors of bad values, files and servers (the Hub's are OSErrors), missing packages, NaN, too little memory."""
+    torch = sys.modules.get("torch")  # slow to import; it cannot have raised an error before
     return (ValueError, OSError, ImportError, FloatingPointError, *([torch.OutOfMemoryError] if torch else []))
 
 
 def check_packages(command: str) -> None:
-    """Raise ImportError where the packages of warmup_peft[compare] are not installed."""
+    """Raise ImportError if a package of warmup_peft[compare] is not installed."""
     missing = [name for name in COMPARE_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"{command} needs {', '.join(missing)}. Run: pip install 'warmup_peft[compare]'")

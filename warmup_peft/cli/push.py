@@ -1,4 +1,4 @@
-"""`warmup-peft push`: a folder to the Hub, and which of its files went up."""
+"""`warmup-peft push`: upload a folder to the Hub, and list the uploaded files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ def run(argv: Sequence[str]) -> None:
         dry_run=options.dry_run,
     )
     verb = "Would upload" if options.dry_run else "Uploaded"
-    print(f"{verb} to {plan.repo_id} ({'private' if plan.private else 'public'} where it is new):")
+    print(f"{verb} to {plan.repo_id} ({'private' if plan.private else 'public'} if it is new):")
     for name in plan.files:
         path = Path(options.folder, name)
-        print(f"  {name}" + (f"  {path.stat().st_size:,} bytes" if path.is_file() else "  (made when it is uploaded)"))
+        print(
+            f"  {name}" + (f"  {path.stat().st_size:,} bytes" if path.is_file() else "  (written when it is uploaded)")
+        )
     if plan.card_kept:
-        print("The model card on the Hub was edited by a person, so it stays as it is.")
+        print("The model card on the Hub was edited by a person, so it is kept.")
     if plan.url:
         print(plan.url)

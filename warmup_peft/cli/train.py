@@ -12,8 +12,8 @@ from transformers import ProgressCallback
 
 from warmup_peft.files import check_writable, saying_where_the_disk_is_full
 from warmup_peft.inference.folder import RUN_FILES
-from warmup_peft.inference.server import CompletionsClient, ServerError, draw_from_server
-from warmup_peft.settings.arguments import DrawOptions, RunOptions
+from warmup_peft.inference.server import CompletionsClient, ServerError, sample_from_server
+from warmup_peft.settings.arguments import RunOptions, SampleOptions
 from warmup_peft.training.build import build_trainer
 from warmup_peft.training.callbacks import ShortProgress, StopOnInterrupt
 from warmup_peft.training.checkpoints import checkpoint_to_resume, checkpoints, last_checkpoint, remove_unfinished
@@ -72,7 +72,7 @@ def how_to_go_on(folder: str) -> str:
     return f"The last checkpoint is whole: free some space and go on with --resume_from_checkpoint {last}"
 
 
-def run_draw(script_args, options: RunOptions, args, model_args, draw_options: DrawOptions) -> None:
+def run_draw(script_args, options: RunOptions, args, model_args, draw_options: SampleOptions) -> None:
     """Draw the warmups of a training with `warmup_source: base`, and train nothing.
 
     Raises:
@@ -89,7 +89,7 @@ def run_draw(script_args, options: RunOptions, args, model_args, draw_options: D
             draw_options.served_model or model_args.model_name_or_path,
             timeout=draw_options.server_timeout,
         )
-        draw = draw_from_server(client, dataclasses.replace(trainer.sampling, num_warmups=args.warmup_pool_size))
+        draw = sample_from_server(client, dataclasses.replace(trainer.sampling, num_warmups=args.warmup_pool_size))
     folder = args.warmup_pool or args.output_dir
     again = "What was drawn until then is kept: free some space and run the same command again."
     try:

@@ -1,6 +1,6 @@
-"""Upload an adapter or a merged model: what belongs to it, and nothing that tells where it was made. No trl.
+"""Upload an adapter or a merged model to the Hub: only the files that belong to it, and without local paths.
 
-`warmup-peft push` and `WarmupSFTTrainer`'s `push_to_hub` both go through here.
+`warmup-peft push` and `WarmupSFTTrainer.push_to_hub` both use this. Does not import trl.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NAMES_A_PLACE = (
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push uploads. `card_kept` says that the Hub's card was edited and stays; `commit` is the Hub's answer."""
+    """What a push uploads. `card_kept`: the card on the Hub was edited and is kept. `commit`: the Hub's answer."""
 
     repo_id: str
     private: bool
@@ -60,10 +60,10 @@ class PushPlan:
 
 
 def files_to_push(folder: str | Path) -> list[str]:
-    """Paths below `folder` that are uploaded: weights in safetensors, tokenizer, configurations, card, scores of them.
+    """Names of the files that are uploaded: safetensors weights, tokenizer, configurations, card, current scores.
 
     Raises:
-        ValueError: the folder is no adapter and no model.
+        ValueError: the folder holds neither an adapter nor a model.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -88,21 +88,20 @@ def push_folder(
     revision: str | None = None,
     path_in_repo: str | None = None,
 ) -> PushPlan:
-    """Upload an adapter's or a merged model's folder to the Hub.
+    """Upload the folder of an adapter or a merged model to the Hub.
 
-    Of local paths in its JSON files only the last part goes up, and the base's revision is written down where it is
-    known.
+    Local paths in its JSON files are reduced to their last part, and the revision of the base model is added if known.
 
     Args:
-        private: of a repo that is made, None for its owner's default; one that exists keeps its setting.
+        private: whether a new repo is private; None for the owner's default. An existing repo keeps its setting.
         create_pr: open a pull request instead of changing the repo.
-        dry_run: only say what would go up; asks the Hub nothing.
-        api: client to use, `HfApi()` where it is not given.
-        commit_message, revision: of the upload; the revision is the main branch where it is not given.
-        path_in_repo: folder of the repo to upload into; its root where it is not given.
+        dry_run: only list the files, without any request to the Hub.
+        api: client to use; by default `HfApi()`.
+        commit_message, revision: of the upload; the default revision is the main branch.
+        path_in_repo: folder of the repo to upload into; by default its root.
 
     Raises:
-        ValueError: the folder is no adapter and no model.
+        ValueError: the folder holds neither an adapter nor a model.
     """
     files = files_to_push(folder)
     if dry_run:
@@ -131,7 +130,7 @@ def push_folder(
 
 @contextmanager
 def staged(folder: Path, files: list[str]) -> Iterator[Path]:
-    """A folder with these files as they go up."""
+    """A temporary folder with these files as they are uploaded."""
     with tempfile.TemporaryDirectory(prefix="warmup-push-") as room:
         for name in files:
             source, target = folder / name, Path(room, name)
@@ -148,12 +147,14 @@ def staged(folder: Path, files: list[str]) -> Iterator[Path]:
 
 
 def write_public_json(source: Path, target: Path, folder: Path) -> None:
-    """The same JSON without local paths; byte for byte where it has none."""
+    """Copy a JSON file without its local paths. If it has none, the copy is identical."""
     text = read_text(source)
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{source} is no JSON ({error}). Mend it or take it anew from the training.") from error
+        raise ValueError(
+            f"{source} is not valid JSON ({error}). Fix it, or copy it again from the training."
+        ) from error
     public = without_places(content)
     if source.name == ADAPTER_CONFIG_NAME:
         record = TrainingRecord.load(folder)
@@ -163,7 +164,7 @@ def write_public_json(source: Path, target: Path, folder: Path) -> None:
 
 
 def without_places(value: Any, key: str = "") -> Any:
-    """Paths become their last part: absolute ones anywhere, relative ones in the fields that name a place."""
+    """Reduce paths to their last part: absolute ones everywhere, relative ones in the fields of NAMES_A_PLACE."""
     if isinstance(value, dict):
         return {name: without_places(each, name) for name, each in value.items()}
     if isinstance(value, list):
@@ -176,7 +177,7 @@ def without_places(value: Any, key: str = "") -> Any:
 
 
 def license_on_the_hub(api: HfApi, folder: Path) -> str | None:
-    """What the base's card on the Hub says; None where it is local, or cannot be asked."""
+    """License in the base model's card on the Hub; None if the model is local or the Hub does not answer."""
     record = TrainingRecord.load(folder)
     if record is None or not record.base_model or looks_local(record.base_model):
         return None

@@ -17,8 +17,8 @@ from warmup_peft.evaluation.predictor import Predictor, as_rows, bars, empty, sc
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import find_task
 from warmup_peft.files import check_writable
-from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.loading import TrainingRecord, load_folder
+from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
+from warmup_peft.inference.loading import load_folder
 from warmup_peft.settings.arguments import EvaluateArguments, InspectArguments, check_counts
 
 SHARED_OPTIONS = ("dataset_name", "dataset_config", "dataset_test_split", "task", "task_args", "max_samples")
@@ -37,7 +37,7 @@ def run_inspection(options: InspectArguments) -> None:
     if WarmupConfig.load(options.run).max_warmup_length == 0:
         raise ValueError(f"{options.run} writes no warmups (max_warmup_length is 0), so there is nothing to inspect.")
     folder = Path(options.output_dir or options.run)
-    check_writable(folder)
+    check_writable(folder, "--output_dir")
     inspection = inspect(options)
     paths = write_inspection(inspection, folder)
     show(inspection)

@@ -136,7 +136,7 @@ def test_a_base_that_says_nothing_is_refused_before_training(model_folder, token
     with torch.no_grad():
         embedding.copy_(embedding[:1].expand_as(embedding))
         trainer.model.get_output_embeddings().weight.mul_(0)[1].fill_(0)
-    trainer.source.sampling = dataclasses.replace(trainer.sampling, do_sample=False, end_token_ids=(0,))
+    trainer.sampling = dataclasses.replace(trainer.sampling, do_sample=False, end_token_ids=(0,))
     with pytest.raises(ValueError, match=r"Nothing can be learnt with warmup_source base: .* are empty"):
         trainer.train()
     assert trainer.state.global_step == 0

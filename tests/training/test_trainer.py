@@ -211,7 +211,7 @@ def check_against_plain_loop(trainer, tokenizer):
 
 def make_deterministic(trainer):
     """Beam search without sampling: the same warmups for a prompt, whatever batch it is in."""
-    trainer.source.sampling = dataclasses.replace(
+    trainer.sampling = dataclasses.replace(
         trainer.sampling, do_sample=False, num_beams=max(2, trainer.args.num_warmups)
     )
 

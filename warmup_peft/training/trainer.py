@@ -141,6 +141,10 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         """The distribution that the model's own warmups are sampled from."""
         return self.source.sampling
 
+    @sampling.setter
+    def sampling(self, sampling: SamplingSettings) -> None:
+        self.source.sampling = self._eval_source.sampling = sampling
+
     def _largest_of_all_ranks(self, value: int) -> int:
         if self.accelerator.num_processes == 1:
             return value

@@ -46,40 +46,10 @@ def test_clearly_better_and_better_than_longer_sft():
     assert found.verdict.endswith(").")
 
 
-def test_better_at_equal_steps_only():
-    found = compared({"sft": [0.5, 0.52, 0.51], "more_sft": [0.9, 0.92, 0.9], "posterior": [0.9, 0.91, 0.91]})
-    assert found.verdict.startswith("Warmups help here")
-    assert found.verdict.endswith("they save steps, not time.")
-    assert "no difference can be seen to SFT given as much time" in found.verdict
-
-
-def test_longer_sft_is_better():
-    found = compared({"sft": [0.5, 0.52, 0.51], "more_sft": [0.98, 0.985, 0.98], "posterior": [0.9, 0.91, 0.9]})
-    assert "SFT given as much time does better (−7.8 points" in found.verdict
-
-
-def test_worse():
-    found = compared({"sft": [0.9, 0.91, 0.9], "paper": [0.5, 0.52, 0.5]})
-    assert found.verdict.startswith("Do not use warmups here: even the best warmup arm, paper, has −39.7 points")
-
-
-def test_no_difference_says_which_one_would_have_shown():
-    found = compared({"sft": [0.8, 0.805, 0.81], "paper": [0.81, 0.8, 0.805]})
-    assert found.verdict.startswith("No difference can be seen")
-    difference = found.arms[1].versus_sft
-    assert f"difference of {100 * difference.visible:.1f} points or more would probably have shown" in found.verdict
-
-
 def test_seeds_that_differ_too_much_settle_nothing():
     found = compared({"sft": [0.5, 0.6, 0.97], "anchored": [1.0, 1.0, 1.0]})
     assert found.verdict.startswith("Not settled: the best warmup arm, anchored, has +31.0 points")
     assert "run more seeds" in found.verdict
-
-
-def test_uneven_seeds_of_longer_sft_are_called_unsure():
-    found = compared({"sft": [0.5, 0.52, 0.51], "more_sft": [0.6, 0.95, 0.5], "posterior": [0.9, 0.91, 0.9]})
-    assert "on these rows is ahead of SFT given as much time (+22.0 points" in found.verdict
-    assert found.verdict.endswith("but seeds differ too much to be sure.")
 
 
 def test_a_sweep_is_judged_by_the_best_sft_arm():
@@ -115,6 +85,7 @@ def test_without_curves_the_first_arm_is_judged_and_it_is_said():
     }
     found = compared({}, **runs)
     assert any("the verdict is on the first, warmup" in note for note in found.notes)
+    assert ": the best warmup arm, warmup, has" in found.verdict or "even the best warmup arm, warmup" in found.verdict
 
 
 def test_the_best_arm_is_chosen_on_other_rows_than_it_is_judged_on():
@@ -155,11 +126,6 @@ def test_a_failed_run_is_left_out_and_named_with_its_reason():
     assert (base.seeds, base.versus_sft) == ([], None)
     assert "paper, seed 1, failed and is left out: no memory" in found.notes
     assert (found.runs_done, found.runs_planned, found.is_finished) == (9, 9, True)
-
-
-def test_without_sft_or_warmups_there_is_no_verdict():
-    assert compared({"paper": [0.5]}).verdict.startswith("No verdict: the comparison has no finished SFT arm")
-    assert compared({"sft": [0.5]}).verdict == "No verdict: the comparison has no finished warmup arm."
 
 
 def test_a_corpus_metric_is_recomputed_from_texts():

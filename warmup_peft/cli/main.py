@@ -110,7 +110,7 @@ def inspect(argv: Sequence[str]) -> None:
     is_named = bool(argv) and not argv[0].startswith("-")
     options = parse_one(arguments.InspectArguments, ["--run", *argv] if is_named else argv)
     with_extra("inspect")
-    from warmup_peft.comparison.inspection import run_inspection
+    from warmup_peft.cli.inspect import run_inspection
 
     run_inspection(options)
 

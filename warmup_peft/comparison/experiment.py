@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from warmup_peft.comparison.arms import MORE_SFT, SFT, Arm, choose_arms, swept_arms
-from warmup_peft.comparison.report.comparison import write_report
+from warmup_peft.comparison.formatting import estimate_text, p_text
+from warmup_peft.comparison.report.comparison_report import write_report
 from warmup_peft.comparison.results import COMPARISON_NAME, Comparison, Difference, Job, Run, check_format, mark_format
-from warmup_peft.comparison.runner import Scheduler
-from warmup_peft.comparison.significance import least_rows, visible_before
+from warmup_peft.comparison.runner import Runner
+from warmup_peft.comparison.significance import least_rows, minimum_detectable_effect
 from warmup_peft.comparison.summary import summarize
-from warmup_peft.comparison.wording import estimate_text, p_text
 from warmup_peft.evaluation.rows import rows_to_compare_on
 from warmup_peft.evaluation.tasks import find_task, fingerprint
 from warmup_peft.evaluation.wording import metric_name, points_text, score_text
@@ -137,12 +137,12 @@ def run_setup(setup: Setup) -> None:
         write_report(comparison, setup.folder)
         return comparison
 
-    scheduler = Scheduler(planned, setup.options.jobs, ended, report)
-    scheduler.run([(setup.place(arm, seed), setup.job(arm, seed)) for seed in setup.seeds for arm in first])
+    runner = Runner(planned, setup.options.jobs, ended, report)
+    runner.run([(setup.place(arm, seed), setup.job(arm, seed)) for seed in setup.seeds for arm in first])
     for arm in setup.arms:
         if arm.method == MORE_SFT:
             jobs = more_sft_jobs(setup, arm, runs)
-            scheduler.run(jobs)
+            runner.run(jobs)
             for seed in setup.seeds if not jobs else ():
                 ended(Run(arm.name, seed, error="SFT or every warmup arm failed, so there is no time to train for."))
     comparison = report()
@@ -270,9 +270,9 @@ def check_rows(num_rows: int, num_arms: int) -> None:
         raise ValueError(
             f"{num_rows} test rows cannot show any difference between {num_arms} arms and SFT, even if one is right "
             f"in all of them and SFT in none. Give at least {least}; 500 show differences from about "
-            f"{100 * visible_before(500):.0f} points."
+            f"{100 * minimum_detectable_effect(500):.0f} points."
         )
-    visible = visible_before(num_rows)
+    visible = minimum_detectable_effect(num_rows)
     if visible > 0.1:
         print(
             f"{num_rows} test rows: differences below about {100 * visible:.0f} points will probably not show. More "

@@ -15,7 +15,7 @@ from warmup_peft.evaluation.tasks import Row
 from warmup_peft.files import write_together
 
 FORMAT = 1  # of the files in a comparison's folder; raised when an older program could misread them
-JOB_NAME, RUN_NAME, PROGRESS_NAME = "job.json", "run.json", "progress.json"
+JOB_NAME, RUN_NAME = "job.json", "run.json"
 COMPARISON_NAME = "comparison.json"
 
 
@@ -184,16 +184,6 @@ def read_json_object(path: Path, kind: type) -> dict[str, Any]:
     return values
 
 
-def write_progress(folder: Path, step: int, steps: int) -> None:
-    write_together({PROGRESS_NAME: json.dumps([step, steps])}, folder)
-
-
-def read_progress(folder: Path) -> tuple[int, int]:
-    """Steps done, and steps to do; 0 of 0 before the first."""
-    path = folder / PROGRESS_NAME
-    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else (0, 0)
-
-
 @dataclass(frozen=True)
 class Estimate:
     """Mean over seeds, and its standard error (None where there is one seed)."""
@@ -214,8 +204,9 @@ class Difference:
         p_adjusted: the same, corrected for the number of arms (Holm).
         mcnemar_p, mcnemar_p_adjusted: McNemar's exact test where answers are right or wrong, else None.
         seeds_p: paired t-test over seeds, corrected too; None where there is one seed.
-        visible: the difference that this many rows would show four times out of five, as far as rows go.
-        is_shown: p_adjusted below 0.05, and so are mcnemar_p_adjusted and seeds_p where there are any.
+        minimum_detectable_effect: the difference that this many rows would show four times out of five, as far as
+            rows go.
+        is_significant: p_adjusted below 0.05, and so are mcnemar_p_adjusted and seeds_p where there are any.
         num_seeds: how many seeds both arms have.
     """
 
@@ -228,8 +219,8 @@ class Difference:
     mcnemar_p: float | None
     mcnemar_p_adjusted: float | None
     seeds_p: float | None
-    visible: float
-    is_shown: bool
+    minimum_detectable_effect: float
+    is_significant: bool
     num_seeds: int = 1
 
 

@@ -21,10 +21,10 @@ from threading import Thread
 import numpy as np
 import torch
 from datasets import disable_progress_bars
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from warmup_peft.comparison.results import Job, Point, Run, write_progress
+from warmup_peft.comparison.results import Job, Point, Run
 from warmup_peft.evaluation.metrics import score_rows, totals
 from warmup_peft.evaluation.predictor import answers_of, perplexity
 from warmup_peft.evaluation.rows import rows_to_compare_on
@@ -83,7 +83,7 @@ def run_arm(job: Job, folder: Path) -> Run:
     )
     curve, seconds = [], 0.0
     if job.kind != "base_model":
-        curve, seconds = train(trainer, scorer, curve_rows if job.curve_points else [], job.curve_points, folder)
+        curve, seconds = train(trainer, scorer, curve_rows if job.curve_points else [], job.curve_points)
         trainer.save_model()
         if args.warmup_pool is None:
             shutil.rmtree(folder / MODEL_FOLDER / POOL_NAME, ignore_errors=True)
@@ -112,9 +112,7 @@ def run_arm(job: Job, folder: Path) -> Run:
     )
 
 
-def train(
-    trainer: SFTTrainer, scorer: Scorer, rows: Sequence[Question], num_points: int, folder: Path
-) -> tuple[list[Point], float]:
+def train(trainer: SFTTrainer, scorer: Scorer, rows: Sequence[Question], num_points: int) -> tuple[list[Point], float]:
     """The learning curve, and the seconds of training without those of scoring."""
     points: list[Point] = []
     scoring = 0.0
@@ -131,8 +129,6 @@ def train(
         points.append(Point(step=step, examples=seen, seconds=begin - start - scoring, **figures))
         scoring += time.perf_counter() - begin
 
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ProgressFile(folder))
     if rows:
         trainer.add_callback(AtSteps(num_points, add_point))
     trainer.train()
@@ -163,18 +159,6 @@ class AtSteps(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step in self.steps:
             self.call(state.global_step)
-
-
-class ProgressFile(TrainerCallback):
-    """Tells `compare` how far the training is, twice a second at most."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.told = folder, 0.0
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() - self.told > 0.5:
-            self.told = time.monotonic()
-            write_progress(self.folder, state.global_step, state.max_steps)
 
 
 def peak_memory() -> int:

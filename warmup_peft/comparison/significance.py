@@ -110,8 +110,9 @@ def compare_with(name: str, paired: Sequence[Pair], is_right_or_wrong: bool) -> 
             mcnemar_p=None if exact is None else exact[i],
             mcnemar_p_adjusted=None if exact_adjusted is None else exact_adjusted[i],
             seeds_p=over_seeds[i],
-            visible=visible_difference(deviation, len(paired)) or visible_before(len(paired[i][0][0].values)),
-            is_shown=of_rows[i] < LEVEL and (over_seeds[i] is None or over_seeds[i] < LEVEL),
+            minimum_detectable_effect=detectable_effect(deviation, len(paired))
+            or minimum_detectable_effect(len(paired[i][0][0].values)),
+            is_significant=of_rows[i] < LEVEL and (over_seeds[i] is None or over_seeds[i] < LEVEL),
             num_seeds=len(paired[i][0]),
         )
         for i, (low, high, p, deviation) in enumerate(intervals)
@@ -131,14 +132,14 @@ def corrected_where_known(p_values: Sequence[float | None]) -> list[float | None
 # ---- What this many rows can show at all ----
 
 
-def visible_difference(standard_error: float, num_arms: int = 1) -> float:
+def detectable_effect(standard_error: float, num_arms: int = 1) -> float:
     """The difference that a two-sided test at 5%, corrected for so many arms, finds four times out of five."""
     return float((stats.norm.ppf(1 - LEVEL / num_arms / 2) + stats.norm.ppf(POWER)) * standard_error)
 
 
-def visible_before(num_rows: int) -> float:
+def minimum_detectable_effect(num_rows: int) -> float:
     """The same before anything is known: for accuracies about a half of two arms that err independently."""
-    return visible_difference(math.sqrt(0.5 / num_rows))
+    return detectable_effect(math.sqrt(0.5 / num_rows))
 
 
 def least_rows(num_arms: int) -> int:

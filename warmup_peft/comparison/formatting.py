@@ -1,4 +1,4 @@
-"""What a comparison found, as people read it. Knows no model, no trainer and no layout."""
+"""Numbers of a comparison as people read them. Knows no model, no trainer and no layout."""
 
 from __future__ import annotations
 
@@ -51,10 +51,21 @@ def difference_text(difference: Difference) -> str:
     return f"{points_text(difference.estimate)} [{low},{GLUE}{high}]"
 
 
-def shown_text(difference: Difference) -> str:
-    if not difference.is_shown:
+def interval_text(difference: Difference) -> str:
+    return f"95% interval {points_text(difference.low)} to {points_text(difference.high)}"
+
+
+def significance_text(difference: Difference) -> str:
+    if not difference.is_significant:
         return "not shown"
     return "shown: better" if difference.estimate > 0 else "shown: worse"
+
+
+def share_text(share: float) -> str:
+    """9.3%; never 0% of something, nor 100% of less than all."""
+    if 0 < share < 0.001:
+        return "below 0.1%"
+    return "above 99.9%" if 0.999 < share < 1 else number_text(100 * share, ".1f").removesuffix(".0") + "%"
 
 
 def memory_text(num_bytes: float) -> str:

@@ -1,0 +1,53 @@
+"""`warmup-peft inspect`: say what a run's warmups say, and where they change the answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from warmup_peft.comparison.formatting import share_text
+from warmup_peft.comparison.inspection import CLASSES, Inspection, inspect
+from warmup_peft.comparison.report.inspection_report import (
+    changed_text,
+    use_of_warmups,
+    worth_of_warmups,
+    write_inspection,
+)
+from warmup_peft.evaluation.wording import metric_name, score_text
+from warmup_peft.files import check_writable
+from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.settings.arguments import InspectArguments, check_counts
+
+
+def run_inspection(options: InspectArguments) -> None:
+    """Answer held-out rows with and without warmups; show and write what was found.
+
+    Raises:
+        ValueError: bad input, before a model is loaded.
+    """
+    check_counts(options, batch_size=1, max_samples=1)
+    if WarmupConfig.load(options.run).max_warmup_length == 0:
+        raise ValueError(f"{options.run} writes no warmups (max_warmup_length is 0), so there is nothing to inspect.")
+    folder = Path(options.output_dir or options.run)
+    check_writable(folder)
+    inspection = inspect(options)
+    path = write_inspection(inspection, folder)
+    show(inspection)
+    print(f"Report: {path}")
+
+
+def show(inspection: Inspection) -> None:
+    console = Console()
+    metric = inspection.metric
+    kinds = Table(title="What the warmups say", show_header=False)
+    for kind, rows in inspection.classes().items():
+        kinds.add_row(kind, share_text(len(rows) / len(inspection.rows)), CLASSES[kind])
+    common = Table("warmup", "rows", metric_name(metric), title="Most frequent")
+    for text, count, score in inspection.common():
+        common.add_row(escape(text) or "(empty)", str(count), score_text(metric, score))
+    console.print(kinds, common)
+    for sentence in (worth_of_warmups(inspection), use_of_warmups(inspection.warmups), changed_text(inspection)):
+        console.print(sentence, highlight=False, markup=False)

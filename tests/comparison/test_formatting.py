@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from comparisons import difference
+from summaries import difference
 
 from warmup_peft.comparison.formatting import (
     difference_text,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from comparisons import difference
 from folders import puzzles, write_rows
+from summaries import difference
 
 from warmup_peft.comparison.inspection import Inspection, class_of, content_words, inspect
 from warmup_peft.evaluation.predictor import answer_questions

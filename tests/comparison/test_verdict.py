@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from comparisons import ANCHORED, FAILED, SFT, difference
+from summaries import ANCHORED, FAILED, SFT, difference
 
 from warmup_peft.comparison.arms import arms_of
 from warmup_peft.comparison.results import Difference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,14 +21,16 @@ from warmup_peft.evaluation.wording import metric_name, score_text
 from warmup_peft.files import check_writable
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.settings.arguments import InspectArguments, check_counts
+from warmup_peft.settings.parsing import parse_one
 
 
-def run_inspection(options: InspectArguments) -> None:
+def run(argv: Sequence[str]) -> None:
     """Answer held-out rows with and without warmups; show and write what was found.
 
     Raises:
         ValueError: bad input, before a model is loaded.
     """
+    options = parse_one(InspectArguments, argv)
     check_counts(options, batch_size=1, max_samples=1)
     if WarmupConfig.load(options.run).max_warmup_length == 0:
         raise ValueError(f"{options.run} writes no warmups (max_warmup_length is 0), so there is nothing to inspect.")

@@ -108,11 +108,12 @@ def compare(argv: Sequence[str]) -> None:
 def inspect(argv: Sequence[str]) -> None:
     """Say what a run's warmups say and where they change the answer: warmup-peft inspect <folder>"""
     is_named = bool(argv) and not argv[0].startswith("-")
-    options = parse_one(arguments.InspectArguments, ["--run", *argv] if is_named else argv)
+    argv = ["--run", *argv] if is_named else argv
+    parse_one(arguments.InspectArguments, argv)
     with_extra("inspect")
-    from warmup_peft.cli.inspect import run_inspection
+    from warmup_peft.cli.inspect import run
 
-    run_inspection(options)
+    run(argv)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -111,7 +111,7 @@ def compare_with(name: str, paired: Sequence[Pair], is_right_or_wrong: bool) -> 
             mcnemar_p_adjusted=None if exact_adjusted is None else exact_adjusted[i],
             seeds_p=over_seeds[i],
             minimum_detectable_effect=detectable_effect(deviation, len(paired))
-            or minimum_detectable_effect(len(paired[i][0][0].values)),
+            or minimum_detectable_effect(len(paired[i][0][0].row_scores)),
             is_significant=of_rows[i] < LEVEL and (over_seeds[i] is None or over_seeds[i] < LEVEL),
             num_seeds=len(paired[i][0]),
         )

@@ -67,7 +67,7 @@ def control_note(control: Arm, anchored: Difference) -> str:
     """
     what, instead = (
         ("That there is a warmup at all", "only the separator")
-        if control.kind == "empty_warmup"
+        if control.method == "empty_warmup"
         else ("What the warmups say", "another row's warmup in place of its own")
     )
     name = control.name.replace(control.method, "anchored", 1)

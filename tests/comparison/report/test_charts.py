@@ -7,8 +7,8 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from comparisons import difference
 from pages import EVIL, Page
+from summaries import difference
 
 from warmup_peft.comparison.report.charts import DARK, LIGHT, Line, difference_chart, line_chart, look
 

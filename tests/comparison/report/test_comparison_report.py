@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from comparisons import ANCHORED, FAILED, SFT, USUAL, comparison, difference, rows
 from pages import EVIL, Page, cells, table_lines
+from summaries import ANCHORED, FAILED, SFT, USUAL, comparison, difference, rows
 
 from warmup_peft.comparison.report import comparison_report as report
 from warmup_peft.comparison.report.rendering import markdown

@@ -8,8 +8,8 @@ import re
 from dataclasses import replace
 
 import pytest
-from comparisons import difference as any_difference
 from pages import EVIL, cells, table_lines
+from summaries import difference as any_difference
 
 from warmup_peft.comparison.inspection import CLASSES, Inspection
 from warmup_peft.comparison.report import inspection_report as report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from comparisons import ANCHORED, FAILED, SFT, USUAL, comparison
+from summaries import ANCHORED, FAILED, SFT, USUAL, comparison
 
 from warmup_peft.comparison.report.tables import (
     differences_table,

@@ -104,7 +104,7 @@ def test_a_comparison_in_processes_of_its_own(argv, tmp_path, capsys):
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/run.json")} == times
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "still going" not in page
+    assert "still running" not in page
     assert all(name in page for name in ("paper", "sft"))
     assert (folder / "report.md").read_text(encoding="utf-8").count("Colour") > 0
 
@@ -343,7 +343,7 @@ def test_more_sft_without_a_time_to_train_for_has_failed(argv, tmp_path, in_this
     in_this_process.fail["paper"] = ValueError("no")
     assert main(argv(arms="sft,paper,more_sft")) == 0
     report = (tmp_path / "cmp" / "report.md").read_text(encoding="utf-8")
-    assert "still going" not in report
+    assert "still running" not in report
     assert "SFT or every warmup arm failed" in report
 
 

@@ -45,7 +45,7 @@ def test_differences_are_in_points_with_their_interval():
 
 @pytest.mark.parametrize(
     ("estimate", "is_significant", "text"),
-    [(0.1, True, "shown: better"), (-0.1, True, "shown: worse"), (0.1, False, "not shown")],
+    [(0.1, True, "significant: better"), (-0.1, True, "significant: worse"), (0.1, False, "not significant")],
 )
 def test_significance_is_said_in_words(estimate, is_significant, text):
     assert significance_text(difference(estimate, is_significant)) == text

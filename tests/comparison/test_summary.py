@@ -42,14 +42,14 @@ def compared(accuracies: dict[str, list[float]], metric: str = "accuracy", **run
 def test_clearly_better_and_better_than_longer_sft():
     found = compared({"sft": [0.5, 0.52, 0.51], "more_sft": [0.6, 0.62, 0.6], "posterior": [0.9, 0.91, 0.9]})
     assert found.verdict.startswith("Warmups help here: posterior has +39.3 points of accuracy against SFT")
-    assert "ahead of SFT given as much time too (+29.7 points" in found.verdict
+    assert "also better than SFT with the same training time (+29.7 points" in found.verdict
     assert found.verdict.endswith(").")
 
 
 def test_seeds_that_differ_too_much_settle_nothing():
     found = compared({"sft": [0.5, 0.6, 0.97], "anchored": [1.0, 1.0, 1.0]})
-    assert found.verdict.startswith("Not settled: the best warmup arm, anchored, has +31.0 points")
-    assert "run more seeds" in found.verdict
+    assert found.verdict.startswith("Inconclusive: the best warmup arm, anchored, has +31.0 points")
+    assert "Run more seeds" in found.verdict
 
 
 def test_a_sweep_is_judged_by_the_best_sft_arm():
@@ -65,7 +65,7 @@ def test_a_sweep_is_judged_by_the_best_sft_arm():
     assert "the best of its kind, sft learning_rate=2" in found.verdict
 
 
-def test_controls_without_their_twin_say_nothing():
+def test_controls_without_the_arm_anchored_say_nothing():
     found = compared({"sft": [0.5, 0.51, 0.5], "warmup": [0.9, 0.91, 0.9], "random_warmup": [0.6, 0.61, 0.6]})
     assert not any(note.startswith("What the warmups say") for note in found.notes)
 
@@ -84,7 +84,7 @@ def test_without_curves_the_first_arm_is_judged_and_it_is_said():
         for name, value in (("sft", 0.6), ("warmup", 0.4), ("anchored", 0.9))
     }
     found = compared({}, **runs)
-    assert any("the verdict is on the first, warmup" in note for note in found.notes)
+    assert any("the verdict is about the first one, warmup" in note for note in found.notes)
     assert ": the best warmup arm, warmup, has" in found.verdict or "even the best warmup arm, warmup" in found.verdict
 
 
@@ -93,17 +93,17 @@ def test_the_best_arm_is_chosen_on_other_rows_than_it_is_judged_on():
     chosen = [run("base", seed, 0.8, curve=0.7) for seed in range(3)]
     found = compared({"sft": [0.5, 0.51, 0.5]}, paper=lucky, base=chosen)
     assert found.verdict.startswith("Warmups help here: base has")
-    assert any(note.startswith("base is called the best of 2 warmup arms") for note in found.notes)
+    assert any(note.startswith("base was chosen as the best of 2 warmup arms") for note in found.notes)
 
 
-def test_controls_are_never_the_best_and_are_compared_with_their_twin():
+def test_controls_are_never_the_best_and_are_compared_with_anchored():
     found = compared(
         {"sft": [0.5, 0.52, 0.5], "anchored": [0.9, 0.91, 0.9], "random_warmup": [0.9, 0.9, 0.91],
          "empty_warmup": [0.6, 0.62, 0.6]}
     )  # fmt: skip
     assert "anchored has" in found.verdict
     says, is_there = [note for note in found.notes if note.startswith(("What the", "That there"))]
-    assert says.startswith("What the warmups say does not visibly matter: anchored has")
+    assert says.startswith("What the warmups say makes no significant difference: anchored has")
     assert is_there.startswith("That there is a warmup at all matters: anchored has +29.7 points against empty_warmup")
 
 
@@ -111,7 +111,7 @@ def test_one_seed_says_what_one_seed_cannot_show():
     found = compared({"sft": [0.5], "paper": [0.9]})
     assert found.arms[1].versus_sft.seeds_p is None
     assert found.arms[1].metrics["accuracy"].error is None
-    assert any(note.startswith("With one seed the intervals say") for note in found.notes)
+    assert any(note.startswith("With one seed, the intervals cover") for note in found.notes)
     assert not any(
         note.startswith("With one seed") for note in compared({"sft": [0.5, 0.5], "paper": [0.9, 0.9]}).notes
     )

@@ -24,8 +24,8 @@ def said(to_sft: Difference | None, to_more_sft: Difference | None = None) -> st
     [
         (difference(0.393), "Warmups help here: anchored has +39.3 points of accuracy against SFT"),
         (difference(-0.4), "Do not use warmups here: even the best warmup arm, anchored, has −40.0 points"),
-        (difference(0.01, **UNCLEAR), "No difference can be seen: the best warmup arm, anchored, has +1.0 points"),
-        (difference(0.31, **SEEDS_DISAGREE), "Not settled: the best warmup arm, anchored, has +31.0 points"),
+        (difference(0.01, **UNCLEAR), "No significant difference: the best warmup arm, anchored, has +1.0 points"),
+        (difference(0.31, **SEEDS_DISAGREE), "Inconclusive: the best warmup arm, anchored, has +31.0 points"),
         (None, "No verdict: the comparison has no finished SFT arm"),
     ],
 )
@@ -38,19 +38,25 @@ def test_without_a_warmup_arm_there_is_no_verdict():
 
 
 def test_where_nothing_is_significant_it_says_what_would_have_been():
-    assert "a difference of 3.1 points" in said(difference(0.01, **UNCLEAR))
-    assert "(p = 0.24 over seeds); run more seeds." in said(difference(0.31, **SEEDS_DISAGREE))
+    assert "The minimum detectable effect with these test rows is 3.1 points." in said(difference(0.01, **UNCLEAR))
+    assert "but not over the seeds (p = 0.24)" in said(difference(0.31, **SEEDS_DISAGREE))
 
 
 @pytest.mark.parametrize(
     ("to_more_sft", "words"),
     [
-        (difference(0.297), "and is ahead of SFT given as much time too (+29.7 points"),
-        (difference(-0.078), "SFT given as much time does better (−7.8 points"),
-        (difference(0.0, **UNCLEAR), "they save steps, not time."),
-        (difference(0.22, **SEEDS_DISAGREE), "on these rows is ahead of SFT given as much time (+22.0 points"),
-        (difference(-0.22, **SEEDS_DISAGREE), "on these rows is behind SFT given as much time (−22.0 points"),
-        (None, "was not tried (arm more_sft)."),
+        (difference(0.297), "and is also better than SFT with the same training time (+29.7 points"),
+        (difference(-0.078), "but SFT with the same training time is better (−7.8 points"),
+        (difference(0.0, **UNCLEAR), "warmups save steps, not time."),
+        (
+            difference(0.22, **SEEDS_DISAGREE),
+            "it is better than SFT with the same training time (+22.0 points",
+        ),
+        (
+            difference(-0.22, **SEEDS_DISAGREE),
+            "it is worse than SFT with the same training time (−22.0 points",
+        ),
+        (None, "was not run (arm more_sft)."),
     ],
 )
 def test_against_sft_with_as_much_time(to_more_sft, words):
@@ -69,8 +75,12 @@ def test_another_reference_is_named():
     [
         ("random_warmup", difference(0.3), "What the warmups say matters: anchored has +30.0 points against"),
         ("random_warmup", difference(-0.3), "What the warmups say does harm: anchored has −30.0 points"),
-        ("random_warmup", difference(0.3, **SEEDS_DISAGREE), "What the warmups say may matter, but seeds"),
-        ("empty_warmup", difference(0.0, **UNCLEAR), "That there is a warmup at all does not visibly matter"),
+        (
+            "random_warmup",
+            difference(0.3, **SEEDS_DISAGREE),
+            "What the warmups say may matter, but the",
+        ),
+        ("empty_warmup", difference(0.0, **UNCLEAR), "That there is a warmup at all makes no significant difference"),
     ],
 )
 def test_controls(control, anchored, start):
@@ -79,7 +89,7 @@ def test_controls(control, anchored, start):
 
 def test_how_the_best_arm_was_chosen_is_said_where_there_was_a_choice():
     assert best_arm_note(None, 2) == best_arm_note(ANCHORED, 1) == []
-    assert best_arm_note(ANCHORED, 3)[0].startswith("anchored is called the best of 3 warmup arms")
+    assert best_arm_note(ANCHORED, 3)[0].startswith("anchored was chosen as the best of 3 warmup arms")
 
 
 def test_one_seed_and_failures_are_said():

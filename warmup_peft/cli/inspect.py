@@ -1,4 +1,4 @@
-"""`warmup-peft inspect`: say what a run's warmups say, and where they change the answer."""
+"""`warmup-peft inspect`: what a run's warmups say, and where they change the answer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def show(inspection: Inspection) -> None:
     kinds = Table(title="What the warmups say", show_header=False)
     for kind, rows in inspection.classes().items():
         kinds.add_row(kind, share_text(len(rows) / len(inspection.rows)), CLASSES[kind])
-    common = Table("warmup", "rows", metric_name(metric), title="Most frequent")
+    common = Table("warmup", "rows", metric_name(metric), title="Most frequent warmups")
     for text, count, score in inspection.common():
         common.add_row(escape(text) or "(empty)", str(count), score_text(metric, score))
     console.print(kinds, common)

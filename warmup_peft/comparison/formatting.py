@@ -1,4 +1,4 @@
-"""Numbers of a comparison as people read them. Knows no model, no trainer and no layout."""
+"""Numbers and lists as text for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from warmup_peft.comparison.results import Difference, Estimate
 from warmup_peft.evaluation.wording import NOTHING, number_text, points_text
 
-GLUE = "\N{NO-BREAK SPACE}"  # where a line of a narrow cell must not end
+GLUE = "\N{NO-BREAK SPACE}"  # keeps a line of a narrow cell from ending here
 
 
 def count(number: int, thing: str) -> str:
@@ -29,7 +29,7 @@ def significant_text(value: float) -> str:
 
 
 def estimate_text(estimate: Estimate | None, text: Callable[[float], str]) -> str:
-    """Mean ± standard error, the latter where there is one; a line may end before the sign."""
+    """Mean ± standard error, or the mean alone; a line may break before the sign."""
     if estimate is None:
         return NOTHING
     has_error = estimate.error is not None and math.isfinite(estimate.error)
@@ -46,7 +46,7 @@ def p_text(p: float) -> str:
 
 
 def difference_text(difference: Difference) -> str:
-    """Points, with the interval's ends."""
+    """The difference in points and its interval, as in +2.0 [+0.5, +3.5]."""
     low, high = points_text(difference.low), points_text(difference.high)
     return f"{points_text(difference.estimate)} [{low},{GLUE}{high}]"
 
@@ -57,8 +57,8 @@ def interval_text(difference: Difference) -> str:
 
 def significance_text(difference: Difference) -> str:
     if not difference.is_significant:
-        return "not shown"
-    return "shown: better" if difference.estimate > 0 else "shown: worse"
+        return "not significant"
+    return "significant: better" if difference.estimate > 0 else "significant: worse"
 
 
 def share_text(share: float) -> str:
@@ -80,7 +80,7 @@ def time_unit(longest: float) -> tuple[str, int]:
 
 
 def reached_text(examples: Sequence[int | None]) -> str:
-    """From the fewest to the most examples over seeds, and how many seeds got there."""
+    """Fewest and most examples over seeds, and how many seeds reached the score."""
     reached = sorted(number for number in examples if number is not None)
     if not reached:
         return "never" if examples else NOTHING

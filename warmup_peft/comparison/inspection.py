@@ -1,8 +1,8 @@
 """What a run's warmups say, and where they change the answer.
 
-Warmups are sorted as "Warmup Generations" (arXiv 2502.12304, section 5) sorts them. A warmup is *direct* where it has
-a word of the target as it stands, *similar* where only a word of the same stem, and *neither* otherwise. Words without
-a meaning of their own (sklearn's list of English stop words) do not count where there are others.
+The classes are those of "Warmup Generations" (arXiv 2502.12304, section 5). A warmup is *direct* if it contains a word
+of the target, *similar* if it only contains a word with the same stem, and *neither* otherwise. Stop words (sklearn's
+English list) count only if there are no other words.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from warmup_peft.settings.arguments import EvaluateArguments, InspectArguments
 
 PhraseClass = Literal["direct", "similar", "neither", "empty"]
 CLASSES: dict[PhraseClass, str] = {
-    "direct": "holds a word of the reference as it stands",
-    "similar": "holds no word of the reference, but one of the same stem",
+    "direct": "contains a word of the reference",
+    "similar": "contains no word of the reference, but one with the same stem",
     "neither": "shares no word and no stem with the reference",
-    "empty": "nothing was written",
+    "empty": "has no text",
 }
 WITH, WITHOUT = "with its warmup", "without"
 MOST_COMMON = 10
@@ -39,7 +39,7 @@ SHARED_OPTIONS = ("dataset_name", "dataset_config", "dataset_test_split", "task"
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one run's warmups say, and what they are worth.
+    """What one run's warmups say, and how the run answers with and without them.
 
     Attributes:
         folder: of the run.
@@ -75,7 +75,7 @@ class Inspection:
         return [(text, len(of), sum(of) / len(of)) for text, of in by_count]
 
     def changed(self, sign: int) -> list[tuple[Row, Row]]:
-        """Rows whose score the warmup raised (sign 1) or lowered (-1), those first that changed most."""
+        """Rows whose score the warmup raised (sign 1) or lowered (-1), the largest changes first."""
         pairs = [pair for pair in self.rows if sign * (pair[0].score - pair[1].score) > 1e-9]
         return sorted(pairs, key=lambda pair: -abs(pair[0].score - pair[1].score))
 

@@ -1,4 +1,4 @@
-"""What a comparison found, as plain data: written by `compare`, judged by `significance`, shown by `report`.
+"""What a comparison found, as plain data: written by `compare`, judged by `significance`, rendered by `report`.
 
 Knows no model and no trainer.
 """
@@ -204,8 +204,7 @@ class Difference:
         p_adjusted: the same, corrected for the number of arms (Holm).
         mcnemar_p, mcnemar_p_adjusted: McNemar's exact test where answers are right or wrong, else None.
         seeds_p: paired t-test over seeds, corrected too; None where there is one seed.
-        minimum_detectable_effect: the difference that this many rows would show four times out of five, as far as
-            rows go.
+        minimum_detectable_effect: the difference that the tests over this many rows detect with a power of 80%.
         is_significant: p_adjusted below 0.05, and so are mcnemar_p_adjusted and seeds_p where there are any.
         num_seeds: how many seeds both arms have.
     """
@@ -235,7 +234,7 @@ class ArmSummary:
         failures: seed -> why it failed.
         metrics: of each score, and of perplexity, over seeds.
         train_seconds, examples_per_second, peak_memory, seconds_per_answer: over seeds; None where it is not trained.
-        warmups: figures of its warmups, over seeds.
+        warmups: metrics of its warmups, over seeds.
         versus_sft, versus_more_sft: differences; None for these arms themselves, or where that arm is not there.
         examples_to_reach: of each seed, the examples seen when the learning curve first reached the goal; None where
             it never did.
@@ -264,16 +263,16 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that a report shows.
+    """All that a report presents.
 
     Attributes:
         verdict: one sentence: whether to use warmups on this data.
-        notes: what else has to be known to read it, a sentence each (one seed, rows too few, failed arms, ...).
+        notes: caveats, a sentence each (one seed, failed runs, how the best arm was chosen, ...).
         metric: the first metric's name, such as "accuracy".
         goal: the score whose `examples_to_reach` are counted; None where there is none.
         arms: in the order asked for.
         num_test_rows, num_curve_rows: how many rows the table and the curves rest on.
-        runs_done, runs_planned: fewer done than planned: it is still going, or was interrupted.
+        runs_done, runs_planned: if fewer are done than planned, it is still running or was interrupted.
         left_out: metrics that could not be computed, with the reason.
         signatures: how exactly a metric was computed, as its library words it.
         settings: of the recipe, in the order to show.

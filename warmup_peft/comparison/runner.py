@@ -1,4 +1,4 @@
-"""Runs jobs in processes of their own, so many at a time, with one progress bar for all of them."""
+"""Runs jobs in their own processes, a few at a time, with one progress bar for all of them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from warmup_peft.comparison.results import RUN_NAME, Job, Run
 from warmup_peft.files import remove_abandoned
 
 LOG_NAME = "log.txt"
-LEAST_FREE_SPACE = 64 * 2**20  # bytes: an adapter and the rows of a run, and some more
-LOG_SECONDS = 5  # between two states of a training's progress bar in its log
+LEAST_FREE_SPACE = 64 * 2**20  # bytes, enough for an adapter and the rows of a run
+LOG_SECONDS = 5  # between two updates of a training's progress bar in its log
 CHILD = "warmup_peft.comparison.run_arm"
 
 
 @dataclass
 class Runner:
-    """Runs what is not done yet. How far a run is stands in its own log.
+    """Runs the jobs that are not done yet. Each run reports its own progress in its log.
 
     Attributes:
         planned: how many runs there will be in all.
@@ -44,9 +44,9 @@ class Runner:
     on_end: Callable[[Run], None]
     report: Callable[[], object]
     _num_ended: int = 0
-    _processes: dict[subprocess.Popen, str] = field(default_factory=dict)  # and which run each one is
+    _processes: dict[subprocess.Popen, str] = field(default_factory=dict)  # -> which run it is
     _is_stopped: bool = False
-    _lock: Lock = field(default_factory=Lock)  # of all of the above, and of the two functions
+    _lock: Lock = field(default_factory=Lock)  # held to change the fields above and to call on_end and report
 
     def run(self, jobs: Sequence[tuple[Path, Job]]) -> None:
         """Run these jobs; those that are done are taken over.
@@ -98,7 +98,7 @@ class Runner:
 
     @contextmanager
     def _stopping_after_errors(self) -> Iterator[None]:
-        """One thread at a time; after an error the others start nothing more."""
+        """Hold the lock; after an error, terminate all processes and start no more."""
         with self._lock:
             try:
                 yield
@@ -147,13 +147,13 @@ def start(place: Path, job: Job, at_a_time: int) -> subprocess.Popen:
 
 
 def result(place: Path, job: Job, returncode: int) -> Run:
-    """What the process of a run left."""
+    """The finished run, or a failed one with the reason."""
     run = Run.load(place) if returncode == 0 else None
     return run or Run(job.arm, int(job.argv[-1]), error=why_it_ended(returncode, place / LOG_NAME))
 
 
 def finished_run(place: Path, job: Job) -> Run | None:
-    """The run in this folder, where it was done as told; None where it has to be done.
+    """The run in this folder if it has these settings; None if it has to be run.
 
     Raises:
         ValueError: it was done with other settings, or by another version.
@@ -175,7 +175,7 @@ def finished_run(place: Path, job: Job) -> Run | None:
 
 
 def why_it_ended(returncode: int, log: Path) -> str:
-    """In a sentence: the last line of its log, or the signal that ended it."""
+    """The signal that ended the process, or the last line of its log."""
     if returncode < 0:
         name = signal.Signals(-returncode).name
         return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "") + f"; see {log}"

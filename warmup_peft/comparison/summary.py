@@ -23,7 +23,7 @@ Runs = Mapping[str, Sequence[Run]]  # of each arm's name, those that have ended,
 def summarize(
     arms: Sequence[Arm], runs: Runs, metric: str, goal: float | None, runs_planned: int, **about: Any
 ) -> Comparison:
-    """Everything a report shows.
+    """All that a report presents.
 
     Args:
         runs_planned: how many there will be.
@@ -33,7 +33,7 @@ def summarize(
     warmup_arms = [arm for arm in arms if arm.method not in (SFT, MORE_SFT)]
 
     def against(method: str) -> dict[str, Difference]:
-        """Of every arm to the SFT arm with the same swept values."""
+        """Differences of the other arms to the SFT arm with the same swept values."""
         pairs = [(arm, o) for arm in warmup_arms for o in arms if o.method == method and o.is_paired_with(arm)]
         return differences(method, pairs, done, metric)
 
@@ -46,7 +46,7 @@ def summarize(
     best = best_of(candidates)
 
     def best_against(method: str) -> Difference | None:
-        """The best warmup arm's to the best arm of this method, corrected for all arms: any could be the best."""
+        """Difference of the best warmup arm to the best arm of `method`, corrected for all arms: any could be best."""
         other = best_of([summaries[arm.name] for arm in arms if arm.method == method])
         if best is None or other is None:
             return None
@@ -73,10 +73,10 @@ def summarize(
 
 
 def differences(reference: str, pairs: Sequence[tuple[Arm, Arm]], done: Runs, metric: str) -> dict[str, Difference]:
-    """Of each first arm of a pair to the second, over the seeds that both have; those without any are left out.
+    """Difference of the first arm of each pair to the second, over the seeds that both have, if there are any.
 
     Args:
-        reference: what the second arms are called.
+        reference: the name under which the second arms are reported.
     """
     sides = {arm.name: paired_runs(done[arm.name], done[other.name]) for arm, other in pairs}
     known = {
@@ -88,7 +88,7 @@ def differences(reference: str, pairs: Sequence[tuple[Arm, Arm]], done: Runs, me
 
 
 def control_differences(arms: Sequence[Arm], done: Runs, metric: str) -> list[tuple[Arm, Difference]]:
-    """Each control, and the difference of `anchored` with the same swept values to it."""
+    """Each control arm, and the difference to it of the arm `anchored` with the same swept values."""
     found = []
     for control in (arm for arm in arms if arm.is_control):
         anchored = [arm for arm in arms if arm.method == "anchored" and dict(arm.swept) == dict(control.swept)]
@@ -98,14 +98,14 @@ def control_differences(arms: Sequence[Arm], done: Runs, metric: str) -> list[tu
 
 
 def paired_runs(arm: Sequence[Run], other: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """Those of the seeds that both have, in their order."""
+    """The runs of the seeds that both have, in the same order."""
     seeds = sorted({run.seed for run in arm} & {run.seed for run in other})
     return tuple([next(run for run in side if run.seed == seed) for seed in seeds] for side in (arm, other))
 
 
 @lru_cache(maxsize=1024)
 def statistics_of(run: Run, metric: str) -> RowStatistics:
-    """What a bootstrap needs of a run's rows."""
+    """A run's rows as the bootstrap takes them."""
     if metric == "accuracy":
         return mean_of_rows([row.score for row in run.rows])
     return METRICS[metric](
@@ -114,9 +114,9 @@ def statistics_of(run: Run, metric: str) -> RowStatistics:
 
 
 def best_of(summaries: Sequence[ArmSummary]) -> ArmSummary | None:
-    """The one with the highest score at the end of its learning curve, whose rows are not those of the verdict.
+    """The arm with the highest score at the end of its learning curve, whose rows are not the test rows.
 
-    Of equal ones the one that is surer of the references. Without curves, the first.
+    Among equal ones, the one with the lower loss on the references. Without learning curves, the first.
     """
 
     def merit(summary: ArmSummary) -> tuple[float, float]:
@@ -171,7 +171,7 @@ def examples_to_reach(curve: Sequence[Point], goal: float) -> int | None:
 
 
 def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
-    """Point by point over seeds; what a point lacks in one seed it lacks in the mean."""
+    """Means over seeds, point by point; None where a seed has None."""
 
     def mean(name: str, points: Sequence[Point]) -> float | None:
         values = [getattr(point, name) for point in points]

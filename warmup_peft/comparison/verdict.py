@@ -21,14 +21,13 @@ def verdict(best: ArmSummary | None, to_sft: Difference | None, to_more_sft: Dif
     against = f"{gained} against SFT with as many steps{swept} ({interval_text(to_sft)})"
     if not to_sft.is_significant and not is_significant_over_rows(to_sft):
         return (
-            f"No difference can be seen: the best warmup arm, {best.name}, has {against}; as far as rows go, a "
-            f"difference of {number_text(100 * to_sft.minimum_detectable_effect, '.1f')} points or more would "
-            "probably have shown."
+            f"No significant difference: the best warmup arm, {best.name}, has {against}. The minimum detectable "
+            f"effect with these test rows is {number_text(100 * to_sft.minimum_detectable_effect, '.1f')} points."
         )
     if not to_sft.is_significant:
         return (
-            f"Not settled: the best warmup arm, {best.name}, has {against} on these rows, but its seeds differ too "
-            f"much to say that another training would do the same ({p_text(to_sft.seeds_p)} over seeds); run more "
+            f"Inconclusive: the best warmup arm, {best.name}, has {against}. This is significant over the test rows, "
+            f"but not over the seeds ({p_text(to_sft.seeds_p)}), so another training might not repeat it. Run more "
             "seeds."
         )
     if to_sft.estimate < 0:
@@ -37,26 +36,30 @@ def verdict(best: ArmSummary | None, to_sft: Difference | None, to_more_sft: Dif
 
 
 def is_significant_over_rows(difference: Difference) -> bool:
-    """Whether the test rows leave no doubt, whatever the seeds say."""
+    """Whether the tests over rows are significant, whatever the test over seeds says."""
     return max(difference.p_adjusted, difference.mcnemar_p_adjusted or 0.0) < LEVEL
 
 
 def after_more_sft(to_more: Difference | None) -> str:
-    """What SFT with the same time says to it, as the end of a sentence."""
+    """The comparison with SFT that was trained for as long, as the end of a sentence."""
     if to_more is None:
-        return ", while SFT with as much time was not tried (arm more_sft)"
+        return "; SFT with the same training time was not run (arm more_sft)"
     against = f"{points_text(to_more.estimate)} points, {interval_text(to_more)}"
     is_ahead = to_more.estimate > 0
     if to_more.is_significant and is_ahead:
-        return f", and is ahead of SFT given as much time too ({against})"
+        return f", and is also better than SFT with the same training time ({against})"
     if to_more.is_significant:
-        return f", but SFT given as much time does better ({against}): train SFT longer instead"
+        return f", but SFT with the same training time is better ({against}): train SFT longer instead"
     if is_significant_over_rows(to_more):
-        side = "ahead of" if is_ahead else "behind"
+        side = "better" if is_ahead else "worse"
         return (
-            f", and on these rows is {side} SFT given as much time ({against}), but seeds differ too much to be sure"
+            f"; on these test rows it is {side} than SFT with the same training time ({against}), but this is not "
+            "significant over the seeds"
         )
-    return f", but no difference can be seen to SFT given as much time ({against}): they save steps, not time"
+    return (
+        f", but there is no significant difference to SFT with the same training time ({against}): warmups save "
+        "steps, not time"
+    )
 
 
 def control_note(control: Arm, anchored: Difference) -> str:
@@ -76,8 +79,8 @@ def control_note(control: Arm, anchored: Difference) -> str:
     if anchored.is_significant:
         return f"{what} {'matters' if anchored.estimate > 0 else 'does harm'}: {against}."
     if is_significant_over_rows(anchored):
-        return f"{what} may matter, but seeds differ too much to be sure: {against}."
-    return f"{what} does not visibly matter: {against}."
+        return f"{what} may matter, but the difference is not significant over the seeds: {against}."
+    return f"{what} makes no significant difference: {against}."
 
 
 def best_arm_note(best: ArmSummary | None, num_candidates: int) -> list[str]:
@@ -86,20 +89,20 @@ def best_arm_note(best: ArmSummary | None, num_candidates: int) -> list[str]:
         return []
     if not best.curve:
         return [
-            f"There are no learning curves to choose the best of {num_candidates} warmup arms by; the verdict is "
-            f"on the first, {best.name}."
+            f"There are no learning curves to choose the best of {num_candidates} warmup arms by, so the verdict is "
+            f"about the first one, {best.name}."
         ]
     return [
-        f"{best.name} is called the best of {num_candidates} warmup arms for its score on the learning curves' rows. "
-        "The table's numbers are from other rows, but of the same trained models."
+        f"{best.name} was chosen as the best of {num_candidates} warmup arms by its score on the rows of the learning "
+        "curves. The table's scores are of the same trained models on other rows."
     ]
 
 
 def seeds_note(arms: Sequence[ArmSummary]) -> list[str]:
-    """What seeds are missing, and what one seed cannot say."""
+    """A warning where an arm has one seed only, and the runs that failed."""
     num_seeds = [arm.versus_sft.num_seeds for arm in arms if arm.versus_sft] or [len(arm.seeds) for arm in arms]
     one_seed = (
-        "With one seed the intervals say what other test rows would change, not what another training would: two "
+        "With one seed, the intervals cover the choice of test rows, but not the randomness of training: two "
         "trainings of the same arm can differ by more. Run three seeds or more."
     )
     failed = [

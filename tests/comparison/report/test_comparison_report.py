@@ -48,12 +48,12 @@ def test_everything_else_is_there_too(html):
 
 def test_unfinished_comparison_says_so_first(html):
     going = comparison(SFT, ArmSummary("paper", "As published."), runs_done=5, runs_planned=27)
-    sentence = "This comparison is still going: 5 of 27 runs are done"
+    sentence = "This comparison is still running: 5 of 27 runs are done"
     for text in (Page(report.to_html(going)).text, report.to_markdown(going)):
         assert text.count(sentence) == 1
         assert text.index(sentence) < text.index("Scores" if "Scores" in text else "### Results")
         assert "not run yet" in text
-    assert "still going" not in html + report.to_markdown(USUAL)
+    assert "still running" not in html + report.to_markdown(USUAL)
 
 
 def test_without_sft_there_are_no_differences():

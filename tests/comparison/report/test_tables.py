@@ -22,7 +22,7 @@ def row_of(shown: Comparison, arm: str) -> list[str]:
 
 def test_results():
     assert results_table(USUAL).header == [
-        *("arm", "accuracy", "difference to sft, points", "adjusted p", "Macro F1", "perplexity", "training, s"),
+        *("arm", "accuracy", "difference to sft, points", "adjusted p", "Macro F1", "perplexity", "training time, s"),
         *("examples a second", "peak memory", "seconds per answer", "examples to reach 0.750"),
     ]
     assert row_of(USUAL, "sft") == [
@@ -30,7 +30,7 @@ def test_results():
         *("171", "1.50 GiB", "0.0123", "12,800 (1 of 2 seeds)"),
     ]
     assert row_of(USUAL, "anchored") == [
-        *("anchored\n2 seeds", "0.877 ± 0.001", "+12.3 [+7.3, +17.3]\nshown: better"),
+        *("anchored\n2 seeds", "0.877 ± 0.001", "+12.3 [+7.3, +17.3]\nsignificant: better"),
         *("p < 0.001\nMcNemar p = 0.03\nover seeds p = 0.24", "0.866 ± 0.002", "infinite", "75.2 ± 1.5"),
         *("171", "1.50 GiB", "0.0123", "3,200 to 4,800"),
     ]
@@ -69,7 +69,7 @@ def test_metrics_keep_the_scale_they_are_published_in():
 def test_differences():
     (row,) = differences_table(USUAL).rows
     assert [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row] == [
-        *("anchored", "sft", "+12.3 [+7.3, +17.3]\nshown: better", "p < 0.001", "p < 0.001"),
+        *("anchored", "sft", "+12.3 [+7.3, +17.3]\nsignificant: better", "p < 0.001", "p < 0.001"),
         *("p = 0.015", "p = 0.03", "p = 0.24", "3.1"),
     ]
     assert references(USUAL) == ["sft"]
@@ -80,7 +80,7 @@ def test_differences():
 
 def test_warmups_are_those_that_were_measured():
     table = warmups_table(USUAL)
-    assert table.header == ["arm", "gain over none, nats", "overlap with the reference"]
+    assert table.header == ["arm", "gain over no warmup, nats", "overlap with the reference"]
     assert [[cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in table.rows] == [
         ["anchored", "+1.96 ± 0.02", "0.29 ± 0.01"]
     ]

@@ -1,4 +1,4 @@
-"""Charts of a comparison, by matplotlib: each is drawn twice, for a light and for a dark page."""
+"""Charts of a comparison, by matplotlib. Each exists twice, for a light and for a dark page."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ FONT_SIZE = 12
 MOST_LABEL = 44  # characters of an arm's name
 MOST_MARKERS = 8  # on a line
 
-# Okabe and Ito's colours, some of them darker for a white page. Colours, line styles and markers cycle with different
-# lengths: arms that share a colour still differ.
+# Okabe and Ito's colours, some of them darker for a white page. Colours, line styles and markers are repeated after
+# different numbers of arms, so that arms with the same colour still look different.
 LIGHT = ("#1b1c20", "#0072b2", "#c08000", "#009e73", "#d55e00", "#b85c93", "#2f95d0")
 DARK = ("#e8e9ec", "#3d9bdb", "#e69f00", "#1fbf92", "#f0803c", "#e09cc3", "#8fd0f7")
 DASHES = ("-", "--", "-.", (0, (1, 1.2)))
@@ -102,7 +102,7 @@ def difference_chart(title: str, differences: Sequence[tuple[str, Difference]], 
             fill = "C0" if difference.is_significant else background
             axes.plot([mean], [place], "o", color="C0", markersize=7, markerfacecolor=fill)
             for text, x, side in ((clipped(name), 0, "left"), (significance_text(difference), 1, "right")):
-                behind = {"facecolor": background, "edgecolor": "none", "pad": 1}  # the line at 0 stops at the words
+                behind = {"facecolor": background, "edgecolor": "none", "pad": 1}  # hides the line at 0
                 above = {"xycoords": ("axes fraction", "data"), "va": "bottom", "fontsize": 11, "bbox": behind}
                 axes.annotate(text, (x, place - 0.28), ha=side, **above)
         axes.set(title=title, xlabel="points", yticks=[], ylim=(len(differences) - 0.6, -0.75))

@@ -26,8 +26,8 @@ from warmup_peft.files import write_together
 MOST_ROWS = 60  # test rows in the HTML
 MOST_ROWS_IN_MARKDOWN = 5
 WARMUP_CHARTS = {
-    "gain_over_none": "Gain over none, nats",
-    "gain_over_others": "Gain over another’s, nats",
+    "gain_over_none": "Gain over no warmup, nats",
+    "gain_over_others": "Gain over a shuffled warmup, nats",
     "overlap": "Overlap with the reference",
 }
 
@@ -80,17 +80,17 @@ def _shared(comparison: Comparison, most_rows: int) -> dict[str, Any]:
 
 
 def banner(comparison: Comparison) -> str:
-    """What the reader of an unfinished comparison has to know; empty when it is finished."""
+    """A warning while runs are missing, else nothing."""
     if comparison.is_finished:
         return ""
     return (
-        f"This comparison is still going: {comparison.runs_done} of {comparison.runs_planned} runs are done. "
-        "What stands here is not final."
+        f"This comparison is still running: {comparison.runs_done} of {comparison.runs_planned} runs are done. "
+        "The results below are not final."
     )
 
 
 def facts(comparison: Comparison) -> list[str]:
-    """What the numbers rest on."""
+    """Numbers of rows, arms, seeds and runs."""
     seeds = {seed for arm in comparison.arms for seed in (*arm.seeds, *arm.failures)}
     return [
         count(comparison.num_test_rows, "test row"),
@@ -102,12 +102,12 @@ def facts(comparison: Comparison) -> list[str]:
 
 
 def how_to_read(comparison: Comparison) -> str:
-    """The legend of the table of results."""
+    """How to read the table of results."""
     text = "Mean over seeds ± standard error."
     if compared := references(comparison):
         text += (
             f" Differences to {listed(compared)} are in points (hundredths of the score), with their 95% interval; "
-            "a difference is called shown where chance is an unlikely reason for it."
+            "a difference is called significant only if every test finds it so."
         )
     return text
 
@@ -152,7 +152,7 @@ def warmup_charts(comparison: Comparison) -> list[Markup]:
 
 
 def _lines(comparison: Comparison, x: Callable[[Point], float], y: Callable[[Point], float | None]) -> list[Line]:
-    """Of each arm, where it was measured."""
+    """One line for each arm, of the points where `y` was measured."""
     measured = [[point for point in arm.curve if y(point) is not None] for arm in comparison.arms]
     return [
         Line(arm.name, style, list(map(x, points)), [y(p) if math.isfinite(y(p)) else math.nan for p in points])
@@ -162,7 +162,7 @@ def _lines(comparison: Comparison, x: Callable[[Point], float], y: Callable[[Poi
 
 
 def difference_charts(comparison: Comparison) -> list[Markup]:
-    """The differences to SFT, and those to SFT with as much time."""
+    """Differences to SFT, and differences to SFT with the same training time."""
     groups = [[(arm.name, arm.versus_sft) for arm in comparison.arms]]
     groups += [[(arm.name, arm.versus_more_sft) for arm in comparison.arms]]
     finite = [[(name, each) for name, each in group if each and _is_finite(each)] for group in groups]
@@ -183,12 +183,12 @@ def _difference_chart(differences: list[tuple[str, Difference]]) -> Markup:
 
 
 def num_rows(comparison: Comparison) -> int:
-    """Test rows that every arm which has some can show."""
+    """How many test rows every finished arm has."""
     return min((len(arm.rows) for arm in comparison.arms if arm.rows), default=0)
 
 
 def sample_rows(comparison: Comparison, most: int) -> list[tuple[int, dict[str, Row]]]:
-    """Number, from 1, of a test row, and the row as each arm answered it; those first that arms agree least on."""
+    """Test rows: number (from 1) and each arm's answer, sorted by how much the arms' scores disagree."""
     rows = [
         (place + 1, {arm.name: arm.rows[place] for arm in comparison.arms if arm.rows})
         for place in range(num_rows(comparison))

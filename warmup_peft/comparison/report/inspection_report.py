@@ -1,6 +1,6 @@
-"""The report of an inspection: what one run's warmups say and what they are worth, in Markdown.
+"""The report of `warmup-peft inspect` in Markdown: what the warmups of one run say, and whether they help.
 
-Knows no model and no trainer; `inspection.md.jinja` arranges the sentences, tables and rows.
+`inspection.md.jinja` arranges the sentences and tables that are made here.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ MOST_ROWS = 30  # changed rows of each kind
 MOST_EXAMPLES = 5  # of each class
 MOST_PHRASE = 160  # characters of a warmup or a reference in a list
 CAVEAT = (
-    "What a warmup is worth to the model that was trained to write it does not say whether plain fine-tuning would "
-    "have done as well; warmup-peft compare asks that."
+    "This compares the trained model with itself. It does not tell whether SFT would have been as good; "
+    "warmup-peft compare does."
 )
 MEANINGS = {
-    "gain_over_none": "what the reference’s log-probability gains over no warmup",
-    "gain_over_others": "what it gains over the warmup of another row",
-    "overlap": "share of the warmup’s words that stand in the reference too",
-    "distinct": "share of the warmups that differ",
-    "mean_length": "mean over the rows",
+    "gain_over_none": "rise of the reference’s log-probability over no warmup",
+    "gain_over_others": "rise of the reference’s log-probability over the warmup of another row",
+    "overlap": "share of the warmups’ words that also occur in the reference",
+    "distinct": "share of distinct warmups",
+    "mean_length": "tokens in a warmup, mean over the rows",
 }
 
 
@@ -62,7 +62,7 @@ def to_markdown(inspection: Inspection) -> str:
         common=common_table(inspection),
         common_share=common_share(inspection),
         changed=changed_text(inspection),
-        changes={"For the better": inspection.changed(1), "For the worse": inspection.changed(-1)},
+        changes={"Better with the warmup": inspection.changed(1), "Worse with the warmup": inspection.changed(-1)},
         most=MOST_ROWS,
         is_graded=are_graded(inspection.metric, chain.from_iterable(inspection.rows)),
         words=WORDS_OF_INSPECTION,
@@ -73,7 +73,7 @@ def to_markdown(inspection: Inspection) -> str:
 
 
 def worth_of_warmups(inspection: Inspection) -> str:
-    """What warmups are worth to the model that writes them."""
+    """Whether warmups improve the answers of the model that writes them."""
     metric, difference = inspection.metric, inspection.difference
     after, without = (score_text(metric, score) for score in inspection.scores[metric])
     points = points_text(difference.estimate)
@@ -82,41 +82,41 @@ def worth_of_warmups(inspection: Inspection) -> str:
         f"{interval_text(difference)}, {p_text(difference.p_adjusted)})"
     )
     if not difference.is_significant:
-        return f"No difference can be seen: {numbers}."
+        return f"No significant difference: {numbers}."
     if difference.estimate > 0:
-        return f"This model needs its warmup: {numbers}."
-    return f"This model answers better without its warmup: {numbers}."
+        return f"The warmups improve this model's answers: {numbers}."
+    return f"This model answers better without warmups: {numbers}."
 
 
 def use_of_warmups(warmups: Mapping[str, float]) -> str:
-    """Whether the model reads what it writes, as the two gains say."""
+    """Whether the model uses its warmups, judged by the two gains."""
     over_none, over_others = (warmups.get(name, math.nan) for name in ("gain_over_none", "gain_over_others"))
     if math.isnan(over_none) or math.isnan(over_others):
-        return "Whether the model reads its warmups was not measured."
+        return "Whether the model uses its warmups was not measured."
     to_none, to_others = (number_text(gain, "+.3f") for gain in (over_none, over_others))
     return (
-        f"{_reading_of_gains(over_none, over_others)}: the reference’s log-probability gains {to_none} nats over no "
-        f"warmup, and {to_others} over the warmup of another row."
+        f"{_reading_of_gains(over_none, over_others)}: they change the reference’s log-probability by {to_none} nats "
+        f"over no warmup, and by {to_others} nats over a shuffled warmup (that of another row)."
     )
 
 
 def _reading_of_gains(over_none: float, over_others: float) -> str:
-    """The table of `diagnostics`, and what lies outside it."""
+    """The table in `diagnostics`, and the cases that it leaves out."""
     is_read = over_others >= UNUSED_BELOW
     if over_none >= UNUSED_BELOW:
-        return "What is written matters" if is_read else "The warmup is a pause to compute in, whatever it says"
+        return "The content of the warmups matters" if is_read else "The warmups only give the model time to compute"
     if over_none <= -UNUSED_BELOW:
-        return "The warmup makes the reference less likely than none would"
-    return "The warmup is read, but is worth no more than none" if is_read else "The warmup is not used"
+        return "The warmups make the reference less likely than no warmup does"
+    return "The model reads its warmups, but they are no better than none" if is_read else "The warmups are not used"
 
 
 def facts(inspection: Inspection) -> list[str]:
-    """What the numbers rest on."""
+    """Number of rows, and what they can detect."""
     least = number_text(100 * inspection.difference.minimum_detectable_effect, ".1f")
     return [
         count(len(inspection.rows), "row"),
         "one model, with and without its warmup",
-        f"so many rows would probably show a difference of {least} points or more",
+        f"minimum detectable effect: {least} points",
     ]
 
 
@@ -131,19 +131,19 @@ def changed_text(inspection: Inspection) -> str:
     better, worse = (len(inspection.changed(sign)) for sign in (1, -1))
     rows = len(inspection.rows)
     return (
-        f"Of {count(rows, 'row')} the warmup changed {better:,} for the better and {worse:,} for the worse; "
+        f"Of {count(rows, 'row')}, {better:,} score better with the warmup, {worse:,} score worse, and "
         f"{rows - better - worse:,} score the same."
     )
 
 
 def common_share(inspection: Inspection) -> str:
-    """How much of all is in the table of frequent warmups."""
+    """How many rows the table of frequent warmups covers."""
     common, rows = inspection.common(), len(inspection.rows)
     covered = sum(number for _, number, _ in common)
     text = (
         f"{count(len(common), 'text')} in {covered:,} of {count(rows, 'row')}, {share_text(covered / max(1, rows))}."
     )
-    return text + (" None occurs twice." if all(number == 1 for _, number, _ in common) else "")
+    return text + (" No warmup occurs twice." if all(number == 1 for _, number, _ in common) else "")
 
 
 # ---- Tables ----

@@ -1,7 +1,4 @@
-"""How templates become pages and Markdown: every text that is put in is escaped.
-
-Knows no model, no trainer and no report.
-"""
+"""Renders the templates of the reports. Every value that a template outputs is escaped, for HTML and for Markdown."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ def _environment(is_markdown: bool) -> jinja2.Environment:
 
 
 def markdown(value: Any) -> Markup:
-    """On one line, with what Markdown or HTML would read as its own escaped, and nothing else, to stay readable."""
+    """The text on one line. Only what Markdown or HTML would interpret is escaped, so that it stays readable."""
     if isinstance(value, Markup):  # what a macro gave
         return value
     return Markup(MARKUP.sub(r"\\\g<0>", " ".join(str(value).split())))
@@ -56,7 +53,7 @@ def markdown(value: Any) -> Markup:
 
 
 def are_graded(metric: str, rows: Iterable[Row]) -> bool:
-    """Whether scores are degrees, not right or wrong."""
+    """Whether scores are numbers, and not right or wrong."""
     return metric in GRADED or any(row.score not in (0, 1) for row in rows)
 
 
@@ -66,7 +63,7 @@ def mark(row: Row, metric: str, is_graded: bool) -> str:
 
 
 def marks(rows: Sequence[Row], metric: str, is_graded: bool) -> str:
-    """How well a row was answered, in a few words."""
+    """How well the arms answered a row, in a few words."""
     if not is_graded:
         return f"{sum(row.score == 1 for row in rows)} of {len(rows)} right"
     low, high = (mark(pick(rows, key=lambda row: row.score), metric, True) for pick in (min, max))

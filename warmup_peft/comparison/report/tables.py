@@ -1,4 +1,4 @@
-"""The tables of a report, as texts in cells. A cell's lines are divided by newlines."""
+"""The tables of a report. Cells are text; a cell with several lines has newlines."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, E
 from warmup_peft.evaluation.wording import NOTHING, metric_name, number_text, score_text
 
 WARMUP_METRICS = {
-    "gain_over_none": ("gain over none, nats", "+.2f"),
-    "gain_over_others": ("gain over another’s, nats", "+.2f"),
+    "gain_over_none": ("gain over no warmup, nats", "+.2f"),
+    "gain_over_others": ("gain over a shuffled warmup, nats", "+.2f"),
     "overlap": ("overlap with the reference", ".2f"),
-    "distinct": ("distinct", ".2f"),
-    "mean_length": ("length, tokens", ".1f"),
+    "distinct": ("distinct warmups", ".2f"),
+    "mean_length": ("mean length, tokens", ".1f"),
 }
 Columns = dict[str, Callable[[ArmSummary], str]]
 
 
 @dataclass(frozen=True)
 class Table:
-    """The first cell of a row names it."""
+    """A title, column titles, and rows whose first cell is the row's title."""
 
     title: str
     header: list[str]
@@ -48,7 +48,7 @@ def references(comparison: Comparison) -> list[str]:
 
 
 def results_table(comparison: Comparison) -> Table:
-    """Every arm with its scores, its difference to SFT and its cost; failed ones with the reason."""
+    """Scores, difference to SFT and costs of every arm."""
     columns = {
         **_score_columns([comparison.metric]),
         **_difference_columns(comparison),
@@ -62,7 +62,7 @@ def results_table(comparison: Comparison) -> Table:
 
 
 def _name_of(arm: ArmSummary) -> str:
-    """With its seeds, and each reason for a failure with the seeds that failed so."""
+    """The arm's name, how many seeds are done, and which seeds failed for which reason."""
     seeds: dict[str, list[str]] = {}
     for seed, reason in arm.failures.items():
         seeds.setdefault(reason, []).append(str(seed))
@@ -72,7 +72,7 @@ def _name_of(arm: ArmSummary) -> str:
 
 
 def _other_metrics(comparison: Comparison) -> list[str]:
-    """Those beside the first, perplexity last, in the order in which arms have them."""
+    """All metrics but the first one, perplexity last."""
     names = dict.fromkeys(name for arm in comparison.arms for name in arm.metrics if name != comparison.metric)
     return sorted(names, key=lambda name: name == "perplexity")
 
@@ -102,7 +102,7 @@ def _difference_lines(difference: Difference) -> str:
 
 
 def p_texts(difference: Difference) -> list[str]:
-    """Those that decide whether a difference is shown."""
+    """The p-values that decide whether a difference is significant."""
     texts = {
         "": difference.p_adjusted,
         "McNemar ": difference.mcnemar_p_adjusted,
@@ -118,7 +118,7 @@ def _cost_columns(comparison: Comparison) -> Columns:
         return number_text(value / seconds, ",.1f")
 
     columns: Columns = {
-        f"training, {unit}": lambda arm: estimate_text(arm.train_seconds, duration_text),
+        f"training time, {unit}": lambda arm: estimate_text(arm.train_seconds, duration_text),
         "examples a second": lambda arm: _mean_text(arm.examples_per_second, significant_text),
         "peak memory": lambda arm: _mean_text(arm.peak_memory, memory_text),
         "seconds per answer": lambda arm: _mean_text(arm.seconds_per_answer, significant_text),
@@ -134,7 +134,7 @@ def _mean_text(estimate: Estimate | None, text: Callable[[float], str]) -> str:
 
 
 def differences_table(comparison: Comparison) -> Table:
-    """Every difference with all that was computed of it."""
+    """Every difference with its interval and all p-values."""
     ps = ["p", "adjusted p", "McNemar’s p", "McNemar’s adjusted p", "p over seeds"]
     rows = [
         [arm.name, *_difference_cells(difference)]
@@ -142,7 +142,11 @@ def differences_table(comparison: Comparison) -> Table:
         for difference in (arm.versus_sft, arm.versus_more_sft)
         if difference
     ]
-    return Table("Every difference, with 95% interval", ["arm", "compared with", "points", *ps, "visible"], rows)
+    return Table(
+        "Every difference, with 95% interval",
+        ["arm", "compared with", "points", *ps, "minimum detectable effect"],
+        rows,
+    )
 
 
 def _difference_cells(difference: Difference) -> list[str]:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import matplotlib
-from cycler import cycler
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from warmup_peft.comparison.formatting import significance_text
 from warmup_peft.comparison.results import Difference

@@ -49,7 +49,6 @@ SFT = ArmSummary(
     examples_to_reach=[12800, None],
     curve=curve(0.5, 0.75),
     rows=rows(1, 0, 0, 1),
-    steps=800,
 )
 ANCHORED = replace(
     SFT,
@@ -82,6 +81,7 @@ def comparison(*arms: ArmSummary, **changes) -> Comparison:
         runs_done=6,
         runs_planned=6,
         left_out={"bertscore": "its model is not here"},
+        signatures={"chrf++": "nrefs:1|nc:6"},
         settings={"max_steps": 800, "load_in_4bit": True, "dataset_name": None},
         versions={"torch": "2.13.0"},
         command="warmup-peft compare --seeds 0 1",

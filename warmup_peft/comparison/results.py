@@ -240,7 +240,6 @@ class ArmSummary:
             it never did.
         curve: mean over seeds of the points of the learning curve.
         rows: those of its first seed that is done.
-        steps: optimizer steps of the first seed.
     """
 
     name: str
@@ -258,7 +257,6 @@ class ArmSummary:
     examples_to_reach: list[int | None] = field(default_factory=list)
     curve: list[Point] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
-    steps: int = 0
 
 
 @dataclass(frozen=True)

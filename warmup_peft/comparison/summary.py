@@ -162,7 +162,6 @@ def summary_of(
         examples_to_reach=[examples_to_reach(run.curve, goal) for run in done if run.curve and goal is not None],
         curve=mean_curve([run.curve for run in done]),
         rows=done[0].rows,
-        steps=done[0].steps,
     )
 
 

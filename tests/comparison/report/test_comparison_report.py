@@ -42,6 +42,8 @@ def test_everything_else_is_there_too(html):
             assert part in said
         for part in ("BERTScore", "+1.96 ± 0.02", "max_steps", "true", "null", "2.13.0", USUAL.command, "4 test rows"):
             assert part in said
+    assert "chrF++ nrefs:1|nc:6" in text
+    assert r"| chrF++ | nrefs:1\|nc:6 |" in report.to_markdown(USUAL)
     assert "p < 0.001" in text
     assert text.index(USUAL.verdict) < text.index(USUAL.notes[0]) < text.index("Scores and costs")
 

@@ -73,6 +73,7 @@ def _shared(comparison: Comparison, most_rows: int) -> dict[str, Any]:
         "is_graded": are_graded(comparison.metric, (row for arm in comparison.arms for row in arm.rows)),
         "words": WORDS | {arm.name: arm.description for arm in comparison.arms},
         "settings": {name: plain(value) for name, value in comparison.settings.items()},
+        "signatures": {metric_name(name): text for name, text in comparison.signatures.items()},
     }
 
 

@@ -11,6 +11,7 @@ from warmup_peft.comparison.arms import arms_of
 from warmup_peft.comparison.results import Difference
 from warmup_peft.comparison.verdict import best_arm_note, control_note, seeds_note, verdict
 
+SHUFFLED, EMPTY = (arm for arm in arms_of(0.3).values() if arm.is_control)
 UNCLEAR = dict(is_significant=False, p_adjusted=0.3, mcnemar_p_adjusted=0.4)
 SEEDS_DISAGREE = dict(is_significant=False, p_adjusted=0.001, mcnemar_p_adjusted=0.01, seeds_p=0.24)
 
@@ -73,18 +74,14 @@ def test_another_reference_is_named():
 @pytest.mark.parametrize(
     ("control", "anchored", "start"),
     [
-        ("random_warmup", difference(0.3), "What the warmups say matters: anchored has +30.0 points against"),
-        ("random_warmup", difference(-0.3), "What the warmups say does harm: anchored has −30.0 points"),
-        (
-            "random_warmup",
-            difference(0.3, **SEEDS_DISAGREE),
-            "What the warmups say may matter, but the",
-        ),
-        ("empty_warmup", difference(0.0, **UNCLEAR), "That there is a warmup at all makes no significant difference"),
+        (SHUFFLED, difference(0.3), "What the warmups say matters: anchored has +30.0 points against"),
+        (SHUFFLED, difference(-0.3), "What the warmups say does harm: anchored has −30.0 points"),
+        (SHUFFLED, difference(0.3, **SEEDS_DISAGREE), "What the warmups say may matter, but the"),
+        (EMPTY, difference(0.0, **UNCLEAR), "That there is a warmup at all makes no significant difference"),
     ],
 )
 def test_controls(control, anchored, start):
-    assert control_note(arms_of(0.3)[control], anchored).startswith(start)
+    assert control_note(control, anchored).startswith(start)
 
 
 def test_how_the_best_arm_was_chosen_is_said_where_there_was_a_choice():

@@ -75,7 +75,7 @@ def test_a_disk_that_gets_full_in_a_training_keeps_a_whole_checkpoint(
     assert main(argv) == BAD_INPUT
     whole = folder / "checkpoint-1"
     said = f"go on with --resume_from_checkpoint {whole}"
-    assert f"The disk of {folder} is full. The last checkpoint is whole: free some space and {said}\n" in error_of(
+    assert f"The disk of {folder} is full. The last checkpoint is complete: free some space and {said}\n" in error_of(
         capsys
     )
     assert checkpoints(folder) == [whole]
@@ -111,7 +111,7 @@ def test_a_disk_that_gets_full_while_drawing_keeps_what_was_drawn(
     whole = tmp_path / "unbroken" / "warmup_pool"
     folder = small_disk(size_of(whole) * 0.6) / "run"
     assert main(argv(folder)) == BAD_INPUT
-    assert "What was drawn until then is kept: free some space and run the same command" in error_of(capsys)
+    assert "What was sampled until then is kept: free some space and run the same command" in error_of(capsys)
     assert 0 < len(list(folder.rglob("part-*"))) < 6
     small_disk(10 * size_of(whole))
     assert main(argv(folder)) == 0

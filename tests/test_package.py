@@ -113,10 +113,10 @@ def test_every_module_lies_in_a_wing():
 
 
 @pytest.mark.parametrize("module", modules_below("warmup_peft.method"))
-def test_method_knows_only_torch_transformers_and_itself(module):
+def test_method_knows_only_torch_transformers_settings_and_itself(module):
     imports = imported_modules(MODULES[module].read_text(encoding="utf-8"))
     own = {name for name in imports if is_within(name, ("warmup_peft",))}
-    assert {name for name in own if not is_within(name, ("warmup_peft.method", "warmup_peft.files"))} == set()
+    assert {name for name in own if not is_within(name, ("warmup_peft.method", "warmup_peft.settings"))} == set()
     assert {name for name in imports if is_within(name, ("trl", "peft"))} == set()
 
 

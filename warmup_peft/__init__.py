@@ -6,15 +6,28 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from warmup_peft.evaluation.metrics import Metric
+    from warmup_peft.evaluation.tasks import Question, Task
     from warmup_peft.export.merge import merge_adapter
     from warmup_peft.inference.decoding import warmup_generate
     from warmup_peft.training.config import WarmupSFTConfig
     from warmup_peft.training.trainer import WarmupSFTTrainer
 
 __version__ = "0.1.0"
-__all__ = ["WarmupSFTConfig", "WarmupSFTTrainer", "merge_adapter", "warmup_generate"]
+__all__ = [
+    "Metric",
+    "Question",
+    "Task",
+    "WarmupSFTConfig",
+    "WarmupSFTTrainer",
+    "merge_adapter",
+    "warmup_generate",
+]
 
 _HOMES = {
+    "Metric": "warmup_peft.evaluation.metrics",
+    "Question": "warmup_peft.evaluation.tasks",
+    "Task": "warmup_peft.evaluation.tasks",
     "WarmupSFTConfig": "warmup_peft.training.config",
     "WarmupSFTTrainer": "warmup_peft.training.trainer",
     "merge_adapter": "warmup_peft.export.merge",

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from warmup_peft.evaluation.predictor import answer_questions, score_predictions, write_for
+from warmup_peft.evaluation.metrics import metric_name, score_text
+from warmup_peft.evaluation.predictor import Predictor, empty, score_predictions, shuffled
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import find_task
-from warmup_peft.evaluation.wording import metric_name, score_text
 from warmup_peft.inference.loading import load_folder
 from warmup_peft.settings.arguments import EvaluateArguments
 from warmup_peft.settings.parsing import quieten
@@ -29,10 +29,10 @@ def swaps(vocab_size: int, filler: int) -> dict[str, Callable[[list[list[int]]],
     return {
         "its own": lambda own: own,
         "its own, backwards": lambda own: [ids[::-1] for ids in own],
-        "another question's": lambda own: [own[-1], *own[:-1]],
+        "another question's": shuffled,
         "dots": lambda own: [[filler] * len(ids) for ids in own],
         "random tokens": lambda own: [[generator.randrange(vocab_size) for _ in ids] for ids in own],
-        "none, the separator alone": lambda own: [[] for _ in own],
+        "none, the separator alone": empty,
     }
 
 
@@ -45,13 +45,14 @@ def main() -> None:
     loaded = load_folder(options.adapter)
     name, questions, source = held_out_questions(options, loaded.record.data)
     metric = find_task(name).metrics[0]
-    asked = (loaded.model, loaded.tokenizer, questions, loaded.warmup_config)
-    own = write_for(*asked)
+    predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config)
+    own = predictor.warmups(questions)
     filler = loaded.tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
     table = Table("warmup", metric_name(metric), title=f"{len(questions)} questions: {source}")
     for name, swap in tqdm(swaps(len(loaded.tokenizer), filler).items(), unit="way"):
-        predictions = answer_questions(*asked, max_new_tokens=0, warmup_ids=swap(own))
-        table.add_row(name, score_text(metric, score_predictions([metric], questions, predictions)[0][metric]))
+        predictions = predictor.answer(questions, max_new_tokens=0, warmup_ids=swap(own))
+        score = score_predictions([metric], questions, predictions).totals[metric]
+        table.add_row(name, score_text(metric, score))
     Console().print(table)
 
 

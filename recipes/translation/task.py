@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from warmup_peft.evaluation.tasks import Question, Task, text_column
+from warmup_peft import Question, Task
+from warmup_peft.evaluation.tasks import text_column
 
 LANGUAGES = {"cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fr": "French"}
 

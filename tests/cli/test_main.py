@@ -39,11 +39,11 @@ def refusal(capsys):
 
 @pytest.fixture
 def parsed(monkeypatch):
-    """The options with which `train` would start, as (script_args, options, args, model_args)."""
+    """The options with which `train` would start, as `TrainingSettings`."""
 
     def run(*argv: str):
         seen = []
-        monkeypatch.setattr("warmup_peft.cli.train.run_training", lambda *options: seen.append(options))
+        monkeypatch.setattr("warmup_peft.cli.train.run_training", seen.append)
         assert main(["train", *argv]) == 0
         return seen[0]
 

@@ -9,8 +9,9 @@ from folders import puzzles, write_rows
 from summaries import difference
 
 from warmup_peft.comparison.inspection import Inspection, class_of, content_words, inspect
-from warmup_peft.evaluation.predictor import answer_questions
-from warmup_peft.evaluation.tasks import Row, logiqa
+from warmup_peft.evaluation.logiqa import logiqa
+from warmup_peft.evaluation.predictor import Predictor
+from warmup_peft.evaluation.tasks import Row
 from warmup_peft.inference.loading import load_folder
 from warmup_peft.settings.arguments import InspectArguments
 
@@ -92,9 +93,9 @@ def test_what_it_counts_is_what_the_rows_say(adapter, tmp_path):
     data = write_rows(tmp_path / "test.jsonl", puzzles(12))
     found = inspect(InspectArguments(str(adapter), dataset_name=str(data), task="logiqa", batch_size=5))
     loaded, questions = load_folder(adapter), logiqa(puzzles(12))
-    asked = (loaded.model, loaded.tokenizer, questions, loaded.warmup_config)
-    own = answer_questions(*asked, max_new_tokens=0)
-    none = answer_questions(*asked, max_new_tokens=0, warmup_ids=[[] for _ in questions])
+    predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config)
+    own = predictor.answer(questions, max_new_tokens=0)
+    none = predictor.answer(questions, max_new_tokens=0, warmup_ids=[[] for _ in questions])
     right = [[p.choice == q.answer for p, q in zip(side, questions)] for side in (own, none)]
     assert found.scores["accuracy"] == (pytest.approx(sum(right[0]) / 12), pytest.approx(sum(right[1]) / 12))
     assert len(found.changed(1)) == sum(a and not b for a, b in zip(*right))

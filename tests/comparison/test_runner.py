@@ -14,7 +14,7 @@ from warmup_peft.comparison import runner
 from warmup_peft.comparison.results import Job, Run
 from warmup_peft.comparison.runner import Runner, finished_run, line_of, why_it_ended
 
-JOB = Job("sft", "sft", ["--seed", "0"], {}, None, 1, 8, 32, "rows")
+JOB = Job("sft", "sft", 0, {}, None, 1, 8, 32, "rows")
 
 
 class Child:

@@ -17,7 +17,7 @@ from warmup_peft.comparison.significance import (
     paired_bootstrap,
     seeds_p,
 )
-from warmup_peft.evaluation.metrics import METRICS, Answers, mean_of_rows
+from warmup_peft.evaluation.metrics import METRICS, Answers, RowStatistics, mean_of_rows
 
 
 @pytest.fixture(autouse=True)
@@ -74,12 +74,26 @@ def test_bootstrap_interval_is_the_normal_ones_for_many_rows():
 def test_bootstrap_of_a_corpus_score_resamples_sums_not_means():
     """BLEU of a corpus is not the mean of its rows'; the observed difference lies within the interval."""
     references = ["a cat sat on the mat today", "the dog barked at us again"] * 20
-    good = METRICS["bleu"](Answers(references, references, references))
+    good = METRICS["bleu"].score(Answers(references, references, references))
     worse = [r.replace("today", "now") for r in references]
-    bad = METRICS["bleu"](Answers(worse, references, references))
+    bad = METRICS["bleu"].score(Answers(worse, references, references))
     low, high, p, _ = paired_bootstrap((good,), (bad,), 499)
     assert 0 < low < good.total() - bad.total() < high
     assert p < 0.01
+
+
+def test_samples_that_have_no_score_make_no_difference_significant():
+    """As a correlation where all rows of a sample are the same: nobody knows on which side of zero they lie."""
+    whole = np.arange(40)
+
+    def only_the_whole(score):
+        def score_samples(rows):
+            return np.where((rows == whole).all(-1), score, np.nan)
+
+        return (RowStatistics(np.full(40, np.nan), score_samples),)
+
+    _, _, p, _ = paired_bootstrap(only_the_whole(0.9), only_the_whole(0.1), 199)
+    assert p == 1.0
 
 
 def shuffled_p_values(test, num_rows: int, trials: int = 300) -> np.ndarray:

@@ -66,7 +66,7 @@ def test_a_sweep_is_judged_by_the_best_sft_arm():
 
 
 def test_controls_without_the_arm_anchored_say_nothing():
-    found = compared({"sft": [0.5, 0.51, 0.5], "warmup": [0.9, 0.91, 0.9], "random_warmup": [0.6, 0.61, 0.6]})
+    found = compared({"sft": [0.5, 0.51, 0.5], "warmup": [0.9, 0.91, 0.9], "shuffled_warmup": [0.6, 0.61, 0.6]})
     assert not any(note.startswith("What the warmups say") for note in found.notes)
 
 
@@ -90,15 +90,15 @@ def test_without_curves_the_first_arm_is_judged_and_it_is_said():
 
 def test_the_best_arm_is_chosen_on_other_rows_than_it_is_judged_on():
     lucky = [run("paper", seed, 0.9, curve=0.6) for seed in range(3)]
-    chosen = [run("base", seed, 0.8, curve=0.7) for seed in range(3)]
-    found = compared({"sft": [0.5, 0.51, 0.5]}, paper=lucky, base=chosen)
-    assert found.verdict.startswith("Warmups help here: base has")
-    assert any(note.startswith("base was chosen as the best of 2 warmup arms") for note in found.notes)
+    chosen = [run("base_warmups", seed, 0.8, curve=0.7) for seed in range(3)]
+    found = compared({"sft": [0.5, 0.51, 0.5]}, paper=lucky, base_warmups=chosen)
+    assert found.verdict.startswith("Warmups help here: base_warmups has")
+    assert any(note.startswith("base_warmups was chosen as the best of 2 warmup arms") for note in found.notes)
 
 
 def test_controls_are_never_the_best_and_are_compared_with_anchored():
     found = compared(
-        {"sft": [0.5, 0.52, 0.5], "anchored": [0.9, 0.91, 0.9], "random_warmup": [0.9, 0.9, 0.91],
+        {"sft": [0.5, 0.52, 0.5], "anchored": [0.9, 0.91, 0.9], "shuffled_warmup": [0.9, 0.9, 0.91],
          "empty_warmup": [0.6, 0.62, 0.6]}
     )  # fmt: skip
     assert "anchored has" in found.verdict
@@ -119,7 +119,8 @@ def test_one_seed_says_what_one_seed_cannot_show():
 
 def test_a_failed_run_is_left_out_and_named_with_its_reason():
     ran = [run("paper", 0, 0.9), Run("paper", 1, error="no memory"), run("paper", 2, 0.92)]
-    found = compared({"sft": [0.5, 0.9, 0.5]}, paper=ran, base=[Run("base", seed, error="broke") for seed in range(3)])
+    failed = [Run("base_warmups", seed, error="broke") for seed in range(3)]
+    found = compared({"sft": [0.5, 0.9, 0.5]}, paper=ran, base_warmups=failed)
     paper, base = found.arms[1:]
     assert (paper.seeds, paper.failures) == ([0, 2], {1: "no memory"})
     assert paper.versus_sft.estimate == pytest.approx(0.41)  # seeds 0 and 2 of both

@@ -75,7 +75,7 @@ def test_missing_folder(tmp_path):
 def test_cut_json_line_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "one?"}\n\n{"prompt": "two?"}\n{"prompt": "thr', encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}, line 4 is no whole JSON value.*Mend or remove"):
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}, line 4 is no whole JSON value.*Fix or remove"):
         load_split(str(path), "train")
 
 
@@ -254,7 +254,7 @@ def test_folder_on_the_hub_without_network(monkeypatch):
         load_split("hf://datasets/user/repo/x", "train")
 
 
-# ---- Texts whose lines belong together ----
+# ---- Line-aligned texts ----
 
 
 def write_texts(folder, **texts: str) -> None:

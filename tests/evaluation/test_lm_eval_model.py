@@ -19,8 +19,8 @@ from lm_eval.models.huggingface import HFLM
 
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.evaluation.lm_eval_model import WarmupLM, log_mean_exp, run_tasks
-from warmup_peft.evaluation.predictor import answer_questions
-from warmup_peft.evaluation.tasks import logiqa
+from warmup_peft.evaluation.logiqa import logiqa
+from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.inference.decoding import warmup_generate
 from warmup_peft.inference.folder import WarmupConfig
 
@@ -69,7 +69,7 @@ def test_accuracy_is_that_of_our_own_evaluation(base, model_folder, tokenizer, l
     model = base if kind == "base" else random_adapter(model_folder, lora)
     config = warmup_config(tokenizer, 0 if kind == "no warmup" else 5)
     questions = logiqa(puzzles(24))
-    predictions = answer_questions(model, tokenizer, questions, config, max_new_tokens=0)
+    predictions = Predictor(model, tokenizer, config).answer(questions, max_new_tokens=0)
     expected = sum(p.choice == q.answer for p, q in zip(predictions, questions)) / len(questions)
     results = run_tasks(model, tokenizer, config, [str(task)], batch_size=5)
     assert results["results"]["tiny_puzzles"]["acc,none"] == pytest.approx(expected)
@@ -92,8 +92,8 @@ def test_log_likelihoods_follow_the_warmup_of_their_context(base, tokenizer):
         )
         prefix = whole[0, :-1].tolist()
         target = tokenizer(continuation)["input_ids"]
-        law = base(torch.tensor([prefix + target])).logits[0].log_softmax(-1)
-        expected = sum(law[len(prefix) + i - 1, token].item() for i, token in enumerate(target))
+        logps = base(torch.tensor([prefix + target])).logits[0].log_softmax(-1)
+        expected = sum(logps[len(prefix) + i - 1, token].item() for i, token in enumerate(target))
         assert logp == pytest.approx(expected, rel=1e-4)
 
 
@@ -125,8 +125,8 @@ def log_likelihood(base, config, context_ids, target_ids):
     whole = warmup_generate(base, ids, warmup_config=config, return_warmup=True, max_new_tokens=1, do_sample=False)
     prefix = whole[0, :-1].tolist()
     assert len(prefix + target_ids) - 1 <= base.config.max_position_embeddings
-    law = base(torch.tensor([prefix + target_ids])).logits[0].log_softmax(-1)
-    return sum(law[len(prefix) + i - 1, token].item() for i, token in enumerate(target_ids))
+    logps = base(torch.tensor([prefix + target_ids])).logits[0].log_softmax(-1)
+    return sum(logps[len(prefix) + i - 1, token].item() for i, token in enumerate(target_ids))
 
 
 @pytest.mark.parametrize("length", [500, 501, 502, 530])
@@ -200,7 +200,7 @@ def test_free_generations_near_the_limit(base, tokenizer, length):
 
 
 def test_free_generations_vote_over_several_warmups(base, tokenizer):
-    """As `warmup_generate` does. The law is even, so that warmups differ, and answers are ASCII, so that texts do."""
+    """As `warmup_generate` does. A flat distribution makes warmups differ; ASCII tokens make texts differ."""
     even = copy.deepcopy(base)
     ascii_rows = even.lm_head.weight.data[2:92] * 0.1
     even.lm_head.weight.data = torch.cat([torch.zeros(2, 64), ascii_rows.repeat(4, 1)[:318]])

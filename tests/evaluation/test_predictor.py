@@ -12,15 +12,19 @@ from folders import puzzles, random_adapter, warmup_config
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from warmup_peft.evaluation.logiqa import logiqa
 from warmup_peft.evaluation.predictor import (
     Prediction,
-    answer_questions,
-    answers_of,
+    Predictor,
+    as_rows,
     continuation_ids,
+    empty,
     is_an_option,
     score_predictions,
+    share_of_options,
+    shuffled,
 )
-from warmup_peft.evaluation.tasks import Question, logiqa
+from warmup_peft.evaluation.tasks import Question
 from warmup_peft.inference.generation import end_token_ids
 
 QUESTIONS = [
@@ -77,7 +81,7 @@ def plain_answers(model, tokenizer, config):
 @pytest.mark.parametrize("with_warmup", [False, True], ids=["direct", "warmup"])
 def test_scores_equal_a_plain_loop_whatever_the_batches(model, tokenizer, with_warmup, batch_size):
     config = warmup_config(tokenizer) if with_warmup else None
-    predictions = answer_questions(model, tokenizer, QUESTIONS, config, batch_size=batch_size, max_new_tokens=6)
+    predictions = Predictor(model, tokenizer, config, batch_size).answer(QUESTIONS, max_new_tokens=6)
     plain = list(plain_answers(model, tokenizer, config))
     for prediction, (warmup_ids, logps, text) in zip(predictions, plain, strict=True):
         assert prediction.option_logps == pytest.approx(logps, abs=1e-3)
@@ -92,25 +96,24 @@ def test_warmups_and_adapters_change_the_scores(model, model_folder, tokenizer, 
     config = warmup_config(tokenizer)
     with_adapter = random_adapter(model_folder, lora)
     arms = [(model, None), (model, config), (with_adapter, None), (with_adapter, config)]
-    scores = [answer_questions(*arm[:1], tokenizer, QUESTIONS, arm[1], max_new_tokens=0) for arm in arms]
+    scores = [Predictor(one, tokenizer, own).answer(QUESTIONS, max_new_tokens=0) for one, own in arms]
     assert len({prediction[0].option_logps for prediction in scores}) == len(arms)
     with with_adapter.disable_adapter():
-        off = answer_questions(with_adapter, tokenizer, QUESTIONS, config, max_new_tokens=0)
+        off = Predictor(with_adapter, tokenizer, config).answer(QUESTIONS, max_new_tokens=0)
     assert off[0].option_logps == pytest.approx(scores[1][0].option_logps, abs=1e-3)
 
 
 def test_order_is_kept(model, tokenizer):
-    forward = answer_questions(model, tokenizer, QUESTIONS, warmup_config(tokenizer), batch_size=3, max_new_tokens=2)
-    backward = answer_questions(
-        model, tokenizer, QUESTIONS[::-1], warmup_config(tokenizer), batch_size=3, max_new_tokens=2
-    )
+    predictor = Predictor(model, tokenizer, warmup_config(tokenizer), batch_size=3)
+    forward = predictor.answer(QUESTIONS, max_new_tokens=2)
+    backward = predictor.answer(QUESTIONS[::-1], max_new_tokens=2)
     for one, other in zip(forward, backward[::-1], strict=True):
         assert one.option_logps == pytest.approx(other.option_logps, abs=1e-3)
         assert dataclasses.replace(one, option_logps=()) == dataclasses.replace(other, option_logps=())
 
 
 def test_no_tokens_no_generation(model, tokenizer):
-    predictions = answer_questions(model, tokenizer, QUESTIONS[:2], None, max_new_tokens=0)
+    predictions = Predictor(model, tokenizer, None).answer(QUESTIONS[:2], max_new_tokens=0)
     assert [prediction.generation for prediction in predictions] == [None, None]
     assert [prediction.warmup for prediction in predictions] == ["", ""]
 
@@ -118,7 +121,7 @@ def test_no_tokens_no_generation(model, tokenizer):
 def test_training_mode_is_left_as_it_was(model, tokenizer):
     for mode in (True, False):
         model.train(mode)
-        answer_questions(model, tokenizer, QUESTIONS[:1], warmup_config(tokenizer), max_new_tokens=1)
+        Predictor(model, tokenizer, warmup_config(tokenizer)).answer(QUESTIONS[:1], max_new_tokens=1)
         assert model.training is mode
 
 
@@ -129,9 +132,9 @@ def test_progress_sees_every_batch_and_every_question_once(model, tokenizer):
         seen[what] = batches
         return iter(batches)
 
-    config = warmup_config(tokenizer)
-    answer_questions(model, tokenizer, QUESTIONS, config, batch_size=4, max_new_tokens=1, progress=progress)
-    assert list(seen) == ["warmups", "scores", "answers"]
+    predictor = Predictor(model, tokenizer, warmup_config(tokenizer), batch_size=4, progress=progress)
+    predictor.answer(QUESTIONS, max_new_tokens=1)
+    assert list(seen) == ["warmups", "answers", "scores"]
     for batches in seen.values():
         assert [len(batch) for batch in batches] == [4, 2]
         assert sorted(i for batch in batches for i in batch) == list(range(6))
@@ -140,14 +143,15 @@ def test_progress_sees_every_batch_and_every_question_once(model, tokenizer):
 def test_answers_after_given_warmups_are_those_after_the_same_text(model, tokenizer):
     """Its own warmups given back change nothing; others, none among them, are what stands before the separator."""
     config = warmup_config(tokenizer)
-    own = answer_questions(model, tokenizer, QUESTIONS, config, max_new_tokens=3)
+    predictor = Predictor(model, tokenizer, config)
+    own = predictor.answer(QUESTIONS, max_new_tokens=3)
     again = [prediction.warmup_ids for prediction in own]
-    given = answer_questions(model, tokenizer, QUESTIONS, config, max_new_tokens=3, warmup_ids=again)
+    given = predictor.answer(QUESTIONS, max_new_tokens=3, warmup_ids=again)
     assert [p.generation for p in given] == [p.generation for p in own]
     for one, other in zip(given, own):
         assert one.option_logps == pytest.approx(other.option_logps, abs=1e-4)
     others = [list(range(70, 70 + i)) for i in range(len(QUESTIONS))]
-    swapped = answer_questions(model, tokenizer, QUESTIONS, config, max_new_tokens=0, warmup_ids=others)
+    swapped = predictor.answer(QUESTIONS, max_new_tokens=0, warmup_ids=others)
     for question, prediction, ids in zip(QUESTIONS, swapped, others):
         context = tokenizer(question.prompt)["input_ids"] + ids + config.warmup_separator_ids
         with torch.no_grad():
@@ -156,9 +160,10 @@ def test_answers_after_given_warmups_are_those_after_the_same_text(model, tokeni
 
 
 def test_scores_of_predictions(model, tokenizer):
-    predictions = answer_questions(model, tokenizer, QUESTIONS, None, max_new_tokens=2)
-    scores, left_out = score_predictions(("accuracy", "macro_f1"), QUESTIONS, predictions)
-    assert left_out == {}
+    predictions = Predictor(model, tokenizer, None).answer(QUESTIONS, max_new_tokens=2)
+    found = score_predictions(("accuracy", "macro_f1"), QUESTIONS, predictions)
+    scores = found.totals
+    assert (list(scores), found.left_out) == (["accuracy", "macro_f1", "perplexity"], {})
     right = [p.choice == q.answer for q, p in zip(QUESTIONS, predictions)]
     assert scores["accuracy"] == pytest.approx(sum(right) / len(right))
     nll = -sum(p.option_logps[q.answer] for q, p in zip(QUESTIONS, predictions))
@@ -170,23 +175,56 @@ def test_scores_of_predictions(model, tokenizer):
 def test_whether_options_are_written_is_scored_where_anything_was_to_be_written(written, share):
     predictions = [Prediction(0, (-1.0, -2.0), 1, "", (), text) for text in written]
     questions = [Question("x", (" A", " B"))] * 2
-    assert score_predictions(("accuracy",), questions, predictions)[0].get("generations_that_are_options") == share
+    assert share_of_options(questions, predictions) == share
 
 
 def test_nan_logits_are_not_scored(model, tokenizer):
     broken = copy.deepcopy(model)
     broken.lm_head.weight.data[5] = math.nan
     with pytest.raises(FloatingPointError, match=r"logits are NaN, so its answers cannot be scored\. .*learning_rate"):
-        answer_questions(broken, tokenizer, QUESTIONS, warmup_config(tokenizer), max_new_tokens=0)
+        Predictor(broken, tokenizer, warmup_config(tokenizer)).answer(QUESTIONS, max_new_tokens=0)
 
 
 def test_a_question_without_options_is_answered_freely(model, tokenizer):
     questions = [Question("Say it:", (" a b c",)), Question("x", (" d",))]
-    predictions = answer_questions(model, tokenizer, questions, None, max_new_tokens=4)
-    answers = answers_of(questions, predictions)
-    assert answers.choices is None
-    assert answers.texts == [prediction.generation.strip() for prediction in predictions]
-    assert answers.references == ["a b c", "d"]
+    predictions = Predictor(model, tokenizer, None).answer(questions, max_new_tokens=4)
+    rows = as_rows(questions, predictions, [0.5, 0.25])
+    assert [row.answer for row in rows] == [prediction.generation.strip() for prediction in predictions]
+    assert [(row.reference, row.score) for row in rows] == [("a b c", 0.5), ("d", 0.25)]
+
+
+def test_shuffled_and_empty_warmups_by_hand():
+    assert shuffled([[1], [2, 3], []]) == [[], [1], [2, 3]]
+    assert empty(["a", "b"]) == [[], []]
+
+
+@pytest.mark.parametrize("instead", [shuffled, empty])
+def test_answers_after_other_warmups_are_those_after_the_same_ones_given(model, tokenizer, instead):
+    config = warmup_config(tokenizer)
+    own = Predictor(model, tokenizer, config).warmups(QUESTIONS)
+    given = Predictor(model, tokenizer, config).answer(QUESTIONS, max_new_tokens=0, warmup_ids=instead(own))
+    assert Predictor(model, tokenizer, config, instead=instead).answer(QUESTIONS, max_new_tokens=0) == given
+
+
+def test_what_warmups_are_worth_is_what_the_right_option_gains_by_them(model, tokenizer):
+    predictor = Predictor(model, tokenizer, warmup_config(tokenizer))
+    own = predictor.answer(QUESTIONS, max_new_tokens=0)
+    found = predictor.warmup_metrics(QUESTIONS, own)
+    for name, instead in (("gain_over_none", empty), ("gain_over_others", shuffled)):
+        other = predictor.answer(QUESTIONS, max_new_tokens=0, warmup_ids=instead([list(p.warmup_ids) for p in own]))
+        gains = [a.option_logps[q.answer] - b.option_logps[q.answer] for a, b, q in zip(own, other, QUESTIONS)]
+        assert found[name] == pytest.approx(sum(gains) / len(gains), abs=1e-3)
+    assert found["mean_length"] == pytest.approx(sum(len(p.warmup_ids) for p in own) / len(own))
+    assert found["distinct"] == len({p.warmup_ids for p in own}) / len(own)
+
+
+@pytest.mark.parametrize("arm", ["direct", "a limit of 0", "empty"])
+def test_without_warmups_there_is_nothing_to_measure_of_them(model, tokenizer, arm):
+    config = None if arm == "direct" else warmup_config(tokenizer, 0 if arm == "a limit of 0" else 5)
+    predictor = Predictor(model, tokenizer, config, instead=empty if arm == "empty" else None)
+    predictions = predictor.answer(QUESTIONS, max_new_tokens=0)
+    assert predictor.warmup_metrics(QUESTIONS, predictions) == {}
+    assert {prediction.warmup_ids for prediction in predictions} == {()}
 
 
 def test_continuation_that_merges_with_the_prompt_is_encoded_alone():

@@ -1,4 +1,4 @@
-"""Which rows a command works on: those to draw curves with, those to judge by, and what is refused."""
+"""Which rows a command works on: those for learning curves, those for the verdict, and what is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def numbers(questions) -> list[int]:
     return [int(q.prompt.split("Colour ")[1].split("?")[0]) for q in questions]
 
 
-def test_curves_are_drawn_on_validation_rows(tmp_path):
+def test_learning_curves_use_validation_rows(tmp_path):
     data = folder_with(tmp_path, train=4, validation=6, test=5)
     curve, test = rows_to_compare_on(script(data), RunOptions(task="logiqa"), None, 128)
     assert (numbers(curve), numbers(test)) == (list(range(100, 106)), list(range(200, 205)))

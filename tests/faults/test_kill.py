@@ -26,9 +26,10 @@ from pathlib import Path
 import pytest
 from folders import puzzles, random_adapter, save_adapter, tree, write_rows
 
-import warmup_peft.cli.merge  # imported here, so that the processes need not
-import warmup_peft.cli.train
-import warmup_peft.comparison.experiment  # noqa: F401
+import warmup_peft.cli.compare  # these four are imported here, so that the processes need not
+import warmup_peft.cli.merge
+import warmup_peft.cli.sample
+import warmup_peft.cli.train  # noqa: F401
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.training import pool
 from warmup_peft.training.checkpoints import checkpoints, is_whole
@@ -225,11 +226,11 @@ def test_save(argv, tmp_path, capsys):
     assert case.phases["in a half-written checkpoint"] > 0
 
 
-def test_draw(argv, tmp_path, capsys):
+def test_sample(argv, tmp_path, capsys):
     def phase(folder: Path) -> str:
         return f"after {len(list(folder.rglob('part-*'))):>2} of 6 files"
 
-    case = Case("draw", argv("draw"), tmp_path / "out" / "run", tree, phase)
+    case = Case("sample", argv("sample"), tmp_path / "out" / "run", tree, phase)
     kill_again_and_again(case, tmp_path / "log", capsys)
 
 
@@ -261,6 +262,6 @@ def test_compare(argv, tmp_path, capsys):
     def phase(folder: Path) -> str:
         return f"after {len(list(folder.glob('runs/*/*/run.json')))} of 4 runs"
 
-    options = {"arms": "sft,anchored,posterior,random_warmup", "seeds": "0", "max_steps": "6", "curve_samples": "4"}
+    options = {"arms": "sft,anchored,posterior,shuffled_warmup", "seeds": "0", "max_steps": "6", "curve_samples": "4"}
     case = Case("compare", argv("compare", **options, curve_points="1"), tmp_path / "out" / "run", compared, phase)
     kill_again_and_again(case, tmp_path / "log", capsys)

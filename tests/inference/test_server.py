@@ -29,8 +29,9 @@ from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import load_folder, load_tokenizer
 from warmup_peft.inference.server import CompletionsClient, draw_from_server
 from warmup_peft.method.branches import left_padded
+from warmup_peft.method.model import evaluation_mode
+from warmup_peft.method.rows import PlainRows
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
-from warmup_peft.method.scoring import PlainRows, evaluation_mode
 
 SETTINGS = SamplingSettings(num_warmups=3, max_length=4, end_token_ids=(1,), separator_ids=(8, 9), pad_token_id=0)
 PROMPTS = [np.array([30, 31, 32]), np.array([40, 41])]
@@ -283,7 +284,7 @@ def test_a_server_that_stops_answering_leaves_what_is_whole(
     assert main(draw_argv) == BAD_INPUT
     said = capsys.readouterr().err
     assert "404" in said
-    assert f"The same command goes on from there: every 512 prompts, what was drawn is kept in {tmp_path}" in said
+    assert f"The same command goes on from there: every 512 prompts, the samples are saved in {tmp_path}" in said
     pool = tmp_path / "run" / "warmup_pool"
     assert len(list(pool.glob("part-*"))) == 2
     server.answer, asked = healthy, len(server.asked)
@@ -297,7 +298,7 @@ def test_a_server_that_dies_while_it_is_drawn_from_changes_no_draw(
 ):
     """Its connections break; the same command, to another server of the same model, ends with the same files."""
     monkeypatch.setattr("warmup_peft.training.pool.PROMPTS_PER_FILE", 2)
-    monkeypatch.setattr("warmup_peft.cli.train.CompletionsClient", partial(CompletionsClient, pause=0.0))
+    monkeypatch.setattr("warmup_peft.cli.sample.CompletionsClient", partial(CompletionsClient, pause=0.0))
     healthy = serve(model_folder, tokenizer(" || ")["input_ids"])
     server.answer = healthy
     assert main([*draw_argv, "--output_dir", str(tmp_path / "unbroken")]) == 0

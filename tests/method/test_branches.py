@@ -14,8 +14,14 @@ from warmup_peft.method.branches import (
     pack,
     positions_of,
     prefix_mask,
+    shuffled_warmups,
     split_examples,
 )
+
+
+def warmups(ids, lengths):
+    lengths = torch.tensor(lengths)
+    return Warmups(torch.tensor(ids), lengths, lengths)
 
 
 def test_split_pads_prompts_on_the_left_and_targets_on_the_right():
@@ -121,3 +127,17 @@ def test_no_warmup_has_neither_token_nor_decision():
     nothing = no_warmups(Tokens(torch.tensor([[5, 6]]), torch.tensor([[True, True]])))
     assert nothing.tokens().mask.sum() == 0
     assert nothing.num_decisions.tolist() == [[0]]
+
+
+def test_shuffled_warmups_are_those_of_the_example_before():
+    own = warmups([[[5, 6], [7, 8]], [[9, 9], [4, 4]]], [[2, 1], [1, 2]])
+    others = shuffled_warmups(own, None)
+    assert others.ids.tolist() == [[[9, 9], [4, 4]], [[5, 6], [7, 8]]]
+    assert others.lengths.tolist() == [[1, 2], [2, 1]]
+
+
+def test_a_batch_of_one_borrows_from_the_batch_before():
+    one = warmups([[[5, 6], [7, 8]]], [[2, 1]])
+    assert shuffled_warmups(one, None) is None
+    before = warmups([[[1, 2, 3], [1, 1, 1]], [[9, 9, 9], [4, 4, 4]]], [[2, 1], [3, 2]])
+    assert shuffled_warmups(one, before).ids.tolist() == [[[9, 9, 9], [4, 4, 4]]]

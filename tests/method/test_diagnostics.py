@@ -9,7 +9,6 @@ import torch
 
 from warmup_peft.method.branches import Warmups
 from warmup_peft.method.diagnostics import (
-    anothers_warmup,
     contains,
     effective_sample_size,
     num_distinct,
@@ -61,20 +60,6 @@ def test_distinct_draws_tell_stops_apart():
 def test_words_shared_with_the_target(warmup, target, shared, total, whole):
     assert num_shared_words(warmup, target) == (shared, total)
     assert contains(warmup, target) is whole
-
-
-def test_anothers_warmup_is_the_first_of_the_example_before():
-    drawn = warmups([[[5, 6], [7, 8]], [[9, 9], [4, 4]]], [[2, 1], [1, 2]])
-    others = anothers_warmup(drawn, None)
-    assert others.ids.tolist() == [[[9, 9]], [[5, 6]]]
-    assert others.lengths.tolist() == [[1], [2]]
-
-
-def test_a_batch_of_one_borrows_from_the_batch_before():
-    one = warmups([[[5, 6], [7, 8]]], [[2, 1]])
-    assert anothers_warmup(one, None) is None
-    before = warmups([[[1, 2, 3], [1, 1, 1]], [[9, 9, 9], [4, 4, 4]]], [[2, 1], [3, 2]])
-    assert anothers_warmup(one, before).ids.tolist() == [[[9, 9, 9]]]
 
 
 HEALTHY = {"warmups/mean_length": 7.0, "warmups/overlap": 0.3, "warmups/gain_over_none": 1.5}

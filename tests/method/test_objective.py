@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from warmup_peft.method.objective import (
-    NEEDS_TWO_WARMUPS,
     OBJECTIVES,
     Scores,
     assign_credit,
@@ -18,6 +17,7 @@ from warmup_peft.method.objective import (
     token_logps,
 )
 from warmup_peft.method.objective import warmup_loss as loss_of
+from warmup_peft.settings.objectives import OBJECTIVE_NEEDS
 from warmup_peft.settings.options import OBJECTIVE_NAMES
 
 
@@ -226,7 +226,7 @@ def test_low_precision_is_computed_in_float32(name, dtype):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_one_warmup_is_defined_or_refused(name):
     single = torch.tensor([[-3.0]])
-    if name in NEEDS_TWO_WARMUPS:
+    if OBJECTIVE_NEEDS[name].other_warmups:
         with pytest.raises(ValueError, match=f"objective={name} compares warmups"):
             assign_credit(single, name)
     else:

@@ -11,9 +11,10 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, set_seed
 
 from warmup_peft.method.branches import Tokens
+from warmup_peft.method.model import evaluation_mode, random_numbers_from
 from warmup_peft.method.prefix import SharedPrefix, install
+from warmup_peft.method.rows import PlainRows
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler, end_warmups
-from warmup_peft.method.scoring import PlainRows, evaluation_mode, random_numbers_from
 
 SETTINGS = SamplingSettings(num_warmups=3, max_length=5, end_token_ids=(1,), separator_ids=(8, 9), pad_token_id=0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from warmup_peft.evaluation.tasks import logiqa
+from warmup_peft.evaluation.logiqa import logiqa
 from warmup_peft.training.config import parse_training
 
 ROOT = Path(__file__).resolve().parents[2]

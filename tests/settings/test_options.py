@@ -56,11 +56,13 @@ REFUSED = [
     ({"warmup_dropout": 0.1, "objective": "log_mean_exp"}, "warmup_dropout", "one of warmup, jensen"),
     ({"warmup_gain_steps": -1}, "warmup_gain_steps", "0 (never) or more"),
     ({"num_warmups_to_print": 0}, "num_warmups_to_print", "1 or more"),
-    ({"warmup_source": "Base"}, "warmup_source", "'policy' or 'base'"),
+    ({"warmup_source": "Base"}, "warmup_source", "Choose one of policy, base, shuffled, empty"),
+    ({"warmup_source": "shuffled", "objective": "jensen"}, "objective", "Set it to 'warmup'"),
+    ({"warmup_source": "empty", "warmup_anchor": 0.3}, "warmup_anchor", "nothing to anchor"),
     ({"warmup_pool": "pool"}, "warmup_pool", "set warmup_source to 'base'"),
     ({"warmup_source": "base", "warmup_pool_size": 3}, "warmup_pool_size", "num_warmups=4"),
     ({"warmup_source": "base", "warmup_pool_batch_size": 0}, "warmup_pool_batch_size", "1 or more"),
-    ({"warmup_source": "base", "warmup_sampling": "beam"}, "warmup_sampling", "independent draws"),
+    ({"warmup_source": "base", "warmup_sampling": "beam"}, "warmup_sampling", "independent samples"),
     ({"warmup_source": "base", "objective": "jensen"}, "objective", "Choose warmup or posterior"),
 ]
 ACCEPTED = [

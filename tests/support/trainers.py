@@ -56,10 +56,10 @@ class Draw(NamedTuple):
 def record_warmups(trainer):
     """Every batch's prompts and their draws, in the order they were drawn, those that are left out as empty ones."""
     drawn = []
-    sample, leave_some_out = trainer._sample, trainer._leave_some_out
+    sample = trainer.sample_warmups
 
     def recording(model, encoded):
-        warmups, prompt = leave_some_out(sample(model, encoded)), encoded.prompt
+        warmups, prompt = sample(model, encoded), encoded.prompt
         for b in range(len(prompt.ids)):
             draws = [
                 Draw(
@@ -72,5 +72,5 @@ def record_warmups(trainer):
             drawn.append((prompt.ids[b][prompt.mask[b]].tolist(), draws))
         return warmups
 
-    trainer._sample, trainer._leave_some_out = recording, lambda warmups: warmups
+    trainer.sample_warmups = recording
     return drawn

@@ -1,4 +1,4 @@
-"""Warmups on disk: the same law, the same draws after an interruption, and refusals."""
+"""Warmups on disk: the same distribution, the same samples after an interruption, and refusals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from warmup_peft.method.branches import Tokens, Warmups
 from warmup_peft.training import pool as pool_module
 from warmup_peft.training.pool import WarmupPool, pick, rows_of
 
-LAW = {"base model": "abc", "tokenizer": "def", "temperature": 1.0, "end_token_ids": (1,)}
+IDENTITY = {"base model": "abc", "tokenizer": "def", "temperature": 1.0, "end_token_ids": (1,)}
 M = 6
 
 
@@ -24,18 +24,18 @@ def prompts(count):
     return [np.arange(2, 3 + number % 5, dtype=np.int32) + 10 * number for number in range(count)]
 
 
-def draw_digits(batch, seed):
+def sample_digits(batch, seed):
     """Warmups of one digit and a stop, from a generator of their own; P(digit) = 1/4, 1/4, 1/2."""
     generator = torch.Generator().manual_seed(seed)
-    law = torch.tensor([0.25, 0.25, 0.5])
-    digits = torch.multinomial(law.expand(len(batch), -1), M, replacement=True, generator=generator)
+    probabilities = torch.tensor([0.25, 0.25, 0.5])
+    digits = torch.multinomial(probabilities.expand(len(batch), -1), M, replacement=True, generator=generator)
     ids = torch.stack([digits + 5, torch.ones_like(digits)], dim=-1)
     lengths = torch.ones_like(digits)
-    return Warmups(ids, lengths, lengths + 1, law[digits].log())
+    return Warmups(ids, lengths, lengths + 1, probabilities[digits].log())
 
 
-def draw_all(pool, rows, draw=draw_digits, **keywords):
-    pool.add(pool.missing(rows), draw, **{"seed": 0, "prompts_per_batch": 4, **keywords})
+def fill(pool, rows, sample=sample_digits, **keywords):
+    pool.add(pool.missing(rows), sample, **{"seed": 0, "prompts_per_batch": 4, **keywords})
     pool.load()
     return pool
 
@@ -55,10 +55,10 @@ def small_files(monkeypatch):
     monkeypatch.setattr(pool_module, "PROMPTS_PER_FILE", 8)
 
 
-def test_draws_come_back_as_they_were(tmp_path):
+def test_samples_come_back_as_they_were(tmp_path):
     """Ids with their end, lengths, log-probabilities; M with counts."""
     rows = prompts(10)
-    pool = draw_all(WarmupPool(tmp_path / "pool", LAW, M), rows)
+    pool = fill(WarmupPool(tmp_path / "pool", IDENTITY, M), rows)
     assert len(pool) == 10
     for row in contents(pool):
         assert sum(row["counts"]) == M
@@ -71,12 +71,12 @@ def test_draws_come_back_as_they_were(tmp_path):
     stored = {row["key"]: row for row in contents(pool)}
     for b, ids in enumerate(rows):
         there = stored[pool_module.prompt_key(ids)]["ids"]
-        assert all(draw in there for draw in warmups.ids[b].tolist())
+        assert all(sample in there for sample in warmups.ids[b].tolist())
 
 
 def test_all_of_m_are_taken_when_k_is_m(tmp_path):
     rows = prompts(3)
-    pool = draw_all(WarmupPool(tmp_path, LAW, M), rows)
+    pool = fill(WarmupPool(tmp_path, IDENTITY, M), rows)
     warmups = pool.sample(as_tokens(rows), M, seed=5, epoch=2, pad_token_id=0)
     expected = {row["key"]: sorted(np.repeat([ids[0] for ids in row["ids"]], row["counts"])) for row in contents(pool)}
     for b, ids in enumerate(rows):
@@ -85,7 +85,7 @@ def test_all_of_m_are_taken_when_k_is_m(tmp_path):
 
 def test_an_epoch_repeats_itself_and_differs_from_others(tmp_path):
     rows = prompts(12)
-    pool = draw_all(WarmupPool(tmp_path, LAW, M), rows)
+    pool = fill(WarmupPool(tmp_path, IDENTITY, M), rows)
 
     def at(epoch, seed=0, of=rows):
         return pool.sample(as_tokens(of), 2, seed=seed, epoch=epoch, pad_token_id=0).ids
@@ -97,143 +97,143 @@ def test_an_epoch_repeats_itself_and_differs_from_others(tmp_path):
 
 
 def test_picks_follow_the_counts():
-    """Chi-square over the first of two picks: 3 of 6 draws are the first kind."""
+    """Chi-square over the first of two picks: 3 of 6 samples are the first kind."""
     picks = [pick([3, 2, 1], 2, seed) for seed in range(3000)]
     observed = np.bincount([first for first, _ in picks], minlength=3)
     assert chisquare(observed, np.array([3, 2, 1]) / 6 * len(picks)).pvalue > 1e-3
     assert not any((pair == 2).all() for pair in picks)  # without replacement
 
 
-def test_the_pool_has_the_law_that_was_drawn_from(tmp_path):
+def test_the_pool_has_the_distribution_that_was_sampled_from(tmp_path):
     rows = prompts(600)
-    pool = draw_all(WarmupPool(tmp_path, LAW, M), rows, prompts_per_batch=64)
-    drawn = pool.sample(as_tokens(rows), 2, seed=0, epoch=0, pad_token_id=0).ids[..., 0].flatten()
-    observed = np.bincount(drawn - 5, minlength=3)
-    assert chisquare(observed, np.array([0.25, 0.25, 0.5]) * len(drawn)).pvalue > 1e-3
+    pool = fill(WarmupPool(tmp_path, IDENTITY, M), rows, prompts_per_batch=64)
+    sampled = pool.sample(as_tokens(rows), 2, seed=0, epoch=0, pad_token_id=0).ids[..., 0].flatten()
+    observed = np.bincount(sampled - 5, minlength=3)
+    assert chisquare(observed, np.array([0.25, 0.25, 0.5]) * len(sampled)).pvalue > 1e-3
 
 
 class Killed(Exception):
     pass
 
 
-def test_a_draw_that_was_killed_goes_on_and_gives_the_same_pool(tmp_path, small_files):
+def test_sampling_that_was_killed_goes_on_and_gives_the_same_pool(tmp_path, small_files):
     rows = prompts(37)
-    whole = draw_all(WarmupPool(tmp_path / "whole", LAW, M), rows)
+    whole = fill(WarmupPool(tmp_path / "whole", IDENTITY, M), rows)
     calls = []
 
     def killed_at_the_sixth(batch, seed):
         calls.append(batch)
         if len(calls) == 6:
             raise Killed
-        return draw_digits(batch, seed)
+        return sample_digits(batch, seed)
 
     with pytest.raises(Killed):
-        draw_all(WarmupPool(tmp_path / "pool", LAW, M), rows, draw=killed_at_the_sixth)
-    half = WarmupPool(tmp_path / "pool", LAW, M)
+        fill(WarmupPool(tmp_path / "pool", IDENTITY, M), rows, sample=killed_at_the_sixth)
+    half = WarmupPool(tmp_path / "pool", IDENTITY, M)
     assert len(half) == 16  # two whole files, and nothing of the third
     assert [path.name for path in half.folder.iterdir() if path.name.startswith(".")] == []
     calls.clear()
-    draw_all(half, rows, draw=lambda *args: calls.append(args) or draw_digits(*args))
+    fill(half, rows, sample=lambda *args: calls.append(args) or sample_digits(*args))
     assert sum(len(batch) for batch, _ in calls) == 37 - 16
     assert contents(half) == contents(whole)
 
 
 def test_ranks_share_the_work_and_give_the_same_pool(tmp_path, small_files):
     rows = prompts(37)
-    whole = draw_all(WarmupPool(tmp_path / "whole", LAW, M), rows)
-    ranks = [WarmupPool(tmp_path / "pool", LAW, M) for _ in range(2)]
+    whole = fill(WarmupPool(tmp_path / "whole", IDENTITY, M), rows)
+    ranks = [WarmupPool(tmp_path / "pool", IDENTITY, M) for _ in range(2)]
     missing = [pool.missing(rows) for pool in ranks]  # each knows before the other writes
     for rank, pool in enumerate(ranks):
-        pool.add(missing[rank], draw_digits, seed=0, prompts_per_batch=4, share=(rank, 2))
+        pool.add(missing[rank], sample_digits, seed=0, prompts_per_batch=4, share=(rank, 2))
     ranks[0].load()
     assert contents(ranks[0]) == contents(whole)
 
 
-def test_only_what_is_missing_is_drawn(tmp_path):
-    pool = draw_all(WarmupPool(tmp_path, LAW, M), prompts(5))
+def test_only_what_is_missing_is_sampled(tmp_path):
+    pool = fill(WarmupPool(tmp_path, IDENTITY, M), prompts(5))
     before = contents(pool)
     assert [len(ids) for ids in pool.missing([*prompts(7), prompts(7)[6]])] == [2, 1]  # each once, the longest first
-    draw_all(pool, prompts(7))
+    fill(pool, prompts(7))
     assert len(pool) == 7
     assert all(row in contents(pool) for row in before)
 
 
 @pytest.mark.parametrize(
-    ("law", "size", "name"),
+    ("identity", "size", "name"),
     [({"base model": "xyz"}, M, "base model"), ({"temperature": 0.5}, M, "temperature"), ({}, 8, "warmup_pool_size")],
 )
-def test_another_law_is_refused(tmp_path, law, size, name):
-    draw_all(WarmupPool(tmp_path, LAW, M), prompts(2))
-    with pytest.raises(ValueError, match=rf"drawn with another {name} \(.*, now .*\). Remove the folder, or name"):
-        WarmupPool(tmp_path, {**LAW, **law}, size)
+def test_another_identity_is_refused(tmp_path, identity, size, name):
+    fill(WarmupPool(tmp_path, IDENTITY, M), prompts(2))
+    with pytest.raises(ValueError, match=rf"sampled with another {name} \(.*, now .*\). Remove the folder, or name"):
+        WarmupPool(tmp_path, {**IDENTITY, **identity}, size)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
 def test_a_file_that_was_cut_short_is_refused(tmp_path, share):
-    draw_all(WarmupPool(tmp_path, LAW, M), prompts(9))
+    fill(WarmupPool(tmp_path, IDENTITY, M), prompts(9))
     path = next(tmp_path.glob("part-*.arrow"))
     whole = path.read_bytes()
     path.unlink()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ValueError, match=f"{path.name} was cut short. Remove it"):
-        WarmupPool(tmp_path, LAW, M)
+        WarmupPool(tmp_path, IDENTITY, M)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "null", "3"])
 def test_a_broken_description_is_refused(tmp_path, text):
     (tmp_path / "pool.json").write_text(text)
     with pytest.raises(ValueError, match=r"pool.json cannot be read"):
-        WarmupPool(tmp_path, LAW, M)
+        WarmupPool(tmp_path, IDENTITY, M)
 
 
-def test_warmups_of_an_unknown_law_are_refused(tmp_path):
-    draw_all(WarmupPool(tmp_path, LAW, M), prompts(2))
+def test_warmups_of_an_unknown_distribution_are_refused(tmp_path):
+    fill(WarmupPool(tmp_path, IDENTITY, M), prompts(2))
     (tmp_path / "pool.json").unlink()
-    with pytest.raises(ValueError, match="nobody knows how its warmups were drawn"):
-        WarmupPool(tmp_path, LAW, M)
+    with pytest.raises(ValueError, match="nobody knows how its warmups were sampled"):
+        WarmupPool(tmp_path, IDENTITY, M)
 
 
 def test_a_file_is_no_pool(tmp_path):
     (tmp_path / "pool").write_text("x")
     with pytest.raises(ValueError, match="is a file"):
-        WarmupPool(tmp_path / "pool", LAW, M)
+        WarmupPool(tmp_path / "pool", IDENTITY, M)
 
 
-def test_a_draw_that_failed_binds_nobody(tmp_path):
+def test_sampling_that_failed_binds_nobody(tmp_path):
     def fail(batch, seed):
         raise Killed
 
     with pytest.raises(Killed):
-        draw_all(WarmupPool(tmp_path / "pool", LAW, M), prompts(2), draw=fail)
-    draw_all(WarmupPool(tmp_path / "pool", {**LAW, "temperature": 0.5}, M), prompts(2))
+        fill(WarmupPool(tmp_path / "pool", IDENTITY, M), prompts(2), sample=fail)
+    fill(WarmupPool(tmp_path / "pool", {**IDENTITY, "temperature": 0.5}, M), prompts(2))
 
 
-def test_two_draws_of_different_laws_do_not_mix(tmp_path):
-    one, other = WarmupPool(tmp_path, LAW, M), WarmupPool(tmp_path, {**LAW, "temperature": 0.5}, M)
-    draw_all(one, prompts(2))
-    with pytest.raises(ValueError, match="drawn with another temperature"):
-        draw_all(other, prompts(4))
+def test_samples_of_two_distributions_do_not_mix(tmp_path):
+    one, other = WarmupPool(tmp_path, IDENTITY, M), WarmupPool(tmp_path, {**IDENTITY, "temperature": 0.5}, M)
+    fill(one, prompts(2))
+    with pytest.raises(ValueError, match="sampled with another temperature"):
+        fill(other, prompts(4))
 
 
 def test_a_prompt_without_warmups_is_refused_with_its_row(tmp_path):
-    pool = draw_all(WarmupPool(tmp_path, LAW, M), prompts(3))
+    pool = fill(WarmupPool(tmp_path, IDENTITY, M), prompts(3))
     with pytest.raises(ValueError, match="Row 1 of the batch has a prompt that is not in"):
         pool.sample(as_tokens([prompts(3)[0], prompts(9)[8]]), 2, seed=0, epoch=0, pad_token_id=0)
 
 
 @pytest.mark.parametrize(("ids", "length", "word"), [([1], 0, "empty"), ([5, 1], 1, "the same")])
 def test_warmups_that_say_nothing_are_noticed(tmp_path, ids, length, word):
-    def draw(batch, seed):
-        drawn = torch.tensor(ids).expand(len(batch), M, -1)
+    def sample(batch, seed):
+        sampled = torch.tensor(ids).expand(len(batch), M, -1)
         lengths = torch.full((len(batch), M), length)
-        return Warmups(drawn, lengths, lengths + 1, torch.zeros(len(batch), M))
+        return Warmups(sampled, lengths, lengths + 1, torch.zeros(len(batch), M))
 
-    pool = draw_all(WarmupPool(tmp_path, LAW, M), prompts(4), draw=draw)
+    pool = fill(WarmupPool(tmp_path, IDENTITY, M), prompts(4), sample=sample)
     assert f"are {word}" in pool.why_useless()
-    assert draw_all(WarmupPool(tmp_path / "good", LAW, M), prompts(4)).why_useless() is None
+    assert fill(WarmupPool(tmp_path / "good", IDENTITY, M), prompts(4)).why_useless() is None
 
 
-def test_coinciding_draws_are_kept_once_and_stops_apart():
+def test_equal_samples_are_kept_once_and_stops_apart():
     ids = torch.tensor([[[5, 1], [5, 9], [5, 1], [5, 7]]])
     row = next(
         iter(rows_of(Warmups(ids, torch.tensor([[1, 1, 1, 2]]), torch.tensor([[2, 2, 2, 2]]), -torch.ones(1, 4))))
@@ -244,7 +244,7 @@ def test_coinciding_draws_are_kept_once_and_stops_apart():
 
 
 def test_files_are_plain_arrow_data_sets(tmp_path):
-    draw_all(WarmupPool(tmp_path, LAW, M), prompts(3))
+    fill(WarmupPool(tmp_path, IDENTITY, M), prompts(3))
     part = Dataset.from_file(str(next(tmp_path.glob("part-*.arrow"))))
     assert set(part.column_names) == {"key", "ids", "lengths", "logps", "counts"}
     assert json.loads((tmp_path / "pool.json").read_text())["warmup_pool_size"] == M
@@ -255,7 +255,7 @@ import resource, sys, torch, numpy as np
 from warmup_peft.method.branches import Tokens, Warmups
 from warmup_peft.training.pool import WarmupPool
 
-def draw(batch, seed):
+def sample(batch, seed):
     ids = torch.randint(0, 30000, (len(batch), 16, 8), generator=torch.Generator().manual_seed(seed))
     return Warmups(ids, *(torch.full((len(batch), 16), n) for n in (8, 8)), -torch.ones(len(batch), 16))
 
@@ -263,11 +263,11 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 rng = np.random.default_rng(0)
-draw([0] * 256, 0)
+sample([0] * 256, 0)
 before = peak()
 prompts = [rng.integers(0, 30000, 300, dtype=np.int32) for _ in range(20000)]
 pool = WarmupPool(sys.argv[1], {}, 16)
-pool.add(pool.missing(prompts), draw, seed=0, prompts_per_batch=256)
+pool.add(pool.missing(prompts), sample, seed=0, prompts_per_batch=256)
 pool.load()
 for start in range(0, 20000, 1000):
     ids = torch.tensor(np.stack(prompts[start : start + 16]))

@@ -1,7 +1,8 @@
-"""`warmup_source: base`: warmups of the adapter-off model, drawn once, before training."""
+"""Where warmups come from: the base model's, sampled once before training, and the two controls."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from collections import Counter
@@ -15,6 +16,10 @@ from scipy.stats import chisquare
 from tiny_world import OUTCOMES, build_trainer, quantities
 from trainers import make_trainer, randomise_adapter, record_warmups
 from transformers import AutoModelForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
+from warmup_peft.method.branches import split_examples
 
 
 def base_trainer(model, tmp_path, tokenizer, **settings):
@@ -25,7 +30,7 @@ def base_trainer(model, tmp_path, tokenizer, **settings):
 def test_the_pool_has_the_law_of_sampling_on_the_fly(world, tmp_path):
     """4,000 draws of one prompt against the exact probabilities of all 26 warmups, the adapter being off."""
     trainer = build_trainer(world, tmp_path, "warmup", warmup_source="base", warmup_pool_size=4000)
-    pool = trainer.draw_warmups()
+    pool = trainer.fill_warmup_pool()
     row = pool._rows[0]
     counts = {(tuple(ids), length): count for ids, length, count in zip(row["ids"], row["lengths"], row["counts"])}
     with torch.no_grad():
@@ -42,12 +47,12 @@ def test_the_pool_has_the_law_of_sampling_on_the_fly(world, tmp_path):
 
 def test_training_draws_nothing_any_more(model_folder, tokenizer, lora, tmp_path, monkeypatch):
     trainer = base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, max_steps=3, logging_steps=1)
-    trainer.draw_warmups()
+    trainer.fill_warmup_pool()
 
     def refuse(*_):
         raise AssertionError("sampling in the training loop")
 
-    monkeypatch.setattr(trainer, "_sampler", refuse)
+    monkeypatch.setattr(trainer.source, "sampler", refuse)
     trainer.train()
     assert trainer.state.log_history[0]["warmups/kl"] == pytest.approx(
         0.0, abs=1e-4
@@ -63,7 +68,7 @@ def test_the_pool_does_not_depend_on_the_adapter_nor_on_what_was_drawn_before(mo
             randomise_adapter(trainer.model)
             torch.rand(noise)
         state = torch.get_rng_state()
-        pools.append(trainer.draw_warmups()._rows.to_list())
+        pools.append(trainer.fill_warmup_pool()._rows.to_list())
         assert torch.equal(torch.get_rng_state(), state)
     assert pools[0] == pools[1]
 
@@ -72,7 +77,7 @@ def test_evaluation_uses_the_models_own_warmups(model_folder, tokenizer, lora, t
     trainer = base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
     randomise_adapter(trainer.model)
     assert trainer.evaluate(examples)["eval_warmups/kl"] > 0.01  # exact, and no pool was ever drawn
-    assert trainer._pool is None
+    assert trainer.source.pool is None
 
 
 def steps_of(trainer, drawn):
@@ -95,33 +100,33 @@ def test_a_resumed_run_sees_the_same_warmups(model_folder, tokenizer, lora, tmp_
 
 def test_another_base_model_is_refused(model_folder, tokenizer, lora, tmp_path):
     pool = str(tmp_path / "pool")
-    base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, warmup_pool=pool).draw_warmups()
+    base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, warmup_pool=pool).fill_warmup_pool()
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     model.model.layers[1].mlp.up_proj.weight.data.mul_(1.01)
     other = base_trainer(model, tmp_path, tokenizer, peft_config=lora, warmup_pool=pool)
-    with pytest.raises(ValueError, match="drawn with another base model"):
+    with pytest.raises(ValueError, match="sampled with another base model"):
         other.train()
 
 
 def test_another_tokenizer_or_law_is_refused(model_folder, tokenizer, lora, tmp_path):
     pool = str(tmp_path / "pool")
-    base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, warmup_pool=pool).draw_warmups()
+    base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, warmup_pool=pool).fill_warmup_pool()
     shorter = base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, warmup_pool=pool, max_warmup_length=4)
-    with pytest.raises(ValueError, match=r"drawn with another max_length \(5, now 4\)"):
-        shorter.draw_warmups()
+    with pytest.raises(ValueError, match=r"sampled with another max_length \(5, now 4\)"):
+        shorter.fill_warmup_pool()
     more = type(tokenizer).from_pretrained(model_folder)
     more.add_tokens(["<new>"])
-    with pytest.raises(ValueError, match="drawn with another tokenizer"):
-        base_trainer(model_folder, tmp_path, more, peft_config=lora, warmup_pool=pool).draw_warmups()
+    with pytest.raises(ValueError, match="sampled with another tokenizer"):
+        base_trainer(model_folder, tmp_path, more, peft_config=lora, warmup_pool=pool).fill_warmup_pool()
 
 
 def test_a_changed_prompt_is_drawn_and_said(model_folder, tokenizer, lora, tmp_path, caplog):
     pool = str(tmp_path / "pool")
-    base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, warmup_pool=pool).draw_warmups()
+    base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, warmup_pool=pool).fill_warmup_pool()
     rows = [{**EXAMPLES[0], "prompt": "Q: another?"}, *EXAMPLES[1:]]
     changed = base_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora, warmup_pool=pool)
     with caplog.at_level(logging.WARNING):
-        assert len(changed.draw_warmups()) == 5
+        assert len(changed.fill_warmup_pool()) == 5
     assert "1 prompts have no warmups in" in caplog.text
 
 
@@ -131,9 +136,7 @@ def test_a_base_that_says_nothing_is_refused_before_training(model_folder, token
     with torch.no_grad():
         embedding.copy_(embedding[:1].expand_as(embedding))
         trainer.model.get_output_embeddings().weight.mul_(0)[1].fill_(0)
-    trainer.sampling = trainer.sampling.__class__(
-        **{**vars(trainer.sampling), "do_sample": False, "end_token_ids": (0,)}
-    )
+    trainer.source.sampling = dataclasses.replace(trainer.sampling, do_sample=False, end_token_ids=(0,))
     with pytest.raises(ValueError, match=r"Nothing can be learnt with warmup_source base: .* are empty"):
         trainer.train()
     assert trainer.state.global_step == 0
@@ -153,14 +156,14 @@ def test_a_whole_model_goes_on_with_the_pool_of_the_weights_it_started_with(mode
     settings["model_init_kwargs"] = {"dtype": "float32"}
     trainer = base_trainer(model_folder, tmp_path, tokenizer, **settings)
     trainer.train()
-    rows = trainer._pool._rows.to_list()
+    rows = trainer.source.pool._rows.to_list()
     trainer.train()
-    assert trainer._pool._rows.to_list() == rows
+    assert trainer.source.pool._rows.to_list() == rows
     checkpoint = str(Path(trainer.args.output_dir, "checkpoint-1"))
     trainer.train(resume_from_checkpoint=checkpoint)
     again = base_trainer(model_folder, tmp_path, tokenizer, **settings)
     again.train(resume_from_checkpoint=checkpoint)
-    assert again._pool._rows.to_list() == rows
+    assert again.source.pool._rows.to_list() == rows
     for name, weight in again.model.named_parameters():
         assert torch.equal(weight, trainer.model.get_parameter(name)), name
 
@@ -170,7 +173,7 @@ def test_a_whole_model_that_has_moved_draws_no_more_for_its_base(model_folder, t
     trainer.train()
     shutil.rmtree(tmp_path / "run" / "warmup_pool")
     with pytest.raises(
-        ValueError, match=r"4 prompts have no warmups .* its base is gone\. Call draw_warmups\(\) before"
+        ValueError, match=r"4 prompts have no warmups .* its base is gone\. Call fill_warmup_pool\(\) before"
     ):
         trainer.train()
 
@@ -216,11 +219,77 @@ def test_a_share_of_the_warmups_is_left_out(model_folder, tokenizer, lora, tmp_p
 def test_rows_beyond_max_length_are_pooled_as_they_are_trained(model_folder, tokenizer, lora, tmp_path):
     trainer = base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, max_length=23)
     trainer.train()  # a prompt that is not in the pool would stop it
-    assert len(trainer._pool) == len(trainer.train_dataset) == 3
+    assert len(trainer.source.pool) == len(trainer.train_dataset) == 3
 
 
 def test_datasets_of_labels_are_pooled_too(model_folder, tokenizer, lora, tmp_path):
     rows = [{"input_ids": [5, 6, 7 + i, 8], "labels": [-100, -100, -100, 8]} for i in range(3)]
     trainer = base_trainer(model_folder, tmp_path, tokenizer, rows=Dataset.from_list(rows).to_list(), peft_config=lora)
     trainer.train()
-    assert len(trainer._pool) == 3
+    assert len(trainer.source.pool) == 3
+
+
+# ---- Controls: shuffled warmups, and none ----
+
+SEPARATOR = " | "
+
+
+def control(source, model_folder, tokenizer, examples, lora, tmp_path, **options):
+    args = WarmupSFTConfig(
+        str(tmp_path), num_warmups=2, max_warmup_length=4, warmup_separator=SEPARATOR, warmup_anchor=0.0,
+        warmup_source=source, bf16=False,
+        report_to="none", gradient_checkpointing=False, per_device_train_batch_size=4, max_steps=2, logging_steps=1,
+        **options,
+    )  # fmt: skip
+    return WarmupSFTTrainer(
+        model=model_folder, args=args, train_dataset=examples, processing_class=tokenizer, peft_config=lora
+    )
+
+
+def sampled(trainer, rows: slice = slice(None)):
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    prompt, _ = split_examples(*(batch[name][rows] for name in ("input_ids", "labels", "attention_mask")))
+    torch.manual_seed(0)
+    return trainer.sample_warmups(trainer.model, trainer.encoder(trainer.model, prompt, room=20))
+
+
+def test_each_row_gets_the_warmups_of_the_row_before(model_folder, tokenizer, examples, lora, tmp_path):
+    given = [model_folder, tokenizer, examples, lora, tmp_path]
+    own, others = sampled(control("policy", *given)), sampled(control("shuffled", *given))
+    assert torch.equal(others.ids, own.ids.roll(1, 0))
+    assert torch.equal(others.lengths, own.lengths.roll(1, 0))
+
+
+def test_a_batch_of_one_gets_those_of_the_batch_before(model_folder, tokenizer, examples, lora, tmp_path):
+    given = [model_folder, tokenizer, examples, lora, tmp_path]
+    trainer, plain = control("shuffled", *given), control("policy", *given)
+    assert sampled(trainer, slice(0, 1)).lengths.max() == 0  # the first has no other
+    assert torch.equal(sampled(trainer, slice(1, 2)).ids, sampled(plain, slice(0, 1)).ids)
+
+
+@pytest.mark.parametrize("source", ["shuffled", "empty"])
+def test_controls_train(source, model_folder, tokenizer, examples, lora, tmp_path):
+    trainer = control(source, model_folder, tokenizer, examples, lora, tmp_path)
+    trainer.train()
+    assert all(torch.isfinite(torch.tensor(log["loss"])) for log in trainer.state.log_history if "loss" in log)
+
+
+def test_without_warmups_the_loss_is_sfts_on_rows_with_the_separator(
+    model_folder, tokenizer, examples, lora, tmp_path
+):
+    """The separator stands at the end of the prompt, and the target's loss is TRL's own."""
+    trainer = control("empty", model_folder, tokenizer, examples, lora, tmp_path)
+    trainer.train()
+    with_separator = examples.map(lambda row: {"prompt": row["prompt"] + SEPARATOR})
+    args = SFTConfig(
+        str(tmp_path), bf16=False, report_to="none", gradient_checkpointing=False, per_device_train_batch_size=4,
+        max_steps=2, logging_steps=1,
+    )  # fmt: skip
+    plain = SFTTrainer(
+        model=model_folder, args=args, train_dataset=with_separator, processing_class=tokenizer, peft_config=lora
+    )
+    plain.train()
+    losses = [[log["loss"] for log in t.state.log_history if "loss" in log] for t in (trainer, plain)]
+    norms = [[log["grad_norm"] for log in t.state.log_history if "grad_norm" in log] for t in (trainer, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import inspect
@@ -11,33 +10,20 @@ import math
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import EXAMPLES, TINY_SIZES
-from datasets import Dataset, IterableDataset
-from folders import puzzles, relative_difference, write_rows
+from conftest import EXAMPLES
+from datasets import Dataset
+from folders import relative_difference
 from peft import LoraConfig
 from trainers import make_trainer, randomise_adapter, record_warmups
 from transformers import (
     AutoModelForCausalLM,
-    BertConfig,
-    BertLMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
 )
 from trl import SFTConfig, SFTTrainer
 
-from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer, merge_adapter, warmup_generate
-from warmup_peft.cli.main import main
-from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.loading import TrainingRecord, load_folder
-from warmup_peft.method.branches import Tokens, split_examples
-from warmup_peft.method.prefix import SharedPrefix
-from warmup_peft.method.scoring import PlainRows
+from warmup_peft import WarmupSFTTrainer, warmup_generate
 
 
 def others(values, i):
@@ -198,7 +184,7 @@ def check_against_plain_loop(trainer, tokenizer):
     model = trainer.model
     randomise_adapter(model)
     if trainer.args.warmup_source == "base":
-        trainer.draw_warmups()
+        trainer.fill_warmup_pool()
     drawn = record_warmups(trainer)
     if trainer.args.gradient_checkpointing:  # `Trainer.train` would do it
         model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
@@ -225,7 +211,7 @@ def check_against_plain_loop(trainer, tokenizer):
 
 def make_deterministic(trainer):
     """Beam search without sampling: the same warmups for a prompt, whatever batch it is in."""
-    trainer.sampling = dataclasses.replace(
+    trainer.source.sampling = dataclasses.replace(
         trainer.sampling, do_sample=False, num_beams=max(2, trainer.args.num_warmups)
     )
 
@@ -328,44 +314,6 @@ def test_evaluation_repeats_itself_and_leaves_training_alone(model_folder, token
     assert first["eval_warmups/kl"] == pytest.approx(0, abs=1e-6)  # a fresh adapter changes nothing
 
 
-def encoding_used(trainer):
-    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    used = []
-    encode = trainer._encoder
-    trainer._encoder = lambda *args: used.append(encode(*args)) or used[-1]
-    trainer.compute_loss(trainer.model, batch)
-    return type(used[0])
-
-
-def test_prompts_are_shared_by_default(model_folder, tokenizer, lora, tmp_path):
-    assert encoding_used(make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)) is SharedPrefix
-
-
-@pytest.mark.parametrize(
-    ("settings", "dropout", "reason"),
-    [
-        ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}, 0.0, "reentrant"),
-        ({}, 0.1, "dropout"),
-    ],
-)
-def test_what_cannot_be_shared_falls_back_or_refuses(
-    model_folder, tokenizer, tmp_path, caplog, settings, dropout, reason
-):
-    lora = LoraConfig(r=8, target_modules="all-linear", lora_dropout=dropout)
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **settings)
-    assert encoding_used(trainer) is PlainRows
-    assert reason in caplog.text
-    with pytest.raises(ValueError, match=f"prefix_sharing=true cannot be had: .*{reason}"):
-        make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, prefix_sharing="true", **settings)
-
-
-@pytest.mark.parametrize(("window", "kind"), [(16, PlainRows), (256, SharedPrefix)])
-def test_rows_longer_than_a_sliding_window_are_not_shared(tokenizer, lora, tmp_path, window, kind):
-    config = MistralConfig(**TINY_SIZES, sliding_window=window)
-    trainer = make_trainer(MistralForCausalLM(config), tmp_path, tokenizer, peft_config=lora)
-    assert encoding_used(trainer) is kind
-
-
 def test_everything_sfttrainer_takes_is_taken():
     ours, theirs = (inspect.signature(cls.__init__) for cls in (WarmupSFTTrainer, SFTTrainer))
     assert ours == theirs
@@ -385,218 +333,11 @@ def test_the_private_hooks_of_trl_and_transformers_are_there():
         assert attribute in source, attribute
 
 
-def test_a_formatting_function_may_return_prompt_and_completion(model_folder, tokenizer, lora, tmp_path):
-    rows = Dataset.from_list([{"question": row["prompt"], "answer": row["completion"]} for row in EXAMPLES])
-    trainer = WarmupSFTTrainer(
-        model_folder,
-        WarmupSFTConfig(str(tmp_path), bf16=False, report_to="none"),
-        train_dataset=rows,
-        processing_class=tokenizer,
-        peft_config=lora,
-        formatting_func=lambda row: {"prompt": row["question"], "completion": row["answer"]},
-    )
-    assert trainer.train_dataset[0]["labels"].count(-100) == len(EXAMPLES[0]["prompt"])
-
-
-def test_a_formatting_function_takes_a_stream_without_features(model_folder, tokenizer, lora, tmp_path):
-    rows = [{"question": row["prompt"], "answer": row["completion"]} for row in EXAMPLES]
-    stream = IterableDataset.from_generator(lambda: iter(rows))
-    assert stream.column_names is None
-    trainer = WarmupSFTTrainer(
-        model_folder,
-        WarmupSFTConfig(str(tmp_path), bf16=False, report_to="none", max_steps=1, gradient_checkpointing=False),
-        train_dataset=stream,
-        processing_class=tokenizer,
-        peft_config=lora,
-        formatting_func=lambda row: {"prompt": row["question"], "completion": row["answer"]},
-    )
-    first = next(iter(trainer.train_dataset))
-    assert first["labels"].count(-100) == len(EXAMPLES[0]["prompt"])
-    assert "question" not in first
-    assert trainer.train().global_step == 1
-
-
-def test_conversations_work_as_in_trl(model_folder, tokenizer, lora, tmp_path):
-    tokenizer = tokenizer.__class__.from_pretrained(model_folder)
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}{{ eos_token }}{% endfor %}"
-        "{% if add_generation_prompt %}a:{% endif %}"
-    )
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": row["prompt"]}],
-            "completion": [{"role": "assistant", "content": row["completion"]}],
-        }
-        for row in EXAMPLES
-    ]
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora)
-    labels = trainer.train_dataset[0]["labels"]
-    assert tokenizer.decode([label for label in labels if label != -100]) == " A<|eos|>"
-    drawn = record_warmups(trainer)
-    trainer.train()
-    assert {tokenizer.decode(ids) for ids, _ in drawn} == {f"u:{row['prompt']}<|eos|>a:" for row in EXAMPLES}
-
-
-def test_rows_that_max_length_cuts_are_counted(model_folder, tokenizer, lora, tmp_path, caplog):
-    """Prompts of 7, 24, 1 and 22 bytes at 8 tokens: two rows have no target left, and " A" loses its end token."""
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, max_length=8)
-    assert len(trainer.train_dataset) == 2
-    assert "of 4 rows of the train dataset 2 are dropped (no target left) and 1 lose the end" in caplog.text
-    with pytest.raises(ValueError, match=r"No row of the train dataset is left.*shortest row has 6"):
-        make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, max_length=1)
-
-
-def test_keep_end_is_reported_as_cutting_the_prompt(model_folder, tokenizer, lora, tmp_path, caplog):
-    """Rows of 10, 33, 6 and 28 bytes at 12 tokens; the second target has 9, so 3 tokens of its prompt are left."""
-    settings = {"peft_config": lora, "truncation_mode": "keep_end"}
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, max_length=12, **settings)
-    kept = trainer.train_dataset[1]
-    assert tokenizer.decode(kept["input_ids"]) == "wo? no, two<|eos|>"
-    assert kept["labels"].count(-100) == 3
-    said = "of 4 rows of the train dataset 0 are dropped (no target left) and 2 lose the beginning of their prompt"
-    assert said in caplog.text
-    with pytest.raises(ValueError, match=r"^max_length=9 leaves nothing of the prompt in 1 of 4 rows.*Set max_length"):
-        make_trainer(model_folder, tmp_path, tokenizer, max_length=9, **settings)
-
-
-@pytest.mark.parametrize("is_stream", [False, True])
-def test_tokenized_rows_with_a_completion_mask_train_on_the_completion(
-    model_folder, tokenizer, lora, tmp_path, is_stream
-):
-    rows = Dataset.from_list([{"input_ids": [40, 41, 42, 43], "completion_mask": [0, 0, 1, 1]}] * 4)
-    trainer = WarmupSFTTrainer(
-        model_folder,
-        WarmupSFTConfig(str(tmp_path), bf16=False, report_to="none", max_steps=1),
-        train_dataset=rows.to_iterable_dataset() if is_stream else rows,
-        processing_class=tokenizer,
-        peft_config=lora,
-    )
-    assert next(iter(trainer.train_dataset))["labels"] == [-100, -100, 42, 43]
-
-
 def test_rows_beyond_the_context_are_refused(model_folder, tokenizer, lora, tmp_path):
     """The tiny model knows 512 positions; warmup 5 and separator 3 come on top of 505."""
     rows = [*EXAMPLES, {"prompt": "y" * 500, "completion": "four"}]
     with pytest.raises(ValueError, match=r"Row 4 .* 505 tokens; with warmup and separator \(8\).*context of 512"):
         make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora)
-
-
-def test_a_saved_folder_says_how_to_decode_and_how_it_was_made(model_folder, tokenizer, lora, nf4, tmp_path):
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, quantization_config=nf4)
-    trainer.save_model()
-    folder = Path(trainer.args.output_dir)
-    assert json.loads((folder / "warmup_config.json").read_text()) == {
-        "warmup_separator": " | ",
-        "warmup_separator_ids": tokenizer(" | ")["input_ids"],
-        "max_warmup_length": 5,
-        "end_token_ids": [1, *range(200, 270)],
-    }
-    record = json.loads((folder / "warmup_training.json").read_text())
-    assert record["base_model"] == model_folder
-    assert record["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
-    assert "two calls" in (folder / "README.md").read_text()
-
-
-def test_the_anchor_is_on_where_there_is_something_to_switch_off(model_folder, tokenizer, lora, tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    for kind, peft_config, source, beta in (
-        (model_folder, lora, "policy", 0.3),
-        (model, None, "policy", 0.0),
-        (model, None, "base", 0.3),
-    ):
-        trainer = make_trainer(
-            kind, tmp_path, tokenizer, peft_config=peft_config, warmup_source=source, warmup_anchor=None
-        )
-        assert trainer.args.warmup_anchor == beta
-
-
-@pytest.mark.parametrize("streamed_first", [False, True])
-def test_a_config_is_not_changed_by_its_trainer(model_folder, tokenizer, lora, tmp_path, streamed_first):
-    """Used for two trainers, it trains the second as if the first had not been there."""
-    args = WarmupSFTConfig(
-        str(tmp_path / "run"), bf16=False, report_to="none", max_steps=1, model_init_kwargs={"dtype": "float32"}
-    )
-    before = copy.deepcopy(vars(args))
-    rows = Dataset.from_list(EXAMPLES)
-    first = rows.to_iterable_dataset() if streamed_first else rows
-    trainer = WarmupSFTTrainer(model_folder, args, train_dataset=first, processing_class=tokenizer, peft_config=lora)
-    assert trainer.args.warmup_anchor == 0.3
-    assert vars(args).keys() == before.keys()
-    assert {k for k in before if str(vars(args)[k]) != str(before[k])} == set()
-    assert trainer.model.peft_config["default"] is not lora  # TRL writes into it where a chat template adds tokens
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    second = WarmupSFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
-    assert second.args.warmup_anchor == 0.0  # the whole model is trained on its own samples: the paper
-
-
-@pytest.mark.parametrize("loaded", [False, True], ids=["by its name", "loaded"])
-def test_a_local_base_is_found_from_every_folder(model_folder, tokenizer, lora, tmp_path, monkeypatch, loaded):
-    monkeypatch.chdir(Path(model_folder).parent)
-    name = Path(model_folder).name
-    model = AutoModelForCausalLM.from_pretrained(name) if loaded else name
-    trainer = make_trainer(model, tmp_path, tokenizer, peft_config=lora)
-    trainer.save_model()
-    monkeypatch.chdir("/")
-    assert load_folder(tmp_path / "run").record.base_model == model_folder
-
-
-def test_the_record_has_the_batch_size_that_fitted(model_folder, tokenizer, lora, tmp_path, monkeypatch):
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, auto_find_batch_size=True)
-    compute_loss = trainer.compute_loss
-
-    def too_large(model, inputs, *positional, **keywords):
-        if len(inputs["input_ids"]) > 2:
-            raise RuntimeError("CUDA out of memory.")
-        return compute_loss(model, inputs, *positional, **keywords)
-
-    monkeypatch.setattr(trainer, "compute_loss", too_large)
-    trainer.train()
-    trainer.save_model()
-    assert trainer.args.per_device_train_batch_size == 4
-    assert TrainingRecord.load(tmp_path / "run").settings["batch_size"] == 2
-    assert "| batch_size | 2 |" in (tmp_path / "run" / "README.md").read_text()
-
-
-def test_a_chat_template_that_adds_tokens_is_trained_scored_used_and_merged(tokenizer, lora, tmp_path, capsys):
-    """TRL makes the base's embeddings longer; whoever loads the adapter has to do the same."""
-    base = LlamaForCausalLM(LlamaConfig(**{**TINY_SIZES, "vocab_size": len(tokenizer)}))
-    base.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    chat = copy.deepcopy(tokenizer)
-    chat.add_tokens(["<|user|>", "<|assistant|>"], special_tokens=True)
-    chat.add_special_tokens({"eos_token": "<|end|>"})
-    chat.chat_template = (
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
-    chat.save_pretrained(tmp_path / "chat")
-    rows = [
-        {"prompt": [{"role": "user", "content": "one?"}], "completion": [{"role": "assistant", "content": "yes"}]}
-    ] * 4
-    trainer = make_trainer(
-        str(tmp_path / "base"), tmp_path, copy.deepcopy(tokenizer), rows=rows, peft_config=lora, max_steps=2,
-        learning_rate=1e-2, chat_template_path=str(tmp_path / "chat"),
-    )  # fmt: skip
-    trainer.train()
-    trainer.save_model()
-    assert lora.trainable_token_indices is None  # the caller's own stays as it was
-    loaded = load_folder(tmp_path / "run")
-    assert len(loaded.tokenizer) > len(tokenizer)
-    ids = loaded.tokenizer("<|user|>one?<|end|><|assistant|>", return_tensors="pt").input_ids
-    assert ids.max() >= len(tokenizer)
-    with torch.no_grad():
-        expected = last_states(trainer.model.eval(), ids)
-        torch.testing.assert_close(last_states(loaded.model, ids), expected)
-    argv = ["--adapter", str(tmp_path / "run")]
-    assert main(["generate", *argv, "--prompt", "<|user|>one?<|end|><|assistant|>", "--max_new_tokens", "2"]) == 0
-    data = write_rows(tmp_path / "rows.jsonl", puzzles(4))
-    evaluation = ["--dataset_name", str(data), "--task", "logiqa", "--max_new_tokens", "2"]
-    assert main(["evaluate", *argv, *evaluation]) == 0
-    assert merge_adapter(tmp_path / "run", tmp_path / "merged").relative_logit_error < 1e-5
-
-
-def last_states(model, ids):
-    return model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
 
 
 def test_full_fine_tuning_trains_too(model_folder, tokenizer, tmp_path):
@@ -640,98 +381,6 @@ def test_a_trl_script_becomes_a_warmup_script_by_changing_two_names(model_folder
         assert done.returncode == 0, done.stderr[-2000:]
         assert (tmp_path / name / "adapter_model.safetensors").is_file()
     assert (tmp_path / "warmup" / "warmup_config.json").is_file()
-
-
-def wrong_scores(predictions):
-    return lambda self, *args: predictions(self, *args) * 1.1
-
-
-def wrong_gradients(predictions):
-    def without_the_prompt(self, *args):
-        self.layers = {layer: (key.detach(), value.detach()) for layer, (key, value) in self.layers.items()}
-        return predictions(self, *args)
-
-    return without_the_prompt
-
-
-@pytest.mark.parametrize(
-    ("fault", "reason"), [(wrong_scores, "tokens would differ"), (wrong_gradients, "the gradient would be off by")]
-)
-def test_the_first_batch_is_checked_against_plain_rows(
-    model_folder, tokenizer, lora, tmp_path, monkeypatch, caplog, fault, reason
-):
-    monkeypatch.setattr(SharedPrefix, "predictions", fault(SharedPrefix.predictions))
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
-    assert encoding_used(trainer) is PlainRows
-    assert reason in caplog.text
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, prefix_sharing="true")
-    with pytest.raises(ValueError, match=f"prefix_sharing=true cannot be had: .*{reason}"):
-        trainer.train()
-
-
-def test_a_longer_batch_is_checked_again(model_folder, tokenizer, lora, tmp_path, monkeypatch):
-    """A model that goes wrong beyond some length, as with a window that it does not speak of."""
-    predictions = SharedPrefix.predictions
-
-    def wrong_beyond_30_tokens(self, branches, predicted):
-        is_long = self.prompt.ids.size(1) + branches.ids.size(-1) > 30
-        return predictions(self, branches, predicted) * (1.1 if is_long else 1.0)
-
-    monkeypatch.setattr(SharedPrefix, "predictions", wrong_beyond_30_tokens)
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
-    kinds = []
-    for length in (5, 12, 20, 12, 16):
-        mask = torch.ones(2, length, dtype=torch.bool)
-        prompt = Tokens(torch.arange(2 * length).view(2, length) + 30, mask)
-        kinds.append(type(trainer._encoder(trainer.model, prompt, 15)))
-    assert kinds == [SharedPrefix, SharedPrefix, PlainRows, SharedPrefix, PlainRows]
-
-
-def test_reentrant_checkpointing_trains(model_folder, tokenizer, lora, tmp_path):
-    """torch computes no gradient of a part there, so none can be tried; plain rows need none."""
-    kwargs = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **kwargs)
-    trainer.train()
-    moved = [parameter for name, parameter in trainer.model.named_parameters() if "lora_B" in name]
-    assert all(parameter.abs().max() > 0 for parameter in moved)  # they start at 0
-
-
-def test_checks_take_no_random_numbers_from_a_training_with_dropout(model_folder, tokenizer, tmp_path):
-    """An evaluation is the same the first time, when the checks are made, as ever after."""
-    lora = LoraConfig(r=8, target_modules="all-linear", lora_dropout=0.3)
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
-    randomise_adapter(trainer.model)
-    rows = Dataset.from_list(EXAMPLES)
-    state = torch.get_rng_state()
-    losses = [trainer.evaluate(rows)["eval_loss"] for _ in range(3)]
-    assert losses[0] == losses[1] == losses[2]
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_check_leaves_no_trace(model_folder, tokenizer, lora, tmp_path):
-    """Random numbers, gradients and modes of a training are what they would be without it."""
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
-    randomise_adapter(trainer.model)
-    state = torch.get_rng_state()
-    modes = [module.training for module in trainer.model.modules()]
-    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    prompt, _ = split_examples(batch["input_ids"], batch["labels"], batch["attention_mask"])
-    torch.set_rng_state(state)
-    encoded = trainer._encoder(trainer.model, prompt, 12)
-    trainer._sampler._way(trainer.model, encoded, trainer.sampling)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(parameter.grad is None for parameter in trainer.model.parameters())
-    assert [module.training for module in trainer.model.modules()] == modes
-
-
-def test_a_model_that_sees_what_follows_is_refused(tokenizer, tmp_path):
-    sizes = {**TINY_SIZES, "max_position_embeddings": 300}
-    model = BertLMHeadModel(BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
-    for parameter in model.parameters():
-        parameter.data.mul_(4.0) if parameter.dim() > 1 else None
-    trainer = make_trainer(model, tmp_path, tokenizer)
-    with pytest.raises(ValueError, match=r"bert lets a token see those behind it .* is_decoder"):
-        trainer.train()
 
 
 def test_running_out_of_memory_says_what_to_change(model_folder, tokenizer, lora, tmp_path, monkeypatch):
@@ -784,26 +433,6 @@ def test_decoding_right_after_training_is_decoding_in_eval_mode(model_folder, to
     assert torch.equal(now, later)
 
 
-def test_a_plain_sftconfig_is_taken(model_folder, tokenizer, lora, tmp_path, examples):
-    args = SFTConfig(str(tmp_path), bf16=False, report_to="none", learning_rate=3e-4)
-    trainer = WarmupSFTTrainer(model_folder, args, None, examples, processing_class=tokenizer, peft_config=lora)
-    assert trainer.args.learning_rate == 3e-4
-    assert trainer.args.num_warmups == 4
-
-
-def test_fresh_evaluation_rows_are_formatted_too(model_folder, tokenizer, lora, tmp_path, examples):
-    trainer = WarmupSFTTrainer(
-        model_folder,
-        WarmupSFTConfig(str(tmp_path), bf16=False, report_to="none", disable_tqdm=True, eval_strategy="steps"),
-        train_dataset=examples,
-        eval_dataset=examples,
-        processing_class=tokenizer,
-        peft_config=lora,
-        formatting_func=lambda row: {"prompt": f"<<{row['prompt']}>>", "completion": row["completion"]},
-    )
-    assert trainer.evaluate()["eval_loss"] == trainer.evaluate(examples)["eval_loss"]
-
-
 def test_the_anchor_leaves_frozen_adapter_weights_frozen(model_folder, tokenizer, lora, tmp_path):
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, warmup_anchor=0.5)
     frozen = [parameter for name, parameter in trainer.model.named_parameters() if "lora_A" in name]
@@ -815,9 +444,9 @@ def test_the_anchor_leaves_frozen_adapter_weights_frozen(model_folder, tokenizer
 
 def test_nan_stops_the_run_before_it_reaches_the_weights(model_folder, tokenizer, lora, tmp_path):
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, max_steps=2)
-    score = trainer._score
+    score = trainer.score_warmups
 
-    def with_a_broken_row(model, encoded, *more):
+    def with_a_broken_row(encoded, *more):
         predictions = encoded.predictions
 
         def broken(*args):
@@ -826,9 +455,9 @@ def test_nan_stops_the_run_before_it_reaches_the_weights(model_folder, tokenizer
             return logits
 
         encoded.predictions = broken
-        return score(model, encoded, *more)
+        return score(encoded, *more)
 
-    trainer._score = with_a_broken_row
+    trainer.score_warmups = with_a_broken_row
     weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     with pytest.raises(FloatingPointError, match=r"NaN at step 1, rows \[3\].*Last checkpoint: none"):
         trainer.train()
@@ -841,9 +470,9 @@ def test_nan_anywhere_in_the_scores_stops_the_run(model_folder, tokenizer, lora,
     trainer = make_trainer(
         model_folder, tmp_path, tokenizer, peft_config=lora, objective=objective, warmup_anchor=0.3 * (part == "kl_BK")
     )
-    score = trainer._score
+    score = trainer.score_warmups
     monkeypatch.setattr(
-        trainer, "_score", lambda *a: (lambda s: s._replace(**{part: getattr(s, part) * torch.nan}))(score(*a))
+        trainer, "score_warmups", lambda *a: (lambda s: s._replace(**{part: getattr(s, part) * torch.nan}))(score(*a))
     )
     with pytest.raises(FloatingPointError, match="NaN at step 1"):
         trainer.train()
@@ -853,7 +482,7 @@ def test_nan_anywhere_in_the_scores_stops_the_run(model_folder, tokenizer, lora,
 def test_nan_weights_stop_the_run_with_a_sentence(model_folder, tokenizer, lora, tmp_path, settings):
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **settings)
     if settings:
-        trainer.draw_warmups()
+        trainer.fill_warmup_pool()
     next(p for n, p in trainer.model.named_parameters() if "lora_B" in n).data.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match=r"NaN at step 1, rows \[0, 1, 2, 3\]"):
         trainer.train()
@@ -884,7 +513,7 @@ def test_targets_that_are_impossible_are_counted_and_the_run_goes_on(
     model_folder, tokenizer, lora, tmp_path, monkeypatch, caplog
 ):
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
-    score = trainer._score
+    score = trainer.score_warmups
 
     def with_an_impossible_row(*args):
         scores = score(*args)
@@ -892,24 +521,7 @@ def test_targets_that_are_impossible_are_counted_and_the_run_goes_on(
         impossible[0] = True
         return scores._replace(target_logp_BK=scores.target_logp_BK.masked_fill(impossible, -torch.inf))
 
-    monkeypatch.setattr(trainer, "_score", with_an_impossible_row)
+    monkeypatch.setattr(trainer, "score_warmups", with_an_impossible_row)
     trainer.train()
     assert "Step 1: 1 targets are impossible" in caplog.text
     assert all(p.isfinite().all() for p in trainer.model.parameters())
-
-
-def test_a_save_that_is_cut_off_leaves_the_card_to_be_written_again(
-    model_folder, tokenizer, lora, tmp_path, monkeypatch
-):
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
-    trainer.save_model()
-    card = tmp_path / "run" / "README.md"
-    before = card.read_text()
-    with monkeypatch.context() as patch:
-        patch.setattr(WarmupConfig, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            trainer.save_model()
-    assert card.read_text() == before
-    trainer.state.global_step = 7
-    trainer.save_model()
-    assert "| steps | 7 |" in card.read_text()

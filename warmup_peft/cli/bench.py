@@ -46,8 +46,8 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
+from warmup_peft.method.model import evaluation_mode
 from warmup_peft.method.objective import OBJECTIVES
-from warmup_peft.method.scoring import evaluation_mode
 from warmup_peft.settings.arguments import BenchArguments, check_counts
 from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.monitor import log_console
@@ -197,7 +197,7 @@ def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
             )
             trainer.sampling = dataclasses.replace(trainer.sampling, end_token_ids=())  # use all W tokens
             if trainer.args.warmup_source == "base":
-                trainer.draw_warmups()
+                trainer.fill_warmup_pool()
         arms.append(make_arm(name, trainer, options))
     return arms
 

@@ -9,16 +9,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from warmup_peft.evaluation.metrics import NOTHING, metric_name, score_text
 from warmup_peft.evaluation.predictor import (
     Prediction,
-    answer_questions,
+    Predictor,
+    Scores,
     answer_text,
     bars,
     score_predictions,
+    share_of_options,
 )
 from warmup_peft.evaluation.rows import held_out_questions
-from warmup_peft.evaluation.tasks import Question, Task, find_task
-from warmup_peft.evaluation.wording import NOTHING, metric_name, score_text
+from warmup_peft.evaluation.tasks import Question, Task, find_task, is_multiple_choice
 from warmup_peft.export.model_card import score_columns, write_model_card
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, why_no_base
@@ -34,7 +36,7 @@ ARM_NAMES = {
 
 
 def run_evaluation(options: EvaluateArguments) -> None:
-    """Score a model on held-out questions; write `metrics.json` and the card beside it, and show both.
+    """Score a model on held-out questions, write `metrics.json` and the model card, and print the scores.
 
     Raises:
         ValueError: bad input, before a model is loaded.
@@ -47,7 +49,7 @@ def run_evaluation(options: EvaluateArguments) -> None:
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
     task_name, questions, source = held_out_questions(options, record.data)
     task = find_task(task_name)
-    if options.max_new_tokens == 0 and len(questions[0].options) == 1:
+    if options.max_new_tokens == 0 and not is_multiple_choice(questions):
         raise ValueError(
             "max_new_tokens=0 writes no answer, and answers are what this task scores. Set it to 1 or more, or leave "
             "it out."
@@ -55,7 +57,7 @@ def run_evaluation(options: EvaluateArguments) -> None:
     loaded = load_folder(options.adapter)
     arms = evaluate_arms(loaded, questions, task, options)
     scored = {name: score_predictions(task.metrics, questions, predictions) for name, predictions in arms.items()}
-    metrics: dict[str, Any] = {name: scores for name, (scores, _) in scored.items()}
+    metrics: dict[str, Any] = {name: scores_of(scored[name], questions, arms[name]) for name in arms}
     metrics["settings"] = {
         **{key: record.settings.get(key) for key in RECORDED_SETTINGS},
         "max_warmup_length": loaded.warmup_config.max_warmup_length,
@@ -73,7 +75,7 @@ def run_evaluation(options: EvaluateArguments) -> None:
     console = Console()
     console.print(scores_table(metrics, source))
     console.print(examples_table(questions, arms["warmup"], options.num_examples))
-    for name, reason in scored["warmup"][1].items():
+    for name, reason in scored["warmup"].left_out.items():
         print(f"{metric_name(name)} is left out: {reason}.")
     print(f"Scores: {path}\nAdapter and model card: {options.adapter}")
     if is_adapter(options.adapter):
@@ -82,11 +84,11 @@ def run_evaluation(options: EvaluateArguments) -> None:
 
 
 def run_harness(options: EvaluateArguments) -> None:
-    """Score base and adapter on tasks of lm-evaluation-harness; write `harness.json` and show its tables.
+    """Score base and adapter on tasks of lm-evaluation-harness, write `harness.json`, and print its tables.
 
     Raises:
         ImportError: lm-evaluation-harness is not installed.
-        ValueError: a task that is unknown.
+        ValueError: a task is unknown.
     """
     try:
         from lm_eval.utils import make_table
@@ -109,7 +111,7 @@ def run_harness(options: EvaluateArguments) -> None:
 
 
 def holds_scores_of_more(folder: str, count: int) -> bool:
-    """A quick look at a few questions must not replace the scores that the card shows."""
+    """Whether the folder has scores of more questions: a quick look must not replace those on the model card."""
     try:
         return load_scores(folder, METRICS_NAME)["warmup"]["n"] > count
     except (KeyError, TypeError):
@@ -122,14 +124,9 @@ def evaluate_arms(
     """Predictions of the base (answering directly, and after warmups of its own) and of the adapter."""
 
     def answer(name: str, warmup_config: WarmupConfig | None) -> list[Prediction]:
-        return answer_questions(
-            loaded.model,
-            loaded.tokenizer,
-            questions,
-            warmup_config,
-            batch_size=options.batch_size,
-            max_new_tokens=task.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
-            progress=bars(name),
+        predictor = Predictor(loaded.model, loaded.tokenizer, warmup_config, options.batch_size, progress=bars(name))
+        return predictor.answer(
+            questions, task.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens
         )
 
     arms = {}
@@ -141,8 +138,15 @@ def evaluate_arms(
     return arms
 
 
+def scores_of(scores: Scores, questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, float]:
+    """The scores of one arm in `metrics.json`."""
+    share = share_of_options(questions, predictions)
+    written = {} if share is None else {"generations_that_are_options": share}
+    return {**scores.totals, **written, "n": len(questions)}
+
+
 def has_base(loaded: LoadedModel) -> bool:
-    """Whether switching the adapter off gives its base; says so where there is an adapter and it does not."""
+    """Whether the model equals its base when the adapter is switched off. Prints the reason if it does not."""
     reasons = [why_no_base(config) for config in getattr(loaded.model, "peft_config", {}).values()]
     for reason in filter(None, reasons):
         print(f"The base is not scored: {reason}, also with the adapter off.")

@@ -19,7 +19,7 @@ from warmup_peft.inference.generation import write_warmups
 from warmup_peft.inference.loading import LoadedModel, context_length, load_folder, load_tokenizer
 from warmup_peft.inference.server import CompletionsClient, answer_from_server
 from warmup_peft.method.branches import left_padded
-from warmup_peft.method.scoring import evaluation_mode
+from warmup_peft.method.model import evaluation_mode
 from warmup_peft.settings.arguments import GenerateArguments, check_counts
 
 

@@ -17,7 +17,7 @@ from warmup_peft.comparison.report.inspection_report import (
     worth_of_warmups,
     write_inspection,
 )
-from warmup_peft.evaluation.wording import metric_name, score_text
+from warmup_peft.evaluation.metrics import metric_name, score_text
 from warmup_peft.files import check_writable
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.settings.arguments import InspectArguments, check_counts

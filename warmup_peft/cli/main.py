@@ -14,7 +14,9 @@ from warmup_peft.settings import arguments
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.settings.parsing import describe, nearest, parse_one, quieten
 
-COMPARE_PACKAGES = ("jinja2", "matplotlib", "nltk", "rouge_score", "sacrebleu", "statsmodels")
+COMPARE_PACKAGES = (
+    "jinja2", "markupsafe", "matplotlib", "nltk", "rouge_score", "sacrebleu", "sklearn", "scipy", "statsmodels",
+)  # fmt: skip
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -24,22 +26,16 @@ INTERRUPTED = 130
 
 def train(argv: Sequence[str]) -> None:
     """Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]"""
-    from warmup_peft.training.config import parse_training
+    from warmup_peft.cli.train import run
 
-    settings = parse_training(argv)
-    from warmup_peft.cli.train import run_training
-
-    run_training(*settings)
+    run(argv)
 
 
-def draw(argv: Sequence[str]) -> None:
-    """Draw the warmups of warmup_source 'base' and train nothing: warmup-peft draw --config recipe.yaml"""
-    from warmup_peft.training.config import parse_training
+def sample(argv: Sequence[str]) -> None:
+    """Sample the warmups of warmup_source 'base' and train nothing: warmup-peft sample --config recipe.yaml"""
+    from warmup_peft.cli.sample import run
 
-    settings = parse_training([*argv, "--warmup_source", "base"], arguments.DrawOptions)
-    from warmup_peft.cli.train import run_draw
-
-    run_draw(*settings)
+    run(argv)
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -100,9 +96,9 @@ def bench(argv: Sequence[str]) -> None:
 def compare(argv: Sequence[str]) -> None:
     """Train a recipe with and without warmups and say if they help: warmup-peft compare --config recipe.yaml"""
     with_extra("compare")
-    from warmup_peft.comparison.experiment import run_compare
+    from warmup_peft.cli.compare import run
 
-    run_compare(argv)
+    run(argv)
 
 
 def inspect(argv: Sequence[str]) -> None:
@@ -117,11 +113,12 @@ def inspect(argv: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (train, draw, evaluate, compare, inspect, generate, merge, push, bench)
+    command.__name__: command for command in (train, sample, evaluate, compare, inspect, generate, merge, push, bench)
 }
+ALIASES = {"draw": "sample"}  # earlier names
 OPTIONS = {
     "train": (WarmupOptions, arguments.RunOptions),
-    "draw": (arguments.DrawOptions, WarmupOptions, arguments.RunOptions),
+    "sample": (arguments.SampleOptions, WarmupOptions, arguments.RunOptions),
     "evaluate": (arguments.EvaluateArguments,),
     "compare": (arguments.CompareOptions, WarmupOptions, arguments.RunOptions),
     "inspect": (arguments.InspectArguments,),
@@ -146,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"warmup_peft {__version__}")
         return 0
-    name, *rest = argv
+    name, rest = ALIASES.get(argv[0], argv[0]), argv[1:]
     is_debugging, rest = take_debug(rest)
     try:
         if name not in COMMANDS:
@@ -210,7 +207,7 @@ def print_options(name: str) -> None:
             print(f"  --{option.name} {describe(hints[option.name])}  ({default})")
             print(f"        {option.metadata['help']}")
         print()
-    if name in ("train", "draw", "compare"):
+    if name in ("train", "sample", "compare"):
         print(
             "Every field of TRL's SFTConfig, ModelConfig and ScriptArguments is an option too, here and in --config:\n"
             "--model_name_or_path, --dataset_name, --output_dir, --learning_rate, --load_in_4bit, ...\n"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from warmup_peft.evaluation.predictor import answer_questions, score_predictions
+from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
+from warmup_peft.evaluation.predictor import Predictor, score_predictions
 from warmup_peft.evaluation.rows import held_out_questions
-from warmup_peft.evaluation.tasks import find_task
-from warmup_peft.evaluation.wording import metric_name, points_text, score_text
+from warmup_peft.evaluation.tasks import find_task, is_multiple_choice
 from warmup_peft.export.merge import merge_adapter
 from warmup_peft.files import saying_where_the_disk_is_full
 from warmup_peft.inference.loading import TrainingRecord, load_folder
@@ -46,18 +46,13 @@ def score_change(options: MergeArguments) -> str:
         task = find_task(name)
     except (ValueError, OSError) as error:
         return f"Scores were not compared: {error}"
-    metric, is_choice = task.metrics[0], len(questions[0].options) > 1
+    metric, max_new_tokens = task.metrics[0], 0 if is_multiple_choice(questions) else task.max_new_tokens
     scores = []
     for folder in (options.adapter, options.output_dir):
         loaded = load_folder(folder)
-        predictions = answer_questions(
-            loaded.model,
-            loaded.tokenizer,
-            questions,
-            loaded.warmup_config,
-            max_new_tokens=0 if is_choice else task.max_new_tokens,
-        )
-        scores.append(score_predictions([metric], questions, predictions)[0][metric])
+        predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config)
+        predictions = predictor.answer(questions, max_new_tokens)
+        scores.append(score_predictions([metric], questions, predictions).totals[metric])
     return (
         f"Held-out {metric_name(metric)} on {len(questions)} rows ({source}): "
         f"adapter {score_text(metric, scores[0])}, merged {score_text(metric, scores[1])} "

@@ -1,9 +1,9 @@
-"""`warmup-peft train` and `draw`: from a recipe to an adapter, or to the warmups it will be trained on."""
+"""`warmup-peft train`: from a recipe to an adapter."""
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,30 +12,34 @@ from transformers import ProgressCallback
 from warmup_peft.export.custom_generate import EXPORT_NAME
 from warmup_peft.files import check_writable, saying_where_the_disk_is_full
 from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME
-from warmup_peft.inference.server import CompletionsClient, ServerError, draw_from_server
-from warmup_peft.settings.arguments import DrawOptions, RunOptions
 from warmup_peft.training.build import build_trainer
 from warmup_peft.training.callbacks import ShortProgress, StopOnInterrupt
 from warmup_peft.training.checkpoints import checkpoint_to_resume, checkpoints, last_checkpoint, remove_unfinished
-from warmup_peft.training.pool import POOL_NAME, PROMPTS_PER_FILE
+from warmup_peft.training.config import TrainingSettings, parse_training
+from warmup_peft.training.pool import POOL_NAME
 from warmup_peft.training.trainer import WarmupSFTTrainer
 
 RUN_FILES = ("adapter_config.json", "adapter_model.safetensors", "warmup_config.json", "warmup_training.json",
              EXPORT_NAME, "trainer_state.json", "training_args.bin", METRICS_NAME, HARNESS_NAME)  # fmt: skip
 
 
-def run_training(script_args, options: RunOptions, args, model_args) -> None:
-    """Train an adapter into `args.output_dir`.
+def run(argv: Sequence[str]) -> None:
+    run_training(parse_training(argv))
+
+
+def run_training(settings: TrainingSettings) -> None:
+    """Train an adapter into `output_dir`.
 
     Raises:
         ValueError: bad input, before anything is loaded or written.
     """
+    args, folder = settings.training, Path(settings.training.output_dir)
     checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
-    check_output_dir(Path(args.output_dir), options.overwrite_output_dir, resuming=checkpoint is not None)
-    trainer = build_trainer(script_args, options, args, model_args)
-    if options.overwrite_output_dir and checkpoint is None:
+    check_output_dir(folder, settings.run.overwrite_output_dir, resuming=checkpoint is not None)
+    trainer = build_trainer(settings)
+    if settings.run.overwrite_output_dir and checkpoint is None:
         if trainer.is_world_process_zero():
-            remove_run(Path(args.output_dir), keep_pool=args.warmup_pool is not None)
+            remove_run(folder, keep_pool=args.warmup_pool is not None)
         trainer.accelerator.wait_for_everyone()  # no other rank may read the old pool
     with saying_where_the_disk_is_full(args.output_dir, partial(how_to_go_on, args.output_dir)):
         run_trainer(trainer, checkpoint)
@@ -62,45 +66,12 @@ def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
 
 
 def how_to_go_on(folder: str) -> str:
-    """With a run that found the disk full, in a sentence. What it wrote in part is removed."""
+    """A sentence for a run that found the disk full. Removes its unfinished checkpoints."""
     remove_unfinished(folder)
     last = last_checkpoint(folder)
     if last is None:
         return "Free some space and start the run again: there is no checkpoint yet."
-    return f"The last checkpoint is whole: free some space and go on with --resume_from_checkpoint {last}"
-
-
-def run_draw(script_args, options: RunOptions, args, model_args, draw_options: DrawOptions) -> None:
-    """Draw the warmups of a training with `warmup_source: base`, and train nothing.
-
-    Raises:
-        ValueError: bad input, before a model is loaded; a server that fails while it is drawn from. What was drawn
-            until then is kept.
-    """
-    if draw_options.base_url is None and draw_options.served_model is not None:
-        raise ValueError("--served_model belongs to --base_url. Set the server's address too.")
-    trainer = build_trainer(script_args, options, args, model_args)
-    draw = None
-    if draw_options.base_url is not None:
-        client = CompletionsClient(
-            draw_options.base_url,
-            draw_options.served_model or model_args.model_name_or_path,
-            timeout=draw_options.server_timeout,
-        )
-        draw = draw_from_server(client, dataclasses.replace(trainer.sampling, num_warmups=args.warmup_pool_size))
-    folder = args.warmup_pool or args.output_dir
-    again = "What was drawn until then is kept: free some space and run the same command again."
-    try:
-        with saying_where_the_disk_is_full(folder, lambda: again):
-            pool = trainer.draw_warmups(draw)
-    except ServerError as error:
-        raise ServerError(
-            f"{error} The same command goes on from there: every {PROMPTS_PER_FILE} prompts, what was drawn is kept "
-            f"in {folder}."
-        ) from error
-    if trainer.is_world_process_zero():
-        print(f"{pool.num_draws} warmups for each of {len(pool):,} prompts lie in {pool.folder}")
-        print(f"Train with them: --warmup_source base --warmup_pool {pool.folder}")
+    return f"The last checkpoint is complete: free some space and go on with --resume_from_checkpoint {last}"
 
 
 def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
@@ -115,7 +86,7 @@ def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
 
 
 def remove_run(folder: Path, keep_pool: bool = False) -> None:
-    """Remove a run's own files, checkpoints and warmups, nothing else."""
+    """Remove only a run's own files, checkpoints and warmups."""
     for path in (*checkpoints(folder), *([] if keep_pool else [folder / POOL_NAME])):
         shutil.rmtree(path, ignore_errors=not path.exists())
     for name in RUN_FILES:

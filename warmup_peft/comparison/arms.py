@@ -11,8 +11,9 @@ from typing import Any, Literal
 from warmup_peft.settings.options import DEFAULT_ANCHOR, OBJECTIVE_NAMES, WarmupOptions
 from warmup_peft.settings.parsing import nearest
 
-Kind = Literal["base_model", "sft", "warmup", "random_warmup", "empty_warmup"]
+Kind = Literal["base_model", "sft", "more_sft", "warmup", "control"]
 SFT, MORE_SFT, BASE_MODEL = "sft", "more_sft", "base_model"
+ALIASES = {"base": "base_warmups", "random_warmup": "shuffled_warmup"}  # earlier names
 WARMUP_FIELDS = {option.name for option in dataclasses.fields(WarmupOptions)}
 
 
@@ -21,34 +22,38 @@ class Arm:
     """One way to train.
 
     Attributes:
-        name: as it is asked for; in a sweep with its values, as in "anchored num_warmups=2".
-        description: what it is, in a sentence.
+        method: its name in `--arms`.
+        description: one sentence for the report.
         kind: how it is trained and scored.
-        changes: options of the recipe that it sets.
-        swept: those of them that a sweep sets.
+        overrides: the options of the recipe that it sets.
+        swept: the options that a sweep sets, as text.
     """
 
-    name: str
+    method: str
     description: str
     kind: Kind = "warmup"
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     swept: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def method(self) -> str:
-        """The name without the sweep."""
-        return self.name.split(" ", 1)[0]
+    def name(self) -> str:
+        """The method and the swept values, such as "anchored num_warmups=2"."""
+        return " ".join([self.method, *(f"{name}={value}" for name, value in self.swept.items())])
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        return {**self.overrides, **self.swept}
 
     @property
     def has_warmups(self) -> bool:
-        return self.kind not in (BASE_MODEL, SFT)
+        return self.kind in ("warmup", "control")
 
     @property
     def is_control(self) -> bool:
-        return self.kind in ("random_warmup", "empty_warmup")
+        return self.kind == "control"
 
     def is_paired_with(self, other: Arm) -> bool:
-        """Whether both have the same swept values of options that are not the warmups'."""
+        """Whether the swept values of both are the same, apart from options of the warmups."""
         return all_but_warmups(self.swept) == all_but_warmups(other.swept)
 
 
@@ -57,80 +62,78 @@ def all_but_warmups(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def arms_of(anchor: float | None) -> dict[str, Arm]:
-    """Every arm there is, of a recipe with this `warmup_anchor`."""
+    """All arms, by name, for a recipe with this `warmup_anchor`."""
     beta = anchor or DEFAULT_ANCHOR
-    own_draws = {"warmup_source": "policy", "warmup_sampling": "multinomial", "warmup_anchor": beta}
-    base_draws = {"warmup_source": "base", "warmup_sampling": "multinomial", "warmup_anchor": beta}
+
+    def sampled_by(source: str, objective: str = "warmup", beta: float = beta) -> dict[str, Any]:
+        changed = {"warmup_source": source, "objective": objective, "warmup_anchor": beta}
+        return {**changed, "warmup_sampling": "multinomial"}
+
     arms = [
-        Arm(BASE_MODEL, "The base model as it is, answering directly; not trained.", BASE_MODEL),
+        Arm(BASE_MODEL, "The untrained base model, answering directly.", BASE_MODEL),
         Arm(
             SFT, "Plain supervised fine-tuning (TRL's SFTTrainer) with the recipe's settings, answering directly.", SFT
         ),
         Arm(
             MORE_SFT,
             "The same SFT with more steps, so that it trains as long as the slowest warmup arm of the comparison.",
-            SFT,
+            MORE_SFT,
         ),
         Arm("warmup", "The recipe as it is."),
         Arm(
             "paper",
             "Warmup Generations as published: the model's own warmups by beam search with sampling, no anchor.",
-            changes={
-                "warmup_source": "policy",
-                "warmup_sampling": "beam",
-                "objective": "warmup",
-                "warmup_anchor": 0.0,
-            },
+            overrides={**sampled_by("policy", beta=0.0), "warmup_sampling": "beam"},
         ),
         Arm(
             "anchored",
-            f"The model's own warmups, independent draws, held near the base model's by an anchor of {beta:g}.",
-            changes={**own_draws, "objective": "warmup"},
+            f"The model's own warmups, sampled independently, with an anchor of {beta:g} to the base model.",
+            overrides=sampled_by("policy"),
         ),
         Arm(
-            "base",
-            f"Warmups drawn once from the base model, before training; anchor {beta:g}.",
-            changes={**base_draws, "objective": "warmup"},
+            "base_warmups",
+            f"Warmups sampled once from the base model, before training; anchor {beta:g}.",
+            overrides=sampled_by("base"),
         ),
         Arm(
             "posterior",
-            "Warmups drawn once from the base model; those after which the answer is likelier count more; "
-            f"anchor {beta:g}.",
-            changes={**base_draws, "objective": "posterior"},
+            f"Warmups sampled once from the base model, weighted by how likely they make the answer; anchor {beta:g}.",
+            overrides=sampled_by("base", "posterior"),
         ),
         *(
             Arm(
                 objective,
-                f"The objective {objective} on the model's own warmups, which also trains what is written; "
+                f"The objective {objective} on the model's own warmups, which also trains the warmups themselves; "
                 f"anchor {beta:g}.",
-                changes={**own_draws, "objective": objective},
+                overrides=sampled_by("policy", objective),
             )
             for objective in OBJECTIVE_NAMES
             if objective not in ("warmup", "posterior")
         ),
         Arm(
-            "random_warmup",
-            "Control: `anchored`, but with another row's warmup in training and in scoring.",
-            "random_warmup",
-            {**own_draws, "objective": "warmup"},
+            "shuffled_warmup",
+            "Control arm: `anchored`, but every row gets another row's warmup, in training and in scoring.",
+            "control",
+            sampled_by("shuffled"),
         ),
         Arm(
             "empty_warmup",
-            "Control: no warmup, only the separator between prompt and answer.",
-            "empty_warmup",
-            {**own_draws, "objective": "warmup", "warmup_anchor": 0.0},
+            "Control arm: no warmup, only the separator between prompt and answer.",
+            "control",
+            sampled_by("empty", beta=0.0),
         ),
     ]
     return {arm.name: arm for arm in arms}
 
 
 def choose_arms(names: Sequence[str], anchor: float | None) -> list[Arm]:
-    """The arms of these names, in their order.
+    """The arms of these names, in the same order.
 
     Raises:
-        ValueError: an unknown name, a name twice, none at all, or `more_sft` without what it is measured by.
+        ValueError: an unknown name, a name given twice, no name, or `more_sft` without `sft` and a warmup arm.
     """
     known = arms_of(anchor)
+    names = [ALIASES.get(name, name) for name in names]
     for name in names:
         if name not in known:
             raise ValueError(f"There is no arm '{name}'. {nearest(name, known)} The arms are {', '.join(known)}.")
@@ -138,38 +141,36 @@ def choose_arms(names: Sequence[str], anchor: float | None) -> list[Arm]:
         raise ValueError(f"--arms names {'no arm' if not names else 'an arm twice'}. The arms are {', '.join(known)}.")
     arms = [known[name] for name in names]
     if MORE_SFT in names and not (SFT in names and any(arm.has_warmups and not arm.is_control for arm in arms)):
-        raise ValueError("The arm more_sft trains as long as a warmup arm took. Name sft and a warmup arm too.")
+        raise ValueError("The arm more_sft trains for as long as a warmup arm. Name sft and a warmup arm too.")
     return arms
 
 
 def swept_arms(arms: Sequence[Arm], sweeps: Sequence[str], fields: Sequence[str]) -> list[Arm]:
-    """Every arm with every combination of swept values that changes something in it.
+    """Every arm with every combination of the swept values that affect it.
 
     Args:
-        sweeps: such as "num_warmups=2,4,8"; values as in the recipe.
+        sweeps: such as "num_warmups=2,4,8", with values as in a recipe.
         fields: names of the recipe's options.
 
     Raises:
-        ValueError: an unknown option, one that an arm is made of, or no values.
+        ValueError: an unknown option, an option that an arm itself sets, or no values.
     """
     axes = [parse_sweep(sweep, fields) for sweep in sweeps]
     if len({name for name, _ in axes}) < len(axes):
         raise ValueError("--sweep names an option twice. Give all of its values at once, with commas between them.")
     for name, _ in axes:
         for arm in arms:
-            if name in arm.changes:
+            if name in arm.overrides:
                 raise ValueError(
-                    f"--sweep {name} would undo the arm {arm.name}, which sets {name}={arm.changes[name]}. Sweep it "
+                    f"--sweep {name} would undo the arm {arm.name}, which sets {name}={arm.overrides[name]}. Sweep it "
                     "with the arm `warmup`, which is the recipe as it is."
                 )
-    chosen: dict[str, Arm] = {}
+    chosen = []
     for arm in arms:
         own = [(name, values) for name, values in axes if arm.has_warmups or name not in WARMUP_FIELDS]
         for values in itertools.product(*(values for _, values in own)):
-            swept = dict(zip((name for name, _ in own), values))
-            name = " ".join([arm.name, *(f"{key}={value}" for key, value in swept.items())])
-            chosen[name] = dataclasses.replace(arm, name=name, changes={**arm.changes, **swept}, swept=swept)
-    return list(chosen.values())
+            chosen.append(dataclasses.replace(arm, swept=dict(zip((name for name, _ in own), values))))
+    return chosen
 
 
 def parse_sweep(text: str, fields: Sequence[str]) -> tuple[str, list[str]]:

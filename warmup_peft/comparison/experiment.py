@@ -1,52 +1,45 @@
-"""`warmup-peft compare`: the arms of a recipe, each with each seed, and what can be said of them.
+"""Plan a comparison of a recipe's arms, run every arm with every seed, and write the report.
 
-Every run has its own process and folder (`runs/<arm>/seed-<n>`), so what is done stays done. The report is written
-anew whenever a run ends.
+Every run has its own process and folder (`runs/<arm>/seed-<n>`), so finished runs are kept. The report is rewritten
+whenever a run ends.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.table import Table
 
 from warmup_peft.comparison.arms import MORE_SFT, SFT, Arm, choose_arms, swept_arms
-from warmup_peft.comparison.formatting import estimate_text, p_text
 from warmup_peft.comparison.report.comparison_report import write_report
-from warmup_peft.comparison.results import COMPARISON_NAME, Comparison, Difference, Job, Run, check_format, mark_format
+from warmup_peft.comparison.results import COMPARISON_NAME, Comparison, Job, Run, check_format, mark_format
 from warmup_peft.comparison.runner import Runner
 from warmup_peft.comparison.significance import least_rows, minimum_detectable_effect
 from warmup_peft.comparison.summary import summarize
 from warmup_peft.evaluation.rows import rows_to_compare_on
 from warmup_peft.evaluation.tasks import find_task, fingerprint
-from warmup_peft.evaluation.wording import metric_name, points_text, score_text
 from warmup_peft.files import check_writable, saying_where_the_disk_is_full
-from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
+from warmup_peft.inference.loading import load_tokenizer
 from warmup_peft.settings.arguments import CompareOptions, check_counts
-from warmup_peft.settings.parsing import read_config, with_config_apart
-from warmup_peft.training.build import check_training_counts
+from warmup_peft.settings.recipe import Recipe
+from warmup_peft.training.build import check_base_model, check_training_counts
 from warmup_peft.training.checks import model_config
-from warmup_peft.training.config import parse_training, training_fields
+from warmup_peft.training.config import TrainingSettings
 
 RUNS, LOCK_NAME = "runs", ".lock"
 DEFAULT_GOAL = 0.8  # accuracy
 SHARED_MACHINE = "Several runs shared the machine, so seconds, and the steps of more_sft, are only roughly comparable."
 REPORTS = ("report.html", "report.md")
-COMPARE_OPTIONS = {option.name for option in dataclasses.fields(CompareOptions)}
-OWN_OPTIONS = COMPARE_OPTIONS | {"seed", "output_dir", "overwrite_output_dir"}
-# Nothing but training happens in the time that is measured, and nothing is chosen on the rows of the verdict.
+OWN_OPTIONS = ("seed", "output_dir", "overwrite_output_dir")  # every run has its own values of these
+# The measured time is training only, and no checkpoint is chosen with the rows of the verdict.
 UNDISTURBED = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False}
 SAME_FOR_ALL = ("dataset_name", "dataset_config", "dataset_test_split", "test_split_size", "task", "task_args",
                 "answer_format")  # fmt: skip
@@ -59,47 +52,50 @@ SHOWN_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What is to be compared, after every check that needs no training.
+class Experiment:
+    """A planned comparison that has passed every check that needs no training.
 
     Attributes:
-        folder: of the comparison.
+        folder: where runs and reports are written.
         arms, seeds: each arm runs with each seed.
-        metric: what arms are compared by.
-        argv: the recipe's options as on the command line.
-        command: all of the command line.
+        metric: the metric that arms are compared by.
+        recipe: the recipe that the arms change.
+        options: the options of `compare`.
         rows: fingerprint of the rows to score on.
-        recipe: what its YAML file holds.
-        settings: of the recipe, to show.
-        num_curve_rows, num_test_rows: how many rows there are to score.
-        options: those of `compare`.
-        overwrite: whether the command line says to replace the comparison that the folder holds.
+        settings: the recipe's settings that the report lists.
+        num_curve_rows, num_test_rows: how many rows the learning curves and the verdict are scored on.
+        overwrite: whether to replace the comparison that the folder holds.
     """
 
     folder: Path
     arms: list[Arm]
     seeds: list[int]
     metric: str
-    argv: list[str]
-    recipe: dict[str, Any]
-    command: str
+    recipe: Recipe
+    options: CompareOptions
     rows: str
     settings: dict[str, Any]
     num_curve_rows: int
     num_test_rows: int
-    options: CompareOptions
     overwrite: bool
+
+    @property
+    def num_runs(self) -> int:
+        return len(self.arms) * len(self.seeds)
+
+    @property
+    def reports(self) -> list[Path]:
+        return [self.folder / name for name in REPORTS]
 
     def place(self, arm: Arm, seed: int) -> Path:
         return self.folder / RUNS / arm.name.replace(" ", "_").replace("/", "-") / f"seed-{seed}"
 
     def job(self, arm: Arm, seed: int, **more: Any) -> Job:
-        changes = {**arm.changes, **more, **UNDISTURBED, "seed": seed}
         return Job(
             arm=arm.name,
             kind=arm.kind,
-            argv=[*self.argv, *as_argv(changes)],
-            recipe=self.recipe,
+            seed=seed,
+            options=self.recipe.with_overrides({**arm.changes, **more, **UNDISTURBED}).values,
             max_samples=self.options.max_samples,
             curve_points=self.options.curve_points,
             curve_samples=self.options.curve_samples,
@@ -109,104 +105,52 @@ class Setup:
         )
 
 
-def run_compare(argv: Sequence[str]) -> None:
-    """Train and score every arm with every seed that is not done yet, and report.
+# ---- Planning, before anything is trained ----
+
+
+def plan_experiment(recipe: Recipe, options: CompareOptions) -> Experiment:
+    """Check everything that can be checked without training.
 
     Raises:
-        ValueError: bad input, before anything is trained; or every run failed.
-        OSError: the disk is full. What was done until then is kept.
+        ValueError: bad input, or a folder that holds something other than this comparison.
     """
-    setup = read_setup(argv)
-    check_folder(setup.folder, setup.overwrite)
-    again = "What is done is kept: free some space and run the same command again."
-    with only_one(setup.folder), saying_where_the_disk_is_full(setup.folder, lambda: again):
-        prepare_folder(setup.folder, setup.overwrite)
-        run_setup(setup)
-
-
-def run_setup(setup: Setup) -> None:
-    first = [arm for arm in setup.arms if arm.method != MORE_SFT]
-    runs: dict[str, list[Run]] = {arm.name: [] for arm in setup.arms}
-    planned = len(setup.arms) * len(setup.seeds)
-
-    def ended(run: Run) -> None:
-        runs[run.arm] = sorted([*runs[run.arm], run], key=lambda each: each.seed)
-
-    def report() -> Comparison:
-        comparison = comparison_of(setup, runs, planned)
-        write_report(comparison, setup.folder)
-        return comparison
-
-    runner = Runner(planned, setup.options.jobs, ended, report)
-    runner.run([(setup.place(arm, seed), setup.job(arm, seed)) for seed in setup.seeds for arm in first])
-    for arm in setup.arms:
-        if arm.method == MORE_SFT:
-            jobs = more_sft_jobs(setup, arm, runs)
-            runner.run(jobs)
-            for seed in setup.seeds if not jobs else ():
-                ended(Run(arm.name, seed, error="SFT or every warmup arm failed, so there is no time to train for."))
-    comparison = report()
-    show(comparison, [setup.folder / name for name in REPORTS])
-    if not any(summary.seeds for summary in comparison.arms):
-        raise ValueError(f"Every run failed, the first one so: {next(iter(comparison.arms[0].failures.values()))}")
-
-
-# ---- Before anything is trained ----
-
-
-def read_setup(argv: Sequence[str]) -> Setup:
-    """Raises ValueError for bad input."""
-    argv = gather(normal(argv), "--sweep")
-    recipe = read_config(argv) or {}
-    for name in recipe:
-        if name in COMPARE_OPTIONS:
-            raise ValueError(f"The recipe has the key '{name}', which is compare's own. Give it as --{name} instead.")
-    script, run_options, args, model_args, options = parse_training(argv, CompareOptions)
     check_counts(options, curve_points=0, curve_samples=1, max_samples=1, eval_batch_size=1, jobs=1)
     if options.goal is not None and not 0 < options.goal <= 1:
         raise ValueError(f"goal={options.goal} cannot work. Scores are between 0 and 1.")
-    fields = [name for name in training_fields() if name not in (*OWN_OPTIONS, *SAME_FOR_ALL)]
-    chosen = choose_arms(split(options.arms), args.warmup_anchor)
-    arms = swept_arms(chosen, options.sweep, fields)
-    recipe_argv = without(argv, OWN_OPTIONS)
-    for arm in arms:
-        check_arm(arm, recipe_argv)
-    if model_args.model_name_or_path is None:
-        raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
-    check_is_no_adapter(model_args.model_name_or_path)
-    curve, test = rows_to_compare_on(script, run_options, options.max_samples, options.curve_samples)
-    check_rows(len(test), sum(arm.method not in (SFT, MORE_SFT) for arm in arms))
-    if model_args.model_name_or_path is None:
-        raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
-    load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-    model_config(model_args.model_name_or_path, args)
-
-    named = {word.split("=")[0] for word in argv}
-    values = {**vars(script), **vars(run_options), **vars(args), **vars(model_args)}
-    return Setup(
-        folder=Path(args.output_dir if "--output_dir" in named else f"{args.output_dir}-compare"),
+    settings = TrainingSettings.of(recipe)
+    arms = planned_arms(recipe, settings, options)
+    seeds = read_seeds(options.seeds)
+    check_base_model(settings)
+    curve, test = rows_to_compare_on(settings.script, settings.run, options.max_samples, options.curve_samples)
+    check_rows(len(test), arms)
+    load_tokenizer(settings.model.model_name_or_path, settings.model.model_revision)
+    model_config(settings.model.model_name_or_path, settings.training)
+    values = {name: value for part in settings for name, value in vars(part).items()}
+    folder = Path(recipe.overrides.get("output_dir", f"{settings.training.output_dir}-compare"))
+    overwrite = recipe.overrides.get("overwrite_output_dir", False)
+    check_folder(folder, overwrite)
+    return Experiment(
+        folder=folder,
         arms=arms,
-        seeds=read_seeds(options.seeds),
-        metric=find_task(run_options.task).metrics[0],
-        argv=recipe_argv,
-        recipe=recipe,
-        command=shlex.join(["warmup-peft", "compare", *argv]),
+        seeds=seeds,
+        metric=find_task(settings.run.task).metrics[0],
+        recipe=recipe.without(*OWN_OPTIONS),
+        options=options,
         rows=fingerprint([*curve, *test]),
         settings={name: values[name] for name in SHOWN_SETTINGS if values.get(name) not in (None, "", {})},
         num_curve_rows=len(curve) if options.curve_points else 0,
         num_test_rows=len(test),
-        options=options,
-        overwrite="--overwrite_output_dir" in named and run_options.overwrite_output_dir,
+        overwrite=overwrite,
     )
 
 
-def normal(argv: Sequence[str]) -> list[str]:
-    """Options with underscores, as one of the two spellings that the parser takes; `--config=x` in two words."""
-    words = [word.split("=", 1) for word in with_config_apart(argv)]
-    return [
-        "=".join([name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name, *value])
-        for name, *value in words
-    ]
+def planned_arms(recipe: Recipe, settings: TrainingSettings, options: CompareOptions) -> list[Arm]:
+    """The arms that `options` names, with every swept value. Raises ValueError where one cannot run."""
+    fields = [name for name in recipe.names if name not in (*OWN_OPTIONS, *SAME_FOR_ALL)]
+    arms = swept_arms(choose_arms(split(options.arms), settings.training.warmup_anchor), options.sweep, fields)
+    for arm in arms:
+        check_arm(arm, recipe)
+    return arms
 
 
 def split(text: str) -> list[str]:
@@ -223,65 +167,29 @@ def read_seeds(text: str) -> list[int]:
     return seeds
 
 
-def gather(argv: Sequence[str], flag: str) -> list[str]:
-    """Put all values of a flag that is given several times behind one."""
-    kept: list[str] = []
-    values: list[str] = []
-    is_inside = False
-    for word in argv:
-        if word.startswith("--"):
-            is_inside = word.split("=")[0] == flag
-            if is_inside:
-                values += word.split("=", 1)[1:]
-                continue
-        (values if is_inside else kept).append(word)
-    return [*kept, *([flag, *values] if values else [])]
-
-
-def without(argv: Sequence[str], names: set[str]) -> list[str]:
-    """The command line without these options and their values."""
-    kept: list[str] = []
-    is_dropped = False
-    for word in argv:
-        if word.startswith("--"):
-            is_dropped = word[2:].split("=")[0] in names
-        if not is_dropped:
-            kept.append(word)
-    return kept
-
-
-def as_argv(values: dict[str, Any]) -> list[str]:
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
-
-
-def check_arm(arm: Arm, argv: Sequence[str]) -> None:
-    """Raise ValueError, naming the arm, where its settings cannot work."""
+def check_arm(arm: Arm, recipe: Recipe) -> None:
+    """Raise ValueError with the arm's name where its settings cannot work."""
     try:
-        _, _, args, _ = parse_training([*argv, *as_argv(dict(arm.changes))])
-        check_training_counts(args)
+        settings = TrainingSettings.of(recipe.with_overrides(arm.changes))
+        check_training_counts(settings.training)
     except ValueError as error:
         raise ValueError(f"The arm {arm.name} cannot run: {error}") from error
 
 
-def check_rows(num_rows: int, num_arms: int) -> None:
-    """Refuse, or warn, where so few test rows can show no difference, or only a large one."""
+def check_rows(num_rows: int, arms: Sequence[Arm]) -> None:
+    """Raise ValueError where there are too few test rows for any difference to be significant."""
+    num_arms = sum(arm.method not in (SFT, MORE_SFT) for arm in arms)
     least = least_rows(num_arms)
     if num_rows < least:
         raise ValueError(
-            f"{num_rows} test rows cannot show any difference between {num_arms} arms and SFT, even if one is right "
-            f"in all of them and SFT in none. Give at least {least}; 500 show differences from about "
-            f"{100 * minimum_detectable_effect(500):.0f} points."
-        )
-    visible = minimum_detectable_effect(num_rows)
-    if visible > 0.1:
-        print(
-            f"{num_rows} test rows: differences below about {100 * visible:.0f} points will probably not show. More "
-            "rows show smaller ones."
+            f"{num_rows} test rows are too few: no difference between {num_arms} arms and SFT can be significant, "
+            f"even if one arm is right in all of them and SFT in none. Give at least {least}; with 500 the minimum "
+            f"detectable effect is about {100 * minimum_detectable_effect(500):.0f} points."
         )
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise ValueError where the folder holds something else than a comparison, or one of another version to keep."""
+    """Raise ValueError where the folder holds other files, or a comparison of another version to be kept."""
     check_writable(folder)
     is_replaced = overwrite and (folder / COMPARISON_NAME).is_file()
     if not is_replaced and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
@@ -289,7 +197,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 
 
 def prepare_folder(folder: Path, overwrite: bool) -> None:
-    """Remove the comparison that the folder holds, or take it over. Only who holds its lock may call this."""
+    """Remove the comparison in the folder, or continue it. Call this only while holding the folder's lock."""
     if overwrite:
         shutil.rmtree(folder / RUNS, ignore_errors=True)
         for name in REPORTS:
@@ -297,9 +205,53 @@ def prepare_folder(folder: Path, overwrite: bool) -> None:
     mark_format(folder)
 
 
+# ---- Running ----
+
+
+def run_experiment(experiment: Experiment, command: str = "") -> Comparison:
+    """Run every arm with every seed that is not done yet, and write the report.
+
+    Args:
+        command: the command line, for the report.
+
+    Raises:
+        ValueError: a run in the folder had other settings, or another comparison is running there.
+        OSError: the disk is full. Finished runs are kept.
+    """
+    again = "Finished runs are kept: free some space and run the same command again."
+    with only_one(experiment.folder), saying_where_the_disk_is_full(experiment.folder, lambda: again):
+        prepare_folder(experiment.folder, experiment.overwrite)
+        return run_all(experiment, command)
+
+
+def run_all(experiment: Experiment, command: str) -> Comparison:
+    first = [arm for arm in experiment.arms if arm.kind != MORE_SFT]
+    runs: dict[str, list[Run]] = {arm.name: [] for arm in experiment.arms}
+
+    def ended(run: Run) -> None:
+        runs[run.arm] = sorted([*runs[run.arm], run], key=lambda each: each.seed)
+
+    def report() -> Comparison:
+        comparison = comparison_of(experiment, runs, command)
+        write_report(comparison, experiment.folder)
+        return comparison
+
+    runner = Runner(experiment.num_runs, experiment.options.jobs, ended, report)
+    runner.run(
+        [(experiment.place(arm, seed), experiment.job(arm, seed)) for seed in experiment.seeds for arm in first]
+    )
+    for arm in experiment.arms:
+        if arm.kind == MORE_SFT:
+            jobs = more_sft_jobs(experiment, arm, runs)
+            runner.run(jobs)
+            for seed in experiment.seeds if not jobs else ():
+                ended(Run(arm.name, seed, error="SFT or every warmup arm failed, so the number of steps is unknown."))
+    return report()
+
+
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Raise ValueError where another comparison works in this folder; end the runs when this one is ended."""
+    """Lock the folder, and end the runs when this process is ended. Raises ValueError where it is locked already."""
     folder.mkdir(parents=True, exist_ok=True)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -313,16 +265,13 @@ def only_one(folder: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-# ---- SFT for as long as a warmup arm took ----
-
-
-def more_sft_jobs(setup: Setup, arm: Arm, runs: dict[str, list[Run]]) -> list[tuple[Path, Job]]:
-    """SFT with as many steps as it takes in the time of the slowest warmup arm; nothing where either failed."""
+def more_sft_jobs(experiment: Experiment, arm: Arm, runs: dict[str, list[Run]]) -> list[tuple[Path, Job]]:
+    """SFT with as many steps as fit in the slowest warmup arm's time; no jobs where SFT or all warmup arms failed."""
 
     def done(other: Arm) -> list[Run]:
         return [run for run in runs[other.name] if run.error is None]
 
-    paired = [other for other in setup.arms if other.is_paired_with(arm)]
+    paired = [other for other in experiment.arms if other.is_paired_with(arm)]
     sft = next((done(other) for other in paired if other.method == SFT), [])
     slowest = max(
         (mean_seconds(done(other)) for other in paired if other.has_warmups and not other.is_control and done(other)),
@@ -331,72 +280,36 @@ def more_sft_jobs(setup: Setup, arm: Arm, runs: dict[str, list[Run]]) -> list[tu
     if not sft or not slowest:
         return []
     steps = max(1, round(sft[0].steps * slowest / mean_seconds(sft)))
-    return [(setup.place(arm, seed), setup.job(arm, seed, max_steps=steps)) for seed in setup.seeds]
+    return [(experiment.place(arm, seed), experiment.job(arm, seed, max_steps=steps)) for seed in experiment.seeds]
 
 
 def mean_seconds(runs: Sequence[Run]) -> float:
     return sum(run.train_seconds for run in runs) / len(runs)
 
 
-# ---- What is shown ----
-
-
-def comparison_of(setup: Setup, runs: dict[str, list[Run]], planned: int) -> Comparison:
+def comparison_of(experiment: Experiment, runs: dict[str, list[Run]], command: str) -> Comparison:
     shared = [SHARED_MACHINE] if any(run.at_a_time > 1 for each in runs.values() for run in each) else []
     devices = sorted({run.device for each in runs.values() for run in each if run.device})
     names = ("warmup_peft", "trl", "transformers", "peft", "torch")
     comparison = summarize(
-        setup.arms,
+        experiment.arms,
         runs,
-        setup.metric,
-        goal_of(setup),
-        planned,
-        num_test_rows=setup.num_test_rows,
-        num_curve_rows=setup.num_curve_rows,
-        settings={**setup.settings, "seeds": ", ".join(map(str, setup.seeds)), "jobs at a time": setup.options.jobs},
+        experiment.metric,
+        goal_of(experiment),
+        experiment.num_runs,
+        num_test_rows=experiment.num_test_rows,
+        num_curve_rows=experiment.num_curve_rows,
+        settings={
+            **experiment.settings,
+            "seeds": ", ".join(map(str, experiment.seeds)),
+            "jobs at a time": experiment.options.jobs,
+        },
         versions={**{name: version(name) for name in names}, "device": "; ".join(devices)},
-        command=setup.command,
+        command=command,
     )
     return dataclasses.replace(comparison, notes=[*comparison.notes, *shared])
 
 
-def goal_of(setup: Setup) -> float | None:
-    default = DEFAULT_GOAL if setup.metric == "accuracy" else None
-    return (setup.options.goal or default) if setup.options.curve_points else None
-
-
-def show(comparison: Comparison, paths: Sequence[Path]) -> None:
-    console = Console()
-    console.print(arms_table(comparison))
-    for note in comparison.notes:
-        console.print(f"- {note}", highlight=False)
-    console.print(f"\n[bold]{comparison.verdict}[/bold]", highlight=False)
-    print("Report: " + ", ".join(map(str, paths)))
-
-
-def arms_table(comparison: Comparison) -> Table:
-    table = Table(title=f"{comparison.num_test_rows} test rows")
-    for column in (
-        "arm",
-        metric_name(comparison.metric),
-        "points against sft",
-        "95% interval",
-        "adjusted p",
-        "seconds",
-    ):
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    for arm in comparison.arms:
-        if not arm.seeds:
-            table.add_row(arm.name, "failed" if arm.failures else "not run")
-            continue
-        seconds = "" if arm.train_seconds is None else f"{arm.train_seconds.mean:,.0f}"
-        score = estimate_text(arm.metrics[comparison.metric], partial(score_text, comparison.metric))
-        table.add_row(arm.name, score, *against_sft(arm.versus_sft), seconds)
-    return table
-
-
-def against_sft(difference: Difference | None) -> tuple[str, str, str]:
-    if difference is None:
-        return "", "", ""
-    ends = f"{points_text(difference.low)} to {points_text(difference.high)}"
-    return points_text(difference.estimate), ends, p_text(difference.p_adjusted)
+def goal_of(experiment: Experiment) -> float | None:
+    default = DEFAULT_GOAL if experiment.metric == "accuracy" else None
+    return (experiment.options.goal or default) if experiment.options.curve_points else None

@@ -15,10 +15,9 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from warmup_peft.comparison.results import Difference
 from warmup_peft.comparison.significance import compare_with
-from warmup_peft.evaluation.metrics import score_rows, totals
-from warmup_peft.evaluation.predictor import answers_of, bars, perplexity
+from warmup_peft.evaluation.metrics import is_right_or_wrong
+from warmup_peft.evaluation.predictor import Predictor, as_rows, bars, empty, score_predictions
 from warmup_peft.evaluation.rows import held_out_questions
-from warmup_peft.evaluation.scorer import Scorer, as_row, none_at_all
 from warmup_peft.evaluation.tasks import Row, find_task
 from warmup_peft.inference.loading import TrainingRecord, load_folder
 from warmup_peft.method.diagnostics import words
@@ -106,22 +105,21 @@ def inspect(options: InspectArguments) -> Inspection:
     task = find_task(name)
     first = task.metrics[0]
     loaded = load_folder(options.run)
-    scores, statistics, rows, warmups = [], [], [], {}
-    for arm, instead in ((WITH, None), (WITHOUT, none_at_all)):
-        model = (loaded.model, loaded.tokenizer, loaded.warmup_config)
-        scorer = Scorer(*model, task, options.batch_size, instead, bars(arm))
-        predictions, _ = scorer.answers(questions)
-        scored, _ = score_rows(task.metrics, answers_of(questions, predictions))
-        warmups |= scorer.figures(questions, predictions)  # none without warmups
-        scores.append({**totals(scored), "perplexity": perplexity(questions, predictions)})
-        statistics.append([scored[first]])
-        rows.append([as_row(*each) for each in zip(questions, predictions, scored[first].row_scores)])
+    model = (loaded.model, loaded.tokenizer, loaded.warmup_config, options.batch_size)
+    scores, rows, warmups = [], [], {}
+    for arm, instead in ((WITH, None), (WITHOUT, empty)):
+        predictor = Predictor(*model, instead, bars(arm))
+        predictions = predictor.answer(questions, task.max_new_tokens)
+        warmups |= predictor.warmup_metrics(questions, predictions)  # none without warmups
+        scores.append(score_predictions(task.metrics, questions, predictions))
+        rows.append(as_rows(questions, predictions, scores[-1].statistics[first].row_scores))
+    pair = tuple([each.statistics[first]] for each in scores)
     return Inspection(
         folder=options.run,
         source=source + (f", the first {len(questions)}" if options.max_samples else ""),
         metric=first,
-        scores={key: (scores[0][key], scores[1][key]) for key in scores[0]},
-        difference=compare_with(WITHOUT, [tuple(statistics)], is_right_or_wrong=first == "accuracy")[0],
+        scores={name: tuple(each.totals[name] for each in scores) for name in scores[0].totals},
+        difference=compare_with(WITHOUT, [pair], is_right_or_wrong(first))[0],
         warmups=warmups,
         rows=list(zip(*rows)),
     )

@@ -14,24 +14,24 @@ from warmup_peft import __version__
 from warmup_peft.evaluation.tasks import Row
 from warmup_peft.files import write_together
 
-FORMAT = 1  # of the files in a comparison's folder; raised when an older program could misread them
+FORMAT = 2  # of the files in a comparison's folder; raised when an older program could misread them
 JOB_NAME, RUN_NAME = "job.json", "run.json"
 COMPARISON_NAME = "comparison.json"
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where a training was after some steps, on the rows kept for learning curves.
+    """A point of a learning curve, scored on rows that are used for nothing else.
 
     Attributes:
-        step: optimizer steps done.
-        examples: examples seen.
-        seconds: of training, this scoring not counted.
+        step: optimizer steps so far.
+        examples: training examples so far.
+        seconds: seconds of training so far, without scoring.
         score: the first metric, between 0 and 1 (BLEU, chrF and ROUGE too: hundredths).
-        nll_per_token: nats, of the reference after the model's own warmup.
-        gain_over_none, gain_over_others: nats a target, of the own warmup over none and over another row's; None
-            without warmups.
-        overlap: share of the warmup's words that are the reference's; None without warmups.
+        nll_per_token: negative log-likelihood of the reference after the model's own warmup, in nats per token.
+        gain_over_none, gain_over_others: what the model's own warmup adds to the target's log-likelihood, in nats,
+            against no warmup and against a shuffled one; None without warmups.
+        overlap: share of the warmup's words that are also in the reference; None without warmups.
     """
 
     step: int
@@ -49,23 +49,23 @@ class Run:
     """One arm with one seed.
 
     Attributes:
-        arm, seed: which.
-        error: why it failed, in a sentence; None when it is done.
+        arm, seed: the arm's name and the seed.
+        error: why the run failed, in a sentence; None for a finished run.
         steps: optimizer steps.
         metrics: each score on the test rows, between 0 and 1; perplexity (of the reference, a token) is 1 or more.
         signatures: how exactly a metric was computed, as its library words it.
         left_out: metrics that could not be computed, with the reason.
-        train_seconds: of training, drawing of warmups included, scoring not.
-        examples_per_second: of training.
-        peak_memory: bytes until the end of training, loading and curves included; of the GPU's tensors, or of the
+        train_seconds: seconds of training; sampling warmups counts, scoring does not.
+        examples_per_second: training examples per second.
+        peak_memory: bytes until the end of training, with loading and learning curves: of the GPU's tensors, or of the
             process on a CPU.
-        seconds_per_answer: to write warmup and answer, in batches.
-        warmups: figures of its own warmups on the test rows (gain_over_none, gain_over_others, overlap, distinct,
+        seconds_per_answer: seconds to write a warmup and an answer, in batches.
+        warmups: metrics of its own warmups on the test rows (gain_over_none, gain_over_others, overlap, distinct,
             mean_length); empty without warmups.
         curve: points of the learning curve.
-        device: what it ran on.
+        device: the GPU or CPU that it ran on.
         at_a_time: how many runs shared the machine.
-        rows: the test rows.
+        rows: answers and scores on the test rows.
     """
 
     arm: str
@@ -90,7 +90,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: Path) -> Run | None:
-        """The run in this folder; None where it has not ended.
+        """The run in this folder; None where it has not finished.
 
         Raises:
             ValueError: the file is not what `save` wrote.
@@ -106,23 +106,23 @@ class Run:
 
 @dataclass(frozen=True)
 class Job:
-    """What a run was told to do; a run is only taken over from an earlier comparison where this is the same.
+    """The settings of a run. A finished run is kept only where they are the same.
 
     Attributes:
-        arm: its name.
+        arm: the arm's name.
         kind: how it is trained and scored, see `warmup_peft.comparison.arms`.
-        argv: the options of the training, as on the command line, without the output folder; the seed's is the last.
-        recipe: what the YAML file held that the options name.
+        seed: seed of the training.
+        options: the recipe's values (see `warmup_peft.settings.recipe`), apart from the seed and the output folder.
         rows: fingerprint of the rows that it is scored on.
-        at_a_time: how many runs share the machine; the only field that may differ when a run is taken over.
+        at_a_time: how many runs share the machine; the only field that may differ where a finished run is kept.
         max_samples, curve_points, curve_samples, eval_batch_size: see `CompareOptions`.
-        format, version: of these files, and of warmup_peft.
+        format, version: version of these files, and of warmup_peft.
     """
 
     arm: str
     kind: str
-    argv: list[str]
-    recipe: dict[str, Any]
+    seed: int
+    options: dict[str, Any]
     max_samples: int | None
     curve_points: int
     curve_samples: int
@@ -141,40 +141,42 @@ class Job:
         return cls(**read_json_object(folder / JOB_NAME, cls))
 
     def settings(self) -> list[str]:
-        """Each setting as text, to tell two jobs apart."""
-        options = [f"--{option.strip()}" for option in " ".join(self.argv).split("--") if option.strip()]
-        own = {name: value for name, value in asdict(self).items() if name not in ("argv", "recipe", "at_a_time")}
-        return sorted([*options, *(f"{name}: {value}" for name, value in (*self.recipe.items(), *own.items()))])
+        """Each setting as text, to say how two jobs differ."""
+        own = {name: value for name, value in asdict(self).items() if name not in ("options", "at_a_time")}
+        options = [f"--{name} {value}" for name, value in self.options.items()]
+        return sorted([*options, *(f"{name}: {value}" for name, value in own.items())])
 
 
 def mark_format(folder: Path) -> None:
-    """Say what the folder holds."""
+    """Write the format and the version into the folder."""
     write_together({COMPARISON_NAME: json.dumps({"format": FORMAT, "version": __version__}) + "\n"}, folder)
 
 
 def check_format(folder: Path) -> None:
-    """Raise ValueError where the folder holds no comparison, or one of another version."""
+    """Raise ValueError where the folder holds no comparison, or a comparison of another version."""
     path = folder / COMPARISON_NAME
     if not path.is_file():
-        raise ValueError(f"{folder} holds something else than a comparison. Choose another --output_dir.")
+        raise ValueError(f"{folder} holds files that are no comparison. Choose another --output_dir.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         found = None
     if found != {"format": FORMAT, "version": __version__}:
-        name = found.get("version", "unknown") if isinstance(found, dict) else "unknown"
+        found = found if isinstance(found, dict) else {}
+        theirs = f"{found.get('version', 'unknown')}, format {found.get('format', 'unknown')}"
         raise ValueError(
-            f"The comparison in {folder} was made by another version of warmup_peft ({name}; this is {__version__}), "
-            "and their numbers would mix. Choose another --output_dir, or replace it with --overwrite_output_dir."
+            f"The comparison in {folder} was made by another version of warmup_peft ({theirs}; this is {__version__}, "
+            f"format {FORMAT}), so their numbers cannot be mixed. Choose another --output_dir, or replace it with "
+            "--overwrite_output_dir."
         )
 
 
 def read_json_object(path: Path, kind: type) -> dict[str, Any]:
-    """The fields of a dataclass, from a file that holds exactly these."""
+    """The fields of a dataclass, from a file that holds exactly these fields."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}). Remove its folder, and that run is made anew.") from error
+        raise ValueError(f"{path} cannot be read ({error}). Remove its folder to repeat that run.") from error
     known = kind.__dataclass_fields__.keys()
     if not isinstance(values, dict) or values.keys() != known or values.get("format", FORMAT) != FORMAT:
         raise ValueError(

@@ -1,9 +1,9 @@
-"""One arm with one seed, in a process of its own: train, score, write `run.json`. `compare` starts it.
+"""Train and score one arm with one seed in a process of its own, and write `run.json`. `compare` starts it.
 
-    python -m warmup_peft.comparison.run_arm [id of the process that it ends with] <folder with job.json>
+    python -m warmup_peft.comparison.run_arm [id of the parent process] <folder with job.json>
 
-A process each keeps a crash from the other arms, and makes peak memory an arm's own. It ends with the comparison that
-started it, even where that is killed: the same command again finds nobody else in the folder.
+With a process for each run, a crash does not stop the other runs, and peak memory is measured for one run. The process
+ends when its parent does, even if the parent is killed, so that the same command can be run again in the same folder.
 """
 
 from __future__ import annotations
@@ -24,23 +24,20 @@ from datasets import disable_progress_bars
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from warmup_peft.comparison.arms import BASE_MODEL, MORE_SFT, SFT
 from warmup_peft.comparison.results import Job, Point, Run
-from warmup_peft.evaluation.metrics import score_rows, totals
-from warmup_peft.evaluation.predictor import answers_of, perplexity
+from warmup_peft.evaluation.predictor import Predictor, as_rows, empty, score_predictions, shuffled
 from warmup_peft.evaluation.rows import rows_to_compare_on
-from warmup_peft.evaluation.scorer import Scorer, anothers, as_row, none_at_all
-from warmup_peft.evaluation.tasks import Question, find_task, fingerprint
+from warmup_peft.evaluation.tasks import Question, Task, find_task, fingerprint, is_multiple_choice
 from warmup_peft.inference.loading import end_with_the_tokenizer
-from warmup_peft.method.scoring import random_numbers_from
+from warmup_peft.method.model import random_numbers_from
 from warmup_peft.settings.parsing import quieten
+from warmup_peft.settings.recipe import Recipe
 from warmup_peft.training.build import build_sft_trainer, build_trainer
-from warmup_peft.training.config import parse_training
-from warmup_peft.training.controls import AnothersWarmupTrainer, EmptyWarmupTrainer
+from warmup_peft.training.config import TRAINING_KINDS, TrainingSettings
 from warmup_peft.training.pool import POOL_NAME
-from warmup_peft.training.trainer import WarmupSFTTrainer
 
-TRAINERS = {"random_warmup": AnothersWarmupTrainer, "empty_warmup": EmptyWarmupTrainer}
-INSTEAD = {"random_warmup": anothers, "empty_warmup": none_at_all}
+INSTEAD = {"shuffled": shuffled, "empty": empty}  # of each warmup_source
 MODEL_FOLDER = "model"
 PARENT_SECONDS = 0.2  # between looks at the parent
 
@@ -56,7 +53,7 @@ def main() -> None:
 
 
 def end_with(parent: int) -> None:
-    """End this process, without any tidying up, when its parent is gone."""
+    """End this process at once when its parent has ended."""
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)
     os._exit(1)
@@ -64,56 +61,64 @@ def end_with(parent: int) -> None:
 
 def run_arm(job: Job, folder: Path) -> Run:
     """Train one arm and score it on the test rows."""
-    script, options, args, model_args = parse_training([*job.argv, "--output_dir", str(folder / MODEL_FOLDER)])
-    curve_rows, test_rows = rows_to_compare_on(script, options, job.max_samples, job.curve_samples)
+    settings = settings_of_job(job, folder / MODEL_FOLDER)
+    curve_rows, test_rows = rows_to_compare_on(settings.script, settings.run, job.max_samples, job.curve_samples)
     if fingerprint([*curve_rows, *test_rows]) != job.rows:
         raise ValueError("The rows to score on have changed since the comparison was started. Start it anew.")
-    if job.kind in ("base_model", "sft"):
-        trainer = build_sft_trainer(script, options, args, model_args)
-    else:
-        trainer = build_trainer(script, options, args, model_args, TRAINERS.get(job.kind, WarmupSFTTrainer))
+    build = build_sft_trainer if job.kind in (BASE_MODEL, SFT, MORE_SFT) else build_trainer
+    trainer = build(settings)
     end_with_the_tokenizer(trainer.model, trainer.processing_class)
-    scorer = Scorer(
+    task = find_task(settings.run.task)
+    predictor = Predictor(
         trainer.model,
         trainer.processing_class,
         getattr(trainer, "warmup_config", None),
-        find_task(options.task),
         job.eval_batch_size,
-        INSTEAD.get(job.kind),
+        INSTEAD.get(settings.training.warmup_source),
     )
     curve, seconds = [], 0.0
-    if job.kind != "base_model":
-        curve, seconds = train(trainer, scorer, curve_rows if job.curve_points else [], job.curve_points)
+    if job.kind != BASE_MODEL:
+        rows = curve_rows if job.curve_points else []
+        curve, seconds = train(trainer, predictor, task, rows, job.curve_points)
         trainer.save_model()
-        if args.warmup_pool is None:
+        if settings.training.warmup_pool is None:
             shutil.rmtree(folder / MODEL_FOLDER / POOL_NAME, ignore_errors=True)
 
     memory = peak_memory()
-    predictions, seconds_per_answer = scorer.answers(test_rows)
-    scored, left_out = score_rows(scorer.task.metrics, answers_of(test_rows, predictions))
-    row_scores = scored[scorer.task.metrics[0]].row_scores
+    start = time.perf_counter()
+    written = predictor.write(test_rows, task.max_new_tokens)
+    seconds_per_answer = (time.perf_counter() - start) / len(test_rows)
+    predictions = predictor.score(test_rows, written)
+    scores = score_predictions(task.metrics, test_rows, predictions)
     examples = examples_seen(trainer, trainer.state.global_step)
     return Run(
         arm=job.arm,
-        seed=args.seed,
+        seed=job.seed,
         steps=trainer.state.global_step,
-        metrics={**totals(scored), "perplexity": perplexity(test_rows, predictions)},
-        signatures={name: rows.signature for name, rows in scored.items() if rows.signature},
-        left_out=left_out,
+        metrics=scores.totals,
+        signatures={name: rows.signature for name, rows in scores.statistics.items() if rows.signature},
+        left_out=scores.left_out,
         train_seconds=seconds,
         examples_per_second=examples / seconds if seconds else 0.0,
         peak_memory=memory,
         seconds_per_answer=seconds_per_answer,
-        warmups=scorer.figures(test_rows, predictions),
+        warmups=predictor.warmup_metrics(test_rows, predictions),
         curve=curve,
         device=device_name(),
         at_a_time=job.at_a_time,
-        rows=[as_row(*each) for each in zip(test_rows, predictions, row_scores)],
+        rows=as_rows(test_rows, predictions, scores.statistics[task.metrics[0]].row_scores),
     )
 
 
-def train(trainer: SFTTrainer, scorer: Scorer, rows: Sequence[Question], num_points: int) -> tuple[list[Point], float]:
-    """The learning curve, and the seconds of training without those of scoring."""
+def settings_of_job(job: Job, output_dir: Path) -> TrainingSettings:
+    options = {**job.options, "seed": job.seed, "output_dir": str(output_dir)}
+    return TrainingSettings.of(Recipe(TRAINING_KINDS, options))
+
+
+def train(
+    trainer: SFTTrainer, predictor: Predictor, task: Task, rows: Sequence[Question], num_points: int
+) -> tuple[list[Point], float]:
+    """Train, and return the learning curve and the seconds of training without scoring."""
     points: list[Point] = []
     scoring = 0.0
     start = time.perf_counter()
@@ -124,9 +129,9 @@ def train(trainer: SFTTrainer, scorer: Scorer, rows: Sequence[Question], num_poi
             torch.cuda.synchronize()
         begin = time.perf_counter()
         with random_numbers_from(trainer.args.seed, trainer.args.device):
-            figures = scorer.point(rows)
+            metrics = metrics_of_point(predictor, task, rows)
         seen = examples_seen(trainer, step)
-        points.append(Point(step=step, examples=seen, seconds=begin - start - scoring, **figures))
+        points.append(Point(step=step, examples=seen, seconds=begin - start - scoring, **metrics))
         scoring += time.perf_counter() - begin
 
     if rows:
@@ -135,8 +140,21 @@ def train(trainer: SFTTrainer, scorer: Scorer, rows: Sequence[Question], num_poi
     return points, time.perf_counter() - start - scoring
 
 
+def metrics_of_point(predictor: Predictor, task: Task, rows: Sequence[Question]) -> dict[str, float | None]:
+    """The metrics of a `Point`; multiple-choice questions need no written answer."""
+    predictions = predictor.answer(rows, max_new_tokens=0 if is_multiple_choice(rows) else task.max_new_tokens)
+    metric = task.metrics[0]
+    scores = score_predictions([metric], rows, predictions).totals
+    warmups = predictor.warmup_metrics(rows, predictions)
+    return {
+        "score": scores[metric],
+        "nll_per_token": math.log(scores["perplexity"]),
+        **{name: warmups.get(name) for name in ("gain_over_none", "gain_over_others", "overlap")},
+    }
+
+
 def examples_seen(trainer: SFTTrainer, step: int) -> int:
-    """Rows of training in so many optimizer steps, counted anew in each epoch, whose last step may have fewer."""
+    """Training rows in the first `step` optimizer steps. The last step of an epoch may have fewer rows."""
     args, rows = trainer.args, len(trainer.train_dataset)
     batch = args.train_batch_size * args.world_size
     if args.dataloader_drop_last:
@@ -147,7 +165,7 @@ def examples_seen(trainer: SFTTrainer, step: int) -> int:
 
 
 class AtSteps(TrainerCallback):
-    """Calls a function before the first step, and at so many steps that lie evenly up to the last."""
+    """Calls a function before the first step, and at `count` evenly spaced steps up to the last."""
 
     def __init__(self, count: int, call: Callable[[int], None]):
         self.count, self.call = count, call

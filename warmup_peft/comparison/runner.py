@@ -83,7 +83,7 @@ class Runner:
             if self._is_stopped:
                 return
             process = start(place, job, self.at_a_time)
-            self._processes[process] = f"{job.arm}, seed {job.argv[-1]}"
+            self._processes[process] = f"{job.arm}, seed {job.seed}"
             self._show(bar)
         process.wait()
         with self._stopping_after_errors():
@@ -149,7 +149,7 @@ def start(place: Path, job: Job, at_a_time: int) -> subprocess.Popen:
 def result(place: Path, job: Job, returncode: int) -> Run:
     """The finished run, or a failed one with the reason."""
     run = Run.load(place) if returncode == 0 else None
-    return run or Run(job.arm, int(job.argv[-1]), error=why_it_ended(returncode, place / LOG_NAME))
+    return run or Run(job.arm, job.seed, error=why_it_ended(returncode, place / LOG_NAME))
 
 
 def finished_run(place: Path, job: Job) -> Run | None:
@@ -165,7 +165,7 @@ def finished_run(place: Path, job: Job) -> Run | None:
     earlier = Job.load(place)
     if earlier.settings() == job.settings():
         return run
-    if job.arm.startswith(MORE_SFT):  # its steps follow from what the other arms took
+    if job.kind == MORE_SFT:  # its steps follow from what the other arms took
         return None
     changed = sorted(set(earlier.settings()) ^ set(job.settings()))
     raise ValueError(

@@ -46,21 +46,19 @@ def paired_bootstrap(
         resamples whose difference lies as far from the observed one as that from zero; and the standard deviation
         over resamples.
     """
-    values = [np.stack([each.values for each in side]) for side in (arm, reference)]  # (seeds, rows, d)
-    scores = [side[0].score for side in (arm, reference)]
 
     def difference(rows: np.ndarray, axis: int = -1) -> Array:
         """(..., n) row numbers -> (...) differences."""
-        sums = [each[:, rows].sum(-2) for each in values]
-        return scores[0](sums[0]).mean(0) - scores[1](sums[1]).mean(0)
+        scores = [np.mean([each.score_samples(rows) for each in side], axis=0) for side in (arm, reference)]
+        return scores[0] - scores[1]
 
-    rows = np.arange(values[0].shape[1])
+    rows = np.arange(len(arm[0].row_scores))
     observed = float(difference(rows))
     result = stats.bootstrap(
         (rows,), difference, n_resamples=resamples, batch=64, method="percentile", rng=np.random.default_rng(0)
     )
     samples = result.bootstrap_distribution
-    is_as_far = np.abs(samples - observed) >= abs(observed) - 1e-12
+    is_as_far = ~(np.abs(samples - observed) < abs(observed) - 1e-12)  # so is a sample without a score
     p = (1 + int(is_as_far.sum())) / (1 + resamples)
     return float(result.confidence_interval.low), float(result.confidence_interval.high), p, float(samples.std())
 

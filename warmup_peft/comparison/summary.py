@@ -15,7 +15,7 @@ from warmup_peft.comparison.arms import MORE_SFT, SFT, Arm
 from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Estimate, Point, Run
 from warmup_peft.comparison.significance import compare_with, estimate
 from warmup_peft.comparison.verdict import best_arm_note, control_note, seeds_note, verdict
-from warmup_peft.evaluation.metrics import METRICS, Answers, RowStatistics, mean_of_rows
+from warmup_peft.evaluation.metrics import METRICS, Answers, RowStatistics, is_right_or_wrong, mean_of_rows
 
 Runs = Mapping[str, Sequence[Run]]  # of each arm's name, those that have ended, in the order of their seeds
 
@@ -84,7 +84,7 @@ def differences(reference: str, pairs: Sequence[tuple[Arm, Arm]], done: Runs, me
         for name, pair in sides.items()
         if pair[0]
     }
-    return dict(zip(known, compare_with(reference, list(known.values()), is_right_or_wrong=metric == "accuracy")))
+    return dict(zip(known, compare_with(reference, list(known.values()), is_right_or_wrong(metric))))
 
 
 def control_differences(arms: Sequence[Arm], done: Runs, metric: str) -> list[tuple[Arm, Difference]]:
@@ -106,9 +106,9 @@ def paired_runs(arm: Sequence[Run], other: Sequence[Run]) -> tuple[list[Run], li
 @lru_cache(maxsize=1024)
 def statistics_of(run: Run, metric: str) -> RowStatistics:
     """A run's rows as the bootstrap takes them."""
-    if metric == "accuracy":
+    if METRICS[metric].kind != "corpus":
         return mean_of_rows([row.score for row in run.rows])
-    return METRICS[metric](
+    return METRICS[metric].score(
         Answers(*([getattr(row, name) for row in run.rows] for name in ("answer", "reference", "prompt")))
     )
 

@@ -8,7 +8,7 @@ from warmup_peft.comparison.arms import SFT, Arm
 from warmup_peft.comparison.formatting import interval_text, p_text
 from warmup_peft.comparison.results import ArmSummary, Difference
 from warmup_peft.comparison.significance import LEVEL
-from warmup_peft.evaluation.wording import metric_name, number_text, points_text
+from warmup_peft.evaluation.metrics import metric_name, number_text, points_text
 
 
 def verdict(best: ArmSummary | None, to_sft: Difference | None, to_more_sft: Difference | None, metric: str) -> str:

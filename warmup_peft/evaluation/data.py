@@ -1,6 +1,6 @@
-"""From a data set's name to its rows: a local file or folder, line-aligned texts, a folder on the Hub, or a Hub id.
+"""Loads the rows of a data set: a local file or folder, line-aligned texts, a folder on the Hub, or a Hub id.
 
-Knows no task and no tokenizer.
+This module knows no task and no tokenizer.
 """
 
 from __future__ import annotations
@@ -32,25 +32,26 @@ NO_NETWORK = (
 
 
 class MissingSplitError(ValueError):
-    """The data set is there, and has no such split."""
+    """The data set exists, but it has no such split."""
 
 
 def load_split(name: str, split: str, config: str | None = None, test_split_size: float = 0.0) -> Dataset:
     """Rows of one split.
 
     Args:
-        name: a JSON-lines, JSON, CSV or Parquet file (which holds one split); a folder of such files named after
-            their splits (`train.jsonl`, `dev.txt`, ...); such a folder on the Hub (`hf://datasets/<user>/<repo>/<folder>`);
-            a Hub id; a folder of texts whose lines belong together, named `<split>.<column>` (`train.de`, `train.en`;
-            `.gz` may follow); or two or more such texts with commas between them (which hold one split).
-        split: `train`, `validation`, `test`, or a name of the data set's own.
+        name: one of these: a JSON-lines, JSON, CSV or Parquet file, which is one split; a folder of such files, named
+            after their splits (`train.jsonl`, `dev.txt`); such a folder on the Hub
+            (`hf://datasets/<user>/<repo>/<folder>`); a Hub id; a folder of line-aligned texts, named
+            `<split>.<column>` (`train.de`, `train.en`, also with `.gz`); or several line-aligned texts, separated by
+            commas, which are one split.
+        split: `train`, `validation`, `test`, or another name that the data set uses.
         config: configuration of a Hub id.
-        test_split_size: the share of a single file that is held out: `train` gets the other rows, any other split
-            gets these. 0 gives all rows to every split.
+        test_split_size: share of a single file to hold out. The split `train` gets the other rows, and every other
+            split gets the held-out rows. With 0, every split gets all rows.
 
     Raises:
         MissingSplitError: the data set has no such split.
-        ValueError: it is not there, cannot be read, or is empty; with the fix.
+        ValueError: the data does not exist, cannot be read, or is empty.
     """
     if name.startswith(HUB_FOLDER):
         dataset = read_file(find_split(download_folder(name), split))
@@ -80,12 +81,12 @@ def part_of_file(dataset: Dataset, split: str, test_split_size: float) -> Datase
 
 
 def has_split(name: str, split: str) -> bool:
-    """Whether a local folder holds the split; other sources are taken at their word."""
+    """Whether a local folder has the split. True for every other kind of data."""
     return not Path(name).is_dir() or bool(split_files(Path(name), split) or aligned_files(Path(name), split))
 
 
 def is_one_split(name: str) -> bool:
-    """Whether the name is a file, or texts that belong together: all rows are of one split."""
+    """Whether the name is a file or a list of line-aligned texts, so that all rows are one split."""
     return Path(name).is_file() or "," in name
 
 
@@ -99,7 +100,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
 
 def aligned_files(folder: Path, split: str) -> list[Path]:
-    """`train.de`, `train.en.gz`: two or more texts of one split; none where the split has a file of rows."""
+    """Line-aligned texts of a split, such as `train.de` and `train.en.gz`; none if the split has a file of rows."""
     names = SPLIT_NAMES.get(split, (split,))
     files = [path for path in sorted(folder.iterdir()) if path.name.split(".")[0] in names and path.is_file()]
     texts = [path for path in files if column_of(path)]
@@ -107,16 +108,16 @@ def aligned_files(folder: Path, split: str) -> list[Path]:
 
 
 def column_of(path: Path) -> str | None:
-    """`de` of `train.de` and of `train.de.gz`."""
+    """`de` for `train.de` and for `train.de.gz`."""
     parts = path.name.removesuffix(".gz").split(".")
     return parts[-1] if len(parts) > 1 and f".{parts[-1]}" not in ENDINGS else None
 
 
 def read_aligned(paths: Sequence[Path]) -> Dataset:
-    """One column a text, one row a line.
+    """Each text is a column, and each line a row.
 
     Raises:
-        ValueError: a text is not there, names no column, or has another number of lines than the first.
+        ValueError: a text does not exist, its name gives no column, or the numbers of lines differ.
     """
     columns: dict[str, list[str]] = {}
     for path in paths:
@@ -125,7 +126,7 @@ def read_aligned(paths: Sequence[Path]) -> Dataset:
             raise ValueError(f"The text {path} does not exist. Check --dataset_name (DATA= with make).")
         if column is None or column in columns:
             raise ValueError(
-                f"The name of {path} gives no column of its own. Name such texts <split>.<column>, as in train.de."
+                f"The name of {path} gives no column of its own. Name it <split>.<column>, for example train.de."
             )
         try:
             text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -135,7 +136,7 @@ def read_aligned(paths: Sequence[Path]) -> Dataset:
     lengths = {len(lines) for lines in columns.values()}
     if len(lengths) > 1:
         counts = ", ".join(f"{path.name} has {len(lines):,}" for path, lines in zip(paths, columns.values()))
-        raise ValueError(f"Line by line these texts should belong together, but {counts} lines. Mend the shorter one.")
+        raise ValueError(f"The lines of these texts should be aligned, but {counts} lines. Fix the shorter one.")
     return Dataset.from_dict({name: [line.strip() for line in lines] for name, lines in columns.items()})
 
 
@@ -161,11 +162,11 @@ def download_folder(name: str) -> Path:
 
 
 def stream_split(name: str, split: str, config: str | None = None) -> IterableDataset:
-    """Rows of one split of a Hub data set, as they come.
+    """Stream the rows of one split of a Hub data set.
 
     Raises:
         MissingSplitError: the data set has no such split.
-        ValueError: it is local, or not there; with the fix.
+        ValueError: the data set is local, or does not exist.
     """
     is_local = Path(name).exists() or Path(name).suffix in ENDINGS or name.startswith((".", "/", "~"))
     if is_local or name.startswith(HUB_FOLDER) or "," in name:
@@ -176,7 +177,7 @@ def stream_split(name: str, split: str, config: str | None = None) -> IterableDa
 
 
 def load_from_hub(name: str, split: str, config: str | None, streaming: bool = False) -> Dataset | IterableDataset:
-    if name in _PACKAGED_DATASETS_MODULES:  # which would read whatever lies in the current folder, also pickles
+    if name in _PACKAGED_DATASETS_MODULES:  # `datasets` would read any file in the current folder, pickles too
         raise ValueError(
             f"{name} is a format that `datasets` reads, and no data set. Name a file, a folder or a Hub id."
         )
@@ -186,12 +187,12 @@ def load_from_hub(name: str, split: str, config: str | None, streaming: bool = F
         if isinstance(error, ValueError) and str(error).startswith(("Unknown split", "Bad split")):
             raise MissingSplitError(f"The data set {name} has no split {split} ({first_line(error)}).") from error
         if "scripts are no longer supported" in str(error):
-            mend = "It is a loading script, which `datasets` no longer runs; find a copy in JSON, CSV or Parquet."
+            fix = "It is a loading script, which `datasets` no longer runs; find a copy in JSON, CSV or Parquet."
         else:
-            mend = NO_NETWORK
+            fix = NO_NETWORK
         raise ValueError(
             f"The data set {name} is no local file, and the Hub did not give its split {split} "
-            f"({first_line(error)}). {mend}"
+            f"({first_line(error)}). {fix}"
         ) from error
 
 
@@ -203,27 +204,27 @@ def read_file(path: Path) -> Dataset:
     """Rows of one file.
 
     Raises:
-        ValueError: it cannot be read; for JSON lines with the line's number.
+        ValueError: the file cannot be read; for JSON lines, the message gives the line number.
     """
     if path.suffix in JSON_ENDINGS:
         try:
             return Dataset.from_list(list(read_json(path)))
         except pyarrow.ArrowException as error:
             raise ValueError(
-                f"The rows of {path} disagree on what a column holds ({first_line(error)}). Give each column one kind "
-                "of value."
+                f"The rows of {path} have different types of values in one column ({first_line(error)}). Use one "
+                "type for each column."
             ) from error
     try:
         return Dataset.from_csv(str(path)) if path.suffix == ".csv" else Dataset.from_parquet(str(path))
     except Exception as error:
         if "corresponds to no data" in str(error):
             return Dataset.from_dict({})
-        reason = first_line(error.__cause__ or error)  # `datasets` hides what its reader said
+        reason = first_line(error.__cause__ or error)  # `datasets` hides the message of its reader
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from error
 
 
 def read_json(path: Path) -> Iterator[dict]:
-    """Rows of a JSON-lines file, or of a JSON file that is one list."""
+    """Rows of a JSON-lines file, or of a JSON file that holds one list."""
     text = read_text(path)
     if text.lstrip().startswith("["):
         lines = [(1, text)]
@@ -235,9 +236,9 @@ def read_json(path: Path) -> Iterator[dict]:
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{path}, line {number + error.lineno - 1} is no whole JSON value ({error.msg}). Was the file cut "
-                "off? Mend or remove that line."
+                "off? Fix or remove that line."
             ) from error
         rows = value if isinstance(value, list) else [value]
         if not all(isinstance(row, dict) for row in rows):
-            raise ValueError(f"{path}, line {number} is no JSON object. Write one row, {{...}}, a line.")
+            raise ValueError(f"{path}, line {number} is no JSON object. Write one row {{...}} per line.")
         yield from rows

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness with warmups: any of its tasks, as a warmup model answers it. Needs `warmup_peft[eval]`."""
+"""lm-evaluation-harness with warmups: runs any of its tasks on a warmup model. Needs `warmup_peft[eval]`."""
 
 from __future__ import annotations
 
@@ -15,29 +15,27 @@ from lm_eval.models.utils import postprocess_generated_text
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from warmup_peft.evaluation.predictor import check_logps
+from warmup_peft.evaluation.predictor import check_logps, write_each
 from warmup_peft.inference.decoding import _decode
 from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.generation import write_warmups
-from warmup_peft.method.branches import left_padded
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (texts), ids of the context, ids of the continuation
 
 
 class WarmupLM(HFLM):
-    """`HFLM`, with a warmup and the separator between every context and what is scored or written after it.
+    """`HFLM` with a warmup and the separator between each context and the continuation or answer.
 
-    A context that leaves the model no room for warmup, separator and what follows loses its beginning first, so that
-    the warmup is written after the very context that is scored. Rolling log-likelihoods (perplexity of a document)
-    have no prompt to warm up after, so they are those of the model.
+    If a context, its warmup, the separator and the continuation do not fit the model, the beginning of the context is
+    cut first, so that the warmup is generated after the same context that is scored. Rolling log-likelihoods
+    (perplexity of a document) have no prompt, so they are computed without warmups.
 
     Args:
         model: a causal language model or a `PeftModel`.
         tokenizer: its tokenizer.
-        warmup_config: how it warms up; with a `max_warmup_length` of 0 this is `HFLM`.
-        num_warmups: above 1, average the likelihood of a continuation over so many sampled warmups of its context, and
-            give the text that most of them lead to.
-        batch_size: requests at a time.
+        warmup_config: how the model writes its warmup; with a `max_warmup_length` of 0 this class equals `HFLM`.
+        num_warmups: number of sampled warmups if it is above 1. The likelihood of a continuation is averaged over
+            them, and the most frequent generated text is the answer.
+        batch_size: number of requests per batch.
     """
 
     def __init__(
@@ -71,12 +69,12 @@ class WarmupLM(HFLM):
         return [(log_mean_exp([logp for logp, _ in each]), all(greedy for _, greedy in each)) for each in grouped]
 
     def _shorten(self, requests: Sequence[Request]) -> dict[tuple[int, ...], tuple[int, ...]]:
-        """The end of each context: what fits the model with warmup, separator and the longest continuation.
+        """The end of each context that fits the model together with warmup, separator and the longest continuation.
 
-        The last token of a continuation is never read, so it takes no room.
+        The last token of a continuation is never fed to the model, so it takes no room.
 
         Raises:
-            ValueError: nothing of a context is left.
+            ValueError: no token of a context fits.
         """
         longest: dict[tuple[int, ...], int] = {}
         for _, context, continuation in requests:
@@ -84,7 +82,7 @@ class WarmupLM(HFLM):
         return {context: context[-self._room(length - 1) :] for context, length in longest.items()}
 
     def _room(self, num_tokens: int) -> int:
-        """Tokens of a context that fit the model with its warmup, the separator and so many tokens more."""
+        """How many tokens of a context fit together with warmup, separator and `num_tokens` more tokens."""
         room = self.max_length - self.warmup_config.room - num_tokens
         if room < 1:
             raise ValueError(
@@ -94,26 +92,17 @@ class WarmupLM(HFLM):
         return room
 
     def _write(self, contexts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[list[int]]]:
-        """Each context's warmups with the separator behind them, as token ids."""
-        suffixes = {}
-        for start in range(0, len(contexts), self.batch_size):
-            batch = contexts[start : start + self.batch_size]
-            repeated = [context for context in batch for _ in range(self.num_warmups)]
-            warmups = write_warmups(
-                self.model, left_padded(repeated, self.device), self.warmup_config, do_sample=self.num_warmups > 1
-            )
-            written = [
-                ids[:length] + self.warmup_config.warmup_separator_ids
-                for ids, length in zip(warmups.ids[:, 0].tolist(), warmups.lengths[:, 0].tolist())
-            ]
-            for row, context in enumerate(batch):
-                suffixes[context] = written[row * self.num_warmups : (row + 1) * self.num_warmups]
-        return suffixes
+        """Token ids of the warmups of each context, each followed by the separator."""
+        count = self.num_warmups
+        repeated = [context for context in contexts for _ in range(count)]
+        warmups = write_each(self.model, repeated, self.warmup_config, self.batch_size * count, do_sample=count > 1)
+        suffixes = [ids + self.warmup_config.warmup_separator_ids for ids in warmups]
+        return {context: suffixes[row * count : (row + 1) * count] for row, context in enumerate(contexts)}
 
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Contexts of free generations, which `HFLM` lets fill what the answer leaves of the model's context."""
+        """Encode contexts for generation, and leave room for warmup and separator, which `HFLM` does not."""
         if left_truncate_len is not None:
             left_truncate_len = self._room(self.max_length - left_truncate_len)
         return super().tok_batch_encode(strings, padding_side, left_truncate_len, **options)
@@ -121,7 +110,7 @@ class WarmupLM(HFLM):
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor, **options: Any
     ) -> Tensor:
-        """Rows [context | answer] (B, T); of several warmups the first row that has the most frequent text."""
+        """Rows [context | answer] (B, T). With several warmups, the first row with the most frequent answer."""
         if self.warmup_config.max_warmup_length == 0:
             return super()._model_generate(context, max_length, stop, attention_mask=attention_mask, **options)
         count = self.num_warmups
@@ -142,7 +131,7 @@ class WarmupLM(HFLM):
 
 
 def vote(texts: Sequence[str]) -> int:
-    """Index of the text that is there most often, the earliest among equals."""
+    """Index of the first occurrence of the most frequent text (on a tie, of the one that occurs first)."""
     return texts.index(Counter(texts).most_common(1)[0][0])
 
 
@@ -162,10 +151,10 @@ def run_tasks(
     limit: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`lm_eval.simple_evaluate` of tasks: names, or YAML files of tasks. None for `warmup_config` answers directly.
+    """Run `lm_eval.simple_evaluate` on tasks, given by name or YAML file; with no `warmup_config`, without warmups.
 
     Raises:
-        ValueError: a task that neither lm-evaluation-harness nor the disk knows.
+        ValueError: a task is neither known to lm-evaluation-harness nor a file.
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager

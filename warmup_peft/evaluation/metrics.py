@@ -1,31 +1,35 @@
-"""Scores of answers, from the libraries that the field uses. All are between 0 and 1: BLEU and chrF++ in hundredths.
+"""The metrics that score answers. Each is one `Metric` in the registry `METRICS`; a task's file may add its own.
 
-A metric is a row of numbers for each answer, and the score of their sum over rows. So a bootstrap can score any sample
-of rows without looking at a text again.
+Every score is between 0 and 1, and higher is better. Standard libraries compute BLEU, chrF++, ROUGE and the like.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Kind = Literal["right_or_wrong", "graded", "corpus"]
 NEEDS_EXTRA = "Run: pip install 'warmup_peft[compare]'"
+NOTHING = "–"  # shown where a score is missing
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What is scored: one entry a row.
+    """The answers to score, one entry per row.
 
     Attributes:
-        texts: the answers as written; of multiple choice, the chosen options.
+        texts: the generated answers, or the chosen options in a multiple-choice task.
         references: the right answers.
-        prompts: what was asked.
-        choices: index of the chosen option and of the right one, (n, 2); None where answers are written freely.
-        num_options: how many there are to choose from.
+        prompts: the prompts.
+        choices: (n, 2) indices of the chosen and the right option; None if the answers are generated freely.
+        num_options: the number of options.
     """
 
     texts: Sequence[str]
@@ -34,42 +38,154 @@ class Answers:
     choices: NDArray[np.int64] | None = None
     num_options: int = 0
 
+    def take(self, rows: Sequence[int]) -> Answers:
+        """The answers of these rows, in this order."""
+        texts, references, prompts = ([of[i] for i in rows] for of in (self.texts, self.references, self.prompts))
+        choices = None if self.choices is None else self.choices[list(rows)]
+        return Answers(texts, references, prompts, choices, self.num_options)
+
 
 @dataclass(frozen=True, eq=False)
 class RowStatistics:
-    """What one metric keeps of each row.
+    """The result of one metric, in a form from which a bootstrap can resample rows.
 
     Attributes:
-        values: (n, d), such that `score` of their sum over rows is the corpus' score.
-        score: (..., d) sums -> (...) scores.
-        row_scores: (n,) score of each row by itself.
-        signature: how exactly it was computed, as the library words it.
+        row_scores: (n,) score of each row alone.
+        score_samples: maps (..., n) row indices to the (...) scores of these resamples.
+        signature: version and settings of the metric, as its library reports them.
     """
 
-    values: Array
-    score: Callable[[Array], Array]
     row_scores: Array
+    score_samples: Callable[[NDArray[np.int64]], Array]
     signature: str = ""
 
     def total(self) -> float:
-        return float(self.score(self.values.sum(0)))
+        return float(self.score_samples(np.arange(len(self.row_scores))))
 
 
 def mean_of_rows(row_scores: Sequence[float] | Array, signature: str = "") -> RowStatistics:
     scores = np.asarray(row_scores, dtype=np.float64)
-    values = np.stack([scores, np.ones_like(scores)], axis=1)
-    return RowStatistics(values, lambda sums: sums[..., 0] / sums[..., 1], scores, signature)
+    return RowStatistics(scores, lambda rows: scores[rows].mean(-1), signature)
+
+
+def score_of_sums(
+    values: Array, score: Callable[[Array], Array], row_scores: Array, signature: str = ""
+) -> RowStatistics:
+    """For a score that is a function of sums over rows. `score` maps (..., d) sums of the (n, d) `values` to (...)."""
+    return RowStatistics(row_scores, lambda rows: score(values[rows].sum(-2)), signature)
+
+
+def recomputed(score: Callable[[Answers], float], answers: Answers) -> RowStatistics:
+    """For a score that has to be computed from the answers again for each resample; NaN if that fails."""
+
+    def score_sample(rows: Sequence[int]) -> float:
+        try:
+            return float(score(answers.take(rows)))
+        except Exception:
+            return math.nan
+
+    def score_samples(rows: NDArray[np.int64]) -> Array:
+        flat = rows.reshape(-1, rows.shape[-1])
+        return np.asarray([score_sample(sample) for sample in flat.tolist()]).reshape(rows.shape[:-1])
+
+    return RowStatistics(score_samples(np.arange(len(answers.texts))[:, None]), score_samples)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to score answers.
+
+    Attributes:
+        name: the name in tasks, JSON files and model cards.
+        title: the name in tables and reports.
+        scale: 100 if the score is shown in hundredths (BLEU of 34.2), else 1.
+        kind: `right_or_wrong` if a row scores 1 or 0 and the score is the mean, so that McNemar's test applies.
+            `graded` if a row scores anything between 0 and 1 and the score is the mean. `corpus` for everything else:
+            a significance test calls `compute` again, once for each of thousands of resamples if it returns a single
+            number.
+        compute: returns one finite number per row, whose mean is the score, or a single finite number for all rows,
+            or `RowStatistics`.
+        needs_options: whether it scores the chosen options of a multiple-choice task.
+        package: optional package that it needs. The metric is left out if the package or its weights are missing.
+        task: path of the task's file that defines it; empty for the metrics of this package.
+    """
+
+    name: str
+    title: str
+    scale: int
+    kind: Kind
+    compute: Callable[[Answers], RowStatistics | Sequence[float] | float]
+    needs_options: bool = False
+    package: str = ""
+    task: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind) or self.scale not in (1, 100):
+            raise ValueError(
+                f"The metric {self.name} has kind={self.kind!r} and scale={self.scale!r}. The kind is one of "
+                f"{', '.join(get_args(Kind))}, the scale is 1 or 100."
+            )
+
+    @property
+    def ranks_arms(self) -> bool:
+        """Whether arms can be compared by it: it is always available and can be computed again from saved texts."""
+        return not self.package and not (self.needs_options and self.kind == "corpus")
+
+    def score(self, answers: Answers) -> RowStatistics:
+        """Compute the metric.
+
+        Raises:
+            ValueError: a task's own metric raised an exception, or did not return such numbers.
+        """
+        found = self.numbers(answers)
+        if isinstance(found, RowStatistics):
+            return found
+        wrong = np.flatnonzero(~np.isfinite(found))
+        if len(wrong):
+            where = f" for row {wrong[0] + 1}" if found.ndim else ""
+            raise ValueError(f"{self.label} is {found.flat[wrong[0]]}{where}, but a score must be a finite number.")
+        return mean_of_rows(found) if found.ndim else recomputed(self.compute, answers)
+
+    def numbers(self, answers: Answers) -> RowStatistics | Array:
+        """Result of `compute`, with its shape checked. NaN is allowed here. Raises ValueError as `score` does."""
+        try:
+            found = self.compute(answers)
+        except Exception as error:
+            if not self.task or self.package:
+                raise
+            raise ValueError(f"{self.label} cannot be computed: {type(error).__name__}: {error}") from error
+        if isinstance(found, RowStatistics):
+            return found
+        try:
+            found = np.asarray(found, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.label} returned {type(found).__name__}. {self._wanted}") from error
+        num_rows = len(answers.references)
+        if found.shape != (num_rows,) and (found.ndim or self.kind != "corpus"):
+            given = {0: "one number", 1: f"a list of {found.size}"}.get(found.ndim, "a table")
+            raise ValueError(f"{self.label} returned {given} for {num_rows} rows. {self._wanted}")
+        if self.kind == "right_or_wrong" and not np.isin(found, (0, 1)).all():
+            raise ValueError(f"{self.label} has kind right_or_wrong, but the score of a row is neither 0 nor 1.")
+        return found
+
+    @property
+    def label(self) -> str:
+        return f"The metric {self.name}{f' of the task {self.task}' if self.task else ''}"
+
+    @property
+    def _wanted(self) -> str:
+        return "Return one number per row" + (", or a single one for all rows." if self.kind == "corpus" else ".")
 
 
 # ---- Multiple choice ----
 
 
-def accuracy(answers: Answers) -> RowStatistics:
-    return mean_of_rows((answers.choices[:, 0] == answers.choices[:, 1]).astype(np.float64))
+def accuracy(answers: Answers) -> Array:
+    return answers.choices[:, 0] == answers.choices[:, 1]
 
 
 def macro_f1(answers: Answers) -> RowStatistics:
-    """Unweighted mean of the options' F1 (2 TP / (predicted + true)), an option that is neither counting as 0."""
+    """Unweighted mean over options of F1 = 2 TP / (predicted + true); 0 for an option that never occurs."""
     options = np.arange(answers.num_options)
     predicted, true = (answers.choices[:, [i]] == options for i in (0, 1))
     counts = np.concatenate([predicted & true, predicted.astype(int) + true], axis=1).astype(np.float64)
@@ -78,7 +194,7 @@ def macro_f1(answers: Answers) -> RowStatistics:
         hits, either = np.split(sums, 2, axis=-1)
         return np.divide(2 * hits, either, out=np.zeros_like(hits), where=either > 0).mean(-1)
 
-    return RowStatistics(counts, score, accuracy(answers).row_scores)
+    return score_of_sums(counts, score, accuracy(answers).astype(np.float64))
 
 
 # ---- Written answers ----
@@ -94,18 +210,18 @@ def of_sacrebleu(metric, sentence_metric, answers: Answers) -> RowStatistics:
         return np.asarray(scores).reshape(sums.shape[:-1])
 
     rows = [sentence_metric.sentence_score(t, [r]).score / 100 for t, r in zip(texts, references[0])]
-    return RowStatistics(values, score, np.asarray(rows), str(metric.get_signature()))
+    return score_of_sums(values, score, np.asarray(rows), str(metric.get_signature()))
 
 
 def bleu(answers: Answers) -> RowStatistics:
-    """sacrebleu's corpus BLEU; of a single row with effective order."""
+    """Corpus BLEU from sacrebleu; the score of a single row uses effective order."""
     from sacrebleu.metrics import BLEU
 
     return of_sacrebleu(BLEU(), BLEU(effective_order=True), answers)
 
 
 def chrf_plus_plus(answers: Answers) -> RowStatistics:
-    """sacrebleu's chrF with word order 2."""
+    """chrF with word order 2 from sacrebleu."""
     from sacrebleu.metrics import CHRF
 
     return of_sacrebleu(CHRF(word_order=2), CHRF(word_order=2), answers)
@@ -123,7 +239,7 @@ def rouge(name: str) -> Callable[[Answers], RowStatistics]:
 
 
 def bertscore(answers: Answers) -> RowStatistics:
-    """F1 of bert-score, with its default model for English."""
+    """F1 from bert-score with its default English model."""
     from bert_score import BERTScorer
 
     scorer = BERTScorer(lang="en")
@@ -134,7 +250,7 @@ COMET_MODEL = "Unbabel/wmt22-comet-da"
 
 
 def comet(answers: Answers) -> RowStatistics:
-    """COMET of the prompts' last line but one, which holds the source text."""
+    """COMET. The source text is the last line but one of the prompt."""
     from comet import download_model, load_from_checkpoint
 
     model = load_from_checkpoint(download_model(COMET_MODEL))
@@ -151,59 +267,153 @@ def source_text(prompt: str) -> str:
     return line.split(":", 1)[-1].strip()
 
 
-METRICS: dict[str, Callable[[Answers], RowStatistics]] = {
-    "accuracy": accuracy,
-    "macro_f1": macro_f1,
-    "bleu": bleu,
-    "chrf++": chrf_plus_plus,
-    "rouge1": rouge("rouge1"),
-    "rouge2": rouge("rouge2"),
-    "rougeL": rouge("rougeL"),
-    "bertscore": bertscore,
-    "comet": comet,
+# ---- The registry ----
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "accuracy", 1, "right_or_wrong", accuracy, needs_options=True),
+        Metric("macro_f1", "Macro F1", 1, "corpus", macro_f1, needs_options=True),
+        Metric("bleu", "BLEU", 100, "corpus", bleu),
+        Metric("chrf++", "chrF++", 100, "corpus", chrf_plus_plus),
+        Metric("rouge1", "ROUGE-1", 100, "graded", rouge("rouge1")),
+        Metric("rouge2", "ROUGE-2", 100, "graded", rouge("rouge2")),
+        Metric("rougeL", "ROUGE-L", 100, "graded", rouge("rougeL")),
+        Metric("bertscore", "BERTScore", 1, "graded", bertscore, package="bert-score"),
+        Metric("comet", "COMET", 1, "graded", comet, package="unbabel-comet"),
+    )
 }
-OPTIONAL = {"bertscore": "bert-score", "comet": "unbabel-comet"}  # large packages, and weights of their own
-OF_CHOICES = ("accuracy", "macro_f1")
+BUILT_IN = tuple(METRICS)
+OTHER_SCORES = {"perplexity": "perplexity", "generations_that_are_options": "writes an option", "n": "n"}
+
+
+def add_metrics(metrics: Sequence[str | Metric | Callable], task: str) -> tuple[str, ...]:
+    """Add a task's own metrics to the registry, and return the names of all its metrics.
+
+    Raises:
+        ValueError: a metric has no name, or a name that is already in use.
+    """
+    if not isinstance(metrics, tuple | list):
+        raise ValueError(f"The task {task} has metrics={metrics!r}. Write a tuple, for example ('rougeL',).")
+    own = [as_metric(metric, task) for metric in metrics if not isinstance(metric, str)]
+    for metric in own:
+        if metric.name in (*BUILT_IN, *OTHER_SCORES):
+            raise ValueError(
+                f"The task {task} defines a metric called {metric.name}, but this name is already in use."
+            )
+    METRICS.update((metric.name, metric) for metric in own)
+    names = iter(metric.name for metric in own)
+    every = tuple(metric if isinstance(metric, str) else next(names) for metric in metrics)
+    if len(set(every)) < len(every):
+        raise ValueError(f"The task {task} lists a metric twice: {', '.join(every)}.")
+    return every
+
+
+def as_metric(metric: Metric | Callable[[list[str], list[str]], Any], task: str) -> Metric:
+    """A `Metric` for a function of predictions and references, named after the function."""
+    if isinstance(metric, Metric):
+        return dataclasses.replace(metric, task=task)
+    name = getattr(metric, "__name__", "")
+    if not callable(metric) or not name.isidentifier():
+        raise ValueError(
+            f"The task {task} lists the metric {metric!r}. Use a name ({', '.join(BUILT_IN)}), a named "
+            "function of predictions and references, or a Metric."
+        )
+
+    def compute(answers: Answers) -> Any:
+        return metric(list(answers.texts), list(answers.references))
+
+    return Metric(name, name, 1, "corpus", compute, task=task)
 
 
 def check_metrics(names: Sequence[str], is_multiple_choice: bool) -> None:
-    """Raise ValueError for a metric that is unknown or does not fit the task."""
+    """Raise ValueError if a metric is unknown or does not fit the task."""
     for name in names:
         if name not in METRICS:
-            raise ValueError(f"There is no metric '{name}'. Choose from {', '.join(METRICS)}.")
-        if name in OF_CHOICES and not is_multiple_choice:
+            raise ValueError(f"There is no metric '{name}'. Choose from {', '.join(BUILT_IN)}.")
+        if METRICS[name].needs_options and not is_multiple_choice:
             raise ValueError(f"The metric {name} needs options to choose from, and the task's questions have none.")
-    if not names or names[0] in (*OPTIONAL, "macro_f1"):
+    if not names or not METRICS[names[0]].ranks_arms:
         raise ValueError(
-            "A task's first metric is what arms are compared by. Let it be one that is always there and scores each "
-            f"row: {', '.join(name for name in METRICS if name not in (*OPTIONAL, 'macro_f1'))}."
+            "Arms are compared by the task's first metric, so it must always be there and score each row: "
+            f"{', '.join(name for name in BUILT_IN if METRICS[name].ranks_arms)}, or a metric of the task's own."
         )
 
 
+def try_metrics(names: Sequence[str], answers: Answers) -> None:
+    """Raise ValueError if one of the task's own metrics fails on these answers. A score of NaN passes."""
+    for metric in map(METRICS.__getitem__, names):
+        if metric.task and not metric.package:
+            metric.numbers(answers)
+
+
 def score_rows(names: Sequence[str], answers: Answers) -> tuple[dict[str, RowStatistics], dict[str, str]]:
-    """Each metric's rows; and of those whose package or weights are not there, the reason.
+    """The result of each metric, and the reason for each one that was left out.
 
     Raises:
-        ImportError: a package that `warmup_peft[compare]` installs is missing.
+        ImportError: a package of the extra `compare` is missing.
+        ValueError: a task's own metric failed.
     """
     scored, left_out = {}, {}
-    for name in names:
+    for metric in map(METRICS.__getitem__, names):
         try:
-            scored[name] = METRICS[name](answers)
+            scored[metric.name] = metric.score(answers)
         except Exception as error:
-            if name not in OPTIONAL:
+            if not metric.package:
                 if isinstance(error, ImportError):
-                    raise ImportError(f"The metric {name} needs {error.name}. {NEEDS_EXTRA}") from error
+                    raise ImportError(f"The metric {metric.name} needs {error.name}. {NEEDS_EXTRA}") from error
                 raise
-            left_out[name] = why_left_out(name, error)
+            left_out[metric.name] = why_left_out(metric, error)
     return scored, left_out
 
 
-def why_left_out(name: str, error: Exception) -> str:
+def why_left_out(metric: Metric, error: Exception) -> str:
     if isinstance(error, ImportError):
-        return f"the package {OPTIONAL[name]} is not installed"
+        return f"the package {metric.package} is not installed"
     return f"its weights could not be loaded ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
 
 
 def totals(scored: Mapping[str, RowStatistics]) -> dict[str, float]:
     return {name: rows.total() for name, rows in scored.items()}
+
+
+# ---- Names and numbers as text ----
+
+
+def metric_name(name: str) -> str:
+    """The title of a metric or of another score in the tables."""
+    return METRICS[name].title if name in METRICS else OTHER_SCORES.get(name, name)
+
+
+def score_text(name: str, value: float) -> str:
+    """The score in its usual units: 0.981 for accuracy, 34.2 for BLEU, 4.56 for perplexity."""
+    if name == "perplexity":
+        return number_text(value, ",.2f" if value < 1000 else ",.0f")
+    scale = scale_of(name)
+    return number_text(scale * value, ".1f" if scale == 100 else ".3f")
+
+
+def scale_of(name: str) -> int:
+    return METRICS[name].scale if name in METRICS else 1
+
+
+def is_right_or_wrong(name: str) -> bool:
+    """Whether a row scores either 1 or 0, so that McNemar's test applies."""
+    return METRICS[name].kind == "right_or_wrong"
+
+
+def number_text(value: float, form: str) -> str:
+    """The number with a typographic minus sign and no negative zero, or a word if it is not finite."""
+    if math.isnan(value):
+        return "undefined"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "minus infinite"
+    text = format(value, form)
+    if float(text.replace(",", "")) == 0:
+        text = format(0.0, form)
+    return text.replace("-", "−")
+
+
+def points_text(value: float) -> str:
+    """A difference of two scores in hundredths, with its sign."""
+    return number_text(100 * value, "+.1f")

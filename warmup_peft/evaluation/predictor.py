@@ -1,14 +1,15 @@
-"""Answers questions with a causal language model, with or without a warmup: it chooses an option, and writes freely.
+"""The predictor: a causal language model answers questions, with or without a warmup.
 
-An option's score is the log-likelihood of its tokens after the prompt (and, for a warmup adapter, after the warmup it
-writes greedily and the separator). Knows no trainer and no file.
+It chooses the option with the highest log-likelihood after the prompt (and, for a warmup adapter, after its greedy
+warmup and the separator), and it generates an answer freely. This module knows no trainer and no file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,15 +17,18 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warmup_peft.evaluation.metrics import Answers, score_rows, totals
-from warmup_peft.evaluation.tasks import Question
+from warmup_peft.evaluation.metrics import RowStatistics, score_rows, totals
+from warmup_peft.evaluation.tasks import Question, Row, as_answers, is_multiple_choice
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import append_warmups, pad_token_id, write_warmups
-from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded, sums_where
+from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded
+from warmup_peft.method.diagnostics import num_shared_words
 from warmup_peft.method.encoding import PromptEncoder
-from warmup_peft.method.objective import token_logps
-from warmup_peft.method.scoring import CachedPrompt, evaluation_mode
+from warmup_peft.method.model import evaluation_mode
+from warmup_peft.method.rows import CachedPrompt
+from warmup_peft.method.scoring import branch_logps
 
+Ids = list[int]
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
@@ -38,15 +42,15 @@ def bars(name: str) -> Progress:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model made of one question.
+    """A model's answer to one question.
 
     Attributes:
         choice: the option with the highest log-likelihood.
-        option_logps: log-likelihood of each option, in nats, summed over its tokens; of a task whose answers are
-            written freely, of the reference alone.
-        target_tokens: how many tokens the right option has.
-        warmup, warmup_ids: the warmup's text and token ids; empty without one.
-        generation: what it answers when it writes freely; None where it was not asked to.
+        option_logps: log-likelihood of each option in nats, summed over its tokens. A task without options has one
+            entry, for the reference.
+        target_tokens: number of tokens of the right option.
+        warmup, warmup_ids: text and token ids of the warmup; empty if there is none.
+        generation: the freely generated answer; None if none was asked for.
     """
 
     choice: int
@@ -57,6 +61,165 @@ class Prediction:
     generation: str | None
 
 
+class Written(NamedTuple):
+    """Token ids of the warmups, and texts of the generated answers (None if none was asked for)."""
+
+    warmup_ids: list[Ids]
+    texts: list[str | None]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model in its current state, and how it answers questions.
+
+    Attributes:
+        warmup_config: how the model writes its warmup. With None, or a limit of 0 tokens, it answers directly.
+        batch_size: number of questions per batch.
+        instead: replaces the warmups that the model wrote (`shuffled`, `empty`); None keeps them.
+        progress: wraps the list of batches to show progress; its second argument names the step.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    warmup_config: WarmupConfig | None
+    batch_size: int = 32
+    instead: Callable[[list[Ids]], list[Ids]] | None = None
+    progress: Progress = no_progress
+
+    def answer(
+        self, questions: Sequence[Question], max_new_tokens: int = 32, warmup_ids: list[Ids] | None = None
+    ) -> list[Prediction]:
+        """A prediction for each question, in their order. The arguments are those of `write`."""
+        return self.score(questions, self.write(questions, max_new_tokens, warmup_ids))
+
+    def write(
+        self, questions: Sequence[Question], max_new_tokens: int = 32, warmup_ids: list[Ids] | None = None
+    ) -> Written:
+        """Generate warmups and answers, both greedily.
+
+        Args:
+            max_new_tokens: maximum length of an answer; with 0, none is generated.
+            warmup_ids: one warmup per question to use in place of the model's own.
+        """
+        warmup_ids = self.warmups(questions) if warmup_ids is None else warmup_ids
+        return Written(warmup_ids, self._answers(questions, warmup_ids, max_new_tokens))
+
+    def score(self, questions: Sequence[Question], written: Written) -> list[Prediction]:
+        """Score the options of each question after its warmup, and choose one.
+
+        Raises:
+            FloatingPointError: the model's logits are NaN.
+        """
+        return [
+            Prediction(
+                choice=max(range(len(logps)), key=logps.__getitem__),
+                option_logps=logps,
+                target_tokens=len(continuation_ids(self.tokenizer, question.prompt, question.completion)),
+                warmup=self.tokenizer.decode(ids),
+                warmup_ids=tuple(ids),
+                generation=text,
+            )
+            for question, ids, text, logps in zip(questions, *written, self.logps(questions, written.warmup_ids))
+        ]
+
+    def warmups(self, questions: Sequence[Question]) -> list[Ids]:
+        """Token ids of the warmup that precedes each answer."""
+        if self._config is None or self.instead is empty:
+            return empty(questions)
+        prompts = prompt_ids(self.tokenizer, questions)
+        own = write_each(self.model, prompts, self._config, self.batch_size, self.progress)
+        return own if self.instead is None else self.instead(own)
+
+    def logps(self, questions: Sequence[Question], warmup_ids: list[Ids]) -> list[tuple[float, ...]]:
+        """Log-likelihood in nats of the options of each question after these warmups, summed over their tokens."""
+        scores: dict[int, tuple[float, ...]] = {}
+        encoder = PromptEncoder(self.model, fast=CachedPrompt)
+        for indices, prompt, warmups in self._batches(questions, warmup_ids, "scores"):
+            options = [
+                [continuation_ids(self.tokenizer, questions[i].prompt, option) for option in questions[i].options]
+                for i in indices
+            ]
+            with evaluation_mode(self.model):
+                logps = option_logps(encoder, prompt, warmups, self._config, options)
+            check_logps(logps)
+            scores |= dict(zip(indices, map(tuple, logps.tolist())))
+        return [scores[i] for i in range(len(questions))]
+
+    def warmup_metrics(self, questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Metrics of the warmups on these questions; empty if there are no warmups.
+
+        `gain_over_none` and `gain_over_others` are mean gains in the log-likelihood of the right option, in nats: over
+        no warmup, and over a shuffled warmup. `overlap` is the share of the warmups' words that the right option has.
+        """
+        if self._config is None or self.instead is empty:
+            return {}
+        targets = [dataclasses.replace(q, options=(q.completion,), answer=0) for q in questions]
+        own = np.array([p.option_logps[q.answer] for q, p in zip(questions, predictions)])
+        warmup_ids = [list(prediction.warmup_ids) for prediction in predictions]
+
+        def gain_over(instead: list[Ids]) -> float:
+            return float(np.mean(own - np.array(self.logps(targets, instead))[:, 0]))
+
+        shared = [num_shared_words(p.warmup, q.completion) for q, p in zip(questions, predictions)]
+        return {
+            "gain_over_none": gain_over(empty(questions)),
+            "gain_over_others": gain_over(shuffled(warmup_ids)),
+            "overlap": sum(count for count, _ in shared) / max(1, sum(count for _, count in shared)),
+            "distinct": len(set(map(tuple, warmup_ids))) / len(warmup_ids),
+            "mean_length": float(np.mean([len(ids) for ids in warmup_ids])),
+        }
+
+    @property
+    def _config(self) -> WarmupConfig | None:
+        config = self.warmup_config
+        return None if config is None or config.max_warmup_length == 0 else config
+
+    def _answers(self, questions: Sequence[Question], warmup_ids: list[Ids], max_new_tokens: int) -> list[str | None]:
+        if max_new_tokens == 0:
+            return [None] * len(questions)
+        texts: dict[int, str] = {}
+        for indices, prompt, warmups in self._batches(questions, warmup_ids, "answers"):
+            with evaluation_mode(self.model):
+                written = generate_texts(self.model, self.tokenizer, prompt, warmups, self._config, max_new_tokens)
+            texts |= dict(zip(indices, written))
+        return [texts[i] for i in range(len(questions))]
+
+    def _batches(
+        self, questions: Sequence[Question], warmup_ids: list[Ids], what: str
+    ) -> Iterator[tuple[list[int], Tokens, Warmups]]:
+        """Indices, prompts and warmups of one batch of questions after the other."""
+        prompts, device = prompt_ids(self.tokenizer, questions), self.model.device
+        for indices in batches_of(prompts, self.batch_size, self.progress, what):
+            warmups = as_warmups([warmup_ids[i] for i in indices], device)
+            yield indices, left_padded([prompts[i] for i in indices], device), warmups
+
+
+def shuffled(warmup_ids: list[Ids]) -> list[Ids]:
+    """Shuffled warmups: each row gets the warmup of the row before it."""
+    return [warmup_ids[-1], *warmup_ids[:-1]]
+
+
+def empty(rows: Sequence[Any]) -> list[Ids]:
+    """Empty warmups: the separator follows the prompt directly."""
+    return [[] for _ in rows]
+
+
+# ---- Token ids ----
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[Ids]:
+    return [tokenizer(question.prompt)["input_ids"] for question in questions]
+
+
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
+    """Token ids of `text` after `prompt`, or of `text` alone if the tokenizer merges tokens across the boundary."""
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    ids = tokenizer(prompt + text)["input_ids"]
+    if ids[: len(prompt_ids)] == prompt_ids and len(ids) > len(prompt_ids):
+        return ids[len(prompt_ids) :]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def right_padded(rows: Sequence[Sequence[Sequence[int]]], device: torch.device) -> Tokens:
     """(B, K) sequences of ids -> (B, K, longest)."""
     width = max(len(ids) for row in rows for ids in row)
@@ -65,165 +228,41 @@ def right_padded(rows: Sequence[Sequence[Sequence[int]]], device: torch.device) 
     return Tokens(ids, mask.to(device))
 
 
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
-    """Ids of `text` as they stand after `prompt`, or on their own where the two would merge at the boundary."""
-    prompt_ids = tokenizer(prompt)["input_ids"]
-    ids = tokenizer(prompt + text)["input_ids"]
-    if ids[: len(prompt_ids)] == prompt_ids and len(ids) > len(prompt_ids):
-        return ids[len(prompt_ids) :]
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def write_for(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    warmup_config: WarmupConfig | None,
-    batch_size: int = 32,
-    progress: Progress = no_progress,
-) -> list[list[int]]:
-    """Token ids of the warmup that the model writes greedily for each question; empty without a `warmup_config`."""
-    written: dict[int, list[int]] = {i: [] for i in range(len(questions))}
-    if warmup_config is not None and warmup_config.max_warmup_length > 0:
-        for indices, prompt in batches_of(model, tokenizer, questions, batch_size, "warmups", progress):
-            with evaluation_mode(model):
-                warmups = write_warmups(model, prompt, warmup_config)
-            lengths = warmups.lengths[:, 0].tolist()
-            written |= {i: ids[:n] for i, ids, n in zip(indices, warmups.ids[:, 0].tolist(), lengths)}
-    return [written[i] for i in range(len(questions))]
-
-
-def score_options(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    warmup_config: WarmupConfig | None,
-    warmup_ids: Sequence[Sequence[int]],
-    batch_size: int = 32,
-    progress: Progress = no_progress,
-) -> list[tuple[float, ...]]:
-    """Log-likelihood in nats of each question's options, summed over their tokens, after these warmups.
-
-    Raises:
-        FloatingPointError: the model's logits are NaN.
-    """
-    scores: dict[int, tuple[float, ...]] = {}
-    encoder = PromptEncoder(model, fast=CachedPrompt)
-    for indices, prompt in batches_of(model, tokenizer, questions, batch_size, "scores", progress):
-        options = [
-            [continuation_ids(tokenizer, questions[i].prompt, option) for option in questions[i].options]
-            for i in indices
-        ]
-        warmups = as_warmups([warmup_ids[i] for i in indices], prompt.ids.device)
-        with evaluation_mode(model):
-            logps = option_logps(encoder, prompt, warmups, warmup_config, options)
-        check_logps(logps)
-        scores |= dict(zip(indices, map(tuple, logps.tolist())))
-    return [scores[i] for i in range(len(questions))]
-
-
-def check_logps(logps: Tensor) -> None:
-    """Raise FloatingPointError where one is NaN: every comparison with it would choose the first option."""
-    if logps.isnan().any():
-        raise FloatingPointError(
-            "The model's logits are NaN, so its answers cannot be scored. Train it again with a lower learning_rate, "
-            "or load it in bfloat16 or float32 where it is in float16."
-        )
-
-
-def write_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    warmup_config: WarmupConfig | None,
-    warmup_ids: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    batch_size: int = 32,
-    progress: Progress = no_progress,
-) -> list[str | None]:
-    """What the model writes greedily for each question after these warmups; None where max_new_tokens is 0."""
-    if max_new_tokens == 0:
-        return [None] * len(questions)
-    written: dict[int, str] = {}
-    for indices, prompt in batches_of(model, tokenizer, questions, batch_size, "answers", progress):
-        warmups = as_warmups([warmup_ids[i] for i in indices], prompt.ids.device)
-        with evaluation_mode(model):
-            texts = generate_texts(model, tokenizer, prompt, warmups, warmup_config, max_new_tokens)
-        written |= dict(zip(indices, texts))
-    return [written[i] for i in range(len(questions))]
-
-
-def batches_of(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    batch_size: int,
-    what: str,
-    progress: Progress,
-) -> Iterator[tuple[list[int], Tokens]]:
-    """Indices and prompts of so many questions at a time; those of like length go together, the longest first."""
-    prompts = [tokenizer(question.prompt)["input_ids"] for question in questions]
-    by_length = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))
-    for indices in progress([by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)], what):
-        yield indices, left_padded([prompts[i] for i in indices], model.device)
-
-
 def as_warmups(warmup_ids: Sequence[Sequence[int]], device: torch.device) -> Warmups:
-    """(B, 1) given warmups."""
+    """(B, 1) warmups of these token ids."""
     tokens = right_padded([[ids] for ids in warmup_ids], device)
     lengths = tokens.mask.sum(-1)
     return Warmups(tokens.ids.long(), lengths, lengths)
 
 
-def answer_questions(
+def batches_of(
+    prompts: Sequence[Sequence[int]], batch_size: int, progress: Progress, what: str
+) -> Iterable[list[int]]:
+    """Batches of prompt indices. Prompts of similar length share a batch, and the longest come first."""
+    by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    return progress([by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)], what)
+
+
+# ---- The model ----
+
+
+def write_each(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    warmup_config: WarmupConfig | None,
-    *,
-    batch_size: int = 32,
-    max_new_tokens: int = 32,
-    warmup_ids: Sequence[Sequence[int]] | None = None,
+    prompts: Sequence[Sequence[int]],
+    warmup_config: WarmupConfig,
+    batch_size: int,
     progress: Progress = no_progress,
-) -> list[Prediction]:
-    """A prediction for each question, in their order.
-
-    Args:
-        warmup_config: how the model warms up; None, or a limit of 0 tokens, answers directly.
-        batch_size: questions at a time.
-        max_new_tokens: limit of a free generation; 0 writes none.
-        warmup_ids: warmups to answer after, one a question, instead of those that the model writes.
-        progress: wraps a list of batches and a word for what is done with them, to show how far it is.
-    """
-    if warmup_config is not None and warmup_config.max_warmup_length == 0:
-        warmup_config = None
-    asked = (model, tokenizer, questions, warmup_config)
-    if warmup_ids is None:
-        warmup_ids = write_for(*asked, batch_size, progress)
-    scores = score_options(*asked, warmup_ids, batch_size, progress)
-    texts = write_answers(*asked, warmup_ids, max_new_tokens, batch_size, progress)
-    return as_predictions(tokenizer, questions, warmup_ids, scores, texts)
-
-
-def as_predictions(
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    warmup_ids: Sequence[Sequence[int]],
-    scores: Sequence[tuple[float, ...]],
-    texts: Sequence[str | None],
-) -> list[Prediction]:
-    """Warmups, options' log-likelihoods and free generations of the same questions, put together."""
-    return [
-        Prediction(
-            choice=max(range(len(logps)), key=logps.__getitem__),
-            option_logps=logps,
-            target_tokens=len(continuation_ids(tokenizer, question.prompt, question.completion)),
-            warmup=tokenizer.decode(ids),
-            warmup_ids=tuple(ids),
-            generation=text,
+    **sampling: Any,
+) -> list[Ids]:
+    """Token ids of one warmup for each prompt: greedy, or sampled as `sampling` (`do_sample`, ...) says."""
+    written: dict[int, Ids] = {}
+    for indices in batches_of(prompts, batch_size, progress, "warmups"):
+        warmups = write_warmups(
+            model, left_padded([prompts[i] for i in indices], model.device), warmup_config, **sampling
         )
-        for question, ids, logps, text in zip(questions, warmup_ids, scores, texts)
-    ]
+        lengths = warmups.lengths[:, 0].tolist()
+        written |= {i: ids[:n] for i, ids, n in zip(indices, warmups.ids[:, 0].tolist(), lengths)}
+    return [written[i] for i in range(len(prompts))]
 
 
 def separator_of(warmup_config: WarmupConfig | None, device: torch.device) -> Tensor:
@@ -238,13 +277,12 @@ def option_logps(
     warmup_config: WarmupConfig | None,
     options: list[list[list[int]]],
 ) -> Tensor:
-    """(B, number of options) log-likelihoods in nats: the options are branches that share one warmup."""
+    """(B, number of options) log-likelihoods in nats. The options of a question are branches with the same warmup."""
     target = right_padded(options, prompt.ids.device)
     warmup = Tokens(*(x.expand(-1, target.ids.size(1), -1) for x in warmups.tokens()))
     branches = lay_out_branches(warmup, separator_of(warmup_config, prompt.ids.device), target)
     encoded = encoder(encoder.model, prompt, room=branches.ids.size(-1))
-    logits = encoded.predictions(branches, branches.is_target)
-    return sums_where(branches.is_target, token_logps(logits, branches.ids[branches.is_target]))
+    return branch_logps(encoded, branches, branches.is_target)
 
 
 def generate_texts(
@@ -254,50 +292,60 @@ def generate_texts(
     warmups: Warmups,
     warmup_config: WarmupConfig | None,
     max_new_tokens: int,
-    **law: Any,
+    **sampling: Any,
 ) -> list[str]:
-    """What the model writes after the warmups, greedily unless the `law` (`do_sample`, ...) says otherwise."""
+    """Answers generated after the warmups: greedy, or sampled as `sampling` (`do_sample`, ...) says."""
     context = prompt if warmup_config is None else append_warmups(prompt, warmups, warmup_config, pad_token_id(model))
     sequences = model.generate(
         input_ids=context.ids,
         attention_mask=context.mask.long(),
         max_new_tokens=max_new_tokens,
         pad_token_id=pad_token_id(model),
-        **{"do_sample": False, **law},
+        **{"do_sample": False, **sampling},
     )
     return tokenizer.batch_decode(sequences[:, context.ids.size(1) :], skip_special_tokens=True)
 
 
-def answer_text(question: Question, prediction: Prediction) -> str:
-    """The chosen option, or what was written where there is nothing to choose from."""
-    is_choice = len(question.options) > 1
-    return (question.options[prediction.choice] if is_choice else prediction.generation or "").strip()
+def check_logps(logps: Tensor) -> None:
+    """Raise FloatingPointError if one is NaN, since a comparison with NaN would always choose the first option."""
+    if logps.isnan().any():
+        raise FloatingPointError(
+            "The model's logits are NaN, so its answers cannot be scored. Train it again with a lower learning_rate, "
+            "or load it in bfloat16 or float32 where it is in float16."
+        )
 
 
-def answers_of(questions: Sequence[Question], predictions: Sequence[Prediction]) -> Answers:
-    """What a metric scores."""
-    pairs = list(zip(questions, predictions))
-    num_options = max(len(question.options) for question in questions)
-    return Answers(
-        texts=[answer_text(*pair) for pair in pairs],
-        references=[question.completion.strip() for question in questions],
-        prompts=[question.prompt for question in questions],
-        choices=np.array([(p.choice, q.answer) for q, p in pairs]) if num_options > 1 else None,
-        num_options=num_options,
-    )
+# ---- Scores ----
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a list of predictions.
+
+    Attributes:
+        totals: score of each metric, and the perplexity.
+        statistics: row statistics of each metric.
+        left_out: the reason for each metric that was left out.
+    """
+
+    totals: dict[str, float]
+    statistics: dict[str, RowStatistics]
+    left_out: dict[str, str]
 
 
 def score_predictions(
     metrics: Sequence[str], questions: Sequence[Question], predictions: Sequence[Prediction]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Each score, the target's perplexity a token and n; and of scores that were left out the reason."""
-    answers = answers_of(questions, predictions)
-    scored, left_out = score_rows(metrics, answers)
-    scores = {**totals(scored), "perplexity": perplexity(questions, predictions)}
-    if answers.choices is not None and predictions[0].generation is not None:
-        valid = [is_an_option(p.generation, q) for p, q in zip(predictions, questions)]
-        scores["generations_that_are_options"] = sum(valid) / len(valid)
-    return {**scores, "n": len(questions)}, left_out
+) -> Scores:
+    texts = [answer_text(question, prediction) for question, prediction in zip(questions, predictions)]
+    answers = as_answers(questions, texts, [prediction.choice for prediction in predictions])
+    statistics, left_out = score_rows(metrics, answers)
+    return Scores({**totals(statistics), "perplexity": perplexity(questions, predictions)}, statistics, left_out)
+
+
+def answer_text(question: Question, prediction: Prediction) -> str:
+    """The chosen option, or the generated answer if the question has no options."""
+    is_choice = len(question.options) > 1
+    return (question.options[prediction.choice] if is_choice else prediction.generation or "").strip()
 
 
 def perplexity(questions: Sequence[Question], predictions: Sequence[Prediction]) -> float:
@@ -307,5 +355,29 @@ def perplexity(questions: Sequence[Question], predictions: Sequence[Prediction])
 
 
 def is_an_option(generation: str, question: Question) -> bool:
-    """Whether a free generation is one of the question's options, apart from white space at its ends."""
+    """Whether a generated answer equals one of the options, ignoring white space at its ends."""
     return generation.strip() in {option.strip() for option in question.options}
+
+
+def share_of_options(questions: Sequence[Question], predictions: Sequence[Prediction]) -> float | None:
+    """Share of the generated answers that equal one of the options; None if there are no options or no answers."""
+    if not is_multiple_choice(questions) or predictions[0].generation is None:
+        return None
+    return sum(is_an_option(p.generation, q) for q, p in zip(questions, predictions)) / len(questions)
+
+
+def as_rows(
+    questions: Sequence[Question], predictions: Sequence[Prediction], row_scores: Iterable[float]
+) -> list[Row]:
+    return [
+        Row(
+            prompt=question.prompt,
+            reference=question.completion.strip(),
+            warmup=prediction.warmup.strip(),
+            answer=answer_text(question, prediction),
+            score=float(score),
+            target_nll=-prediction.option_logps[question.answer],
+            target_tokens=prediction.target_tokens,
+        )
+        for question, prediction, score in zip(questions, predictions, row_scores)
+    ]

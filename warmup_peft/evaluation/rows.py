@@ -1,4 +1,4 @@
-"""Which rows a command works on, and how its task reads them."""
+"""Selects the rows that a command works on, and lets the task read them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,24 @@ from warmup_peft.evaluation.data import (
     load_split,
     stream_split,
 )
-from warmup_peft.evaluation.metrics import check_metrics
-from warmup_peft.evaluation.tasks import TASKS, Question, find_task, read_questions
+from warmup_peft.evaluation.metrics import check_metrics, try_metrics
+from warmup_peft.evaluation.tasks import (
+    BUILT_IN_TASKS,
+    Question,
+    Task,
+    as_answers,
+    find_task,
+    is_multiple_choice,
+    read_questions,
+)
 from warmup_peft.settings.arguments import EvaluateArguments, RunOptions
 
+TRIAL_ROWS = 8  # number of rows to try a task's own metrics on, before any long work
 TASK_NEEDS_ALL_ROWS = "dataset_streaming does not work with a task, which reads all rows at once. Leave it out."
 
 
 def data_record(script_args, options: RunOptions, train_dataset: Dataset | IterableDataset) -> dict[str, Any]:
-    """Where the rows came from and how they were read, for `evaluate` and the model card."""
+    """A record of the training data and of how it was read, for `evaluate` and the model card."""
     return {
         "dataset_name": script_args.dataset_name,
         "dataset_config": script_args.dataset_config,
@@ -39,10 +48,10 @@ def data_record(script_args, options: RunOptions, train_dataset: Dataset | Itera
 
 
 def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
-    """`task_args`, with `answer_format` among them.
+    """The option `task_args` as a dictionary, together with `answer_format`.
 
     Raises:
-        ValueError: `task_args` is text, but no JSON object.
+        ValueError: `task_args` is not a JSON object.
     """
     task_args = options.task_args or {}
     if isinstance(task_args, str):
@@ -50,7 +59,7 @@ def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
             task_args = json.loads(task_args)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f'task_args={task_args} is no JSON ({error.msg}). Write it as {{"name": "value"}}.'
+                f'task_args={task_args} is not valid JSON ({error.msg}). Write it as {{"name": "value"}}.'
             ) from error
     if not isinstance(task_args, dict):
         raise ValueError(f'task_args={task_args} cannot work. Write it as {{"name": "value"}}.')
@@ -58,24 +67,32 @@ def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
     return {**own_format, **task_args}
 
 
-def questions_of(name: str, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
-    """The questions that a task reads from rows.
+def questions_of(task: Task, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
+    """The questions that the task reads from these rows.
 
     Raises:
-        ValueError: no such task, rows not of its form, or metrics that do not exist or do not fit.
+        ValueError: a row is malformed, or a metric is unknown or does not fit the task.
     """
-    task = find_task(name)
     questions = read_questions(task, rows, task_args)
     if questions:
-        check_metrics(task.metrics, is_multiple_choice=len(questions[0].options) > 1)
+        check_metrics(task.metrics, is_multiple_choice(questions))
+    return questions
+
+
+def questions_to_score(task: Task, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
+    """As `questions_of`, but first try the task's own metrics on a few right answers."""
+    questions = questions_of(task, rows, task_args)
+    if first := questions[:TRIAL_ROWS]:
+        texts, choices = zip(*((question.completion.strip(), question.answer) for question in first))
+        try_metrics(task.metrics, as_answers(first, texts, choices))
     return questions
 
 
 def training_rows(script_args, options: RunOptions, split: str, limit: int | None) -> Dataset | IterableDataset:
-    """Rows with `prompt` and `completion`, or of another form that `SFTTrainer` takes.
+    """Rows with `prompt` and `completion`, or in another format that `SFTTrainer` accepts.
 
     Raises:
-        ValueError: they cannot be loaded, or with `dataset_streaming` not be streamed.
+        ValueError: the rows cannot be loaded, or cannot be streamed although `dataset_streaming` is set.
     """
     if script_args.dataset_streaming:
         if options.task is not None:
@@ -86,7 +103,7 @@ def training_rows(script_args, options: RunOptions, split: str, limit: int | Non
     rows = first_rows(rows, limit)
     if options.task is None:
         return rows
-    questions = questions_of(options.task, rows, task_args_of(options))
+    questions = questions_of(find_task(options.task), rows, task_args_of(options))
     return Dataset.from_list([{"prompt": q.prompt, "completion": q.completion} for q in questions])
 
 
@@ -95,14 +112,14 @@ def first_rows(rows: Dataset, limit: int | None) -> Dataset:
 
 
 def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tuple[str, list[Question], str]:
-    """The task's name, the questions, and in words where they come from.
+    """The task's name, its questions, and a text that says where they come from.
 
     Args:
-        data: what the adapter's folder says of the training. It may come from anybody: no file that it names as the
-            task is run.
+        data: the training's record in the adapter's folder. Anybody may have written it, so a task file that it names
+            is never run.
 
     Raises:
-        ValueError: data or task is not given or not there, or only the folder names the task's file.
+        ValueError: the data or the task is missing, or only the adapter's folder names the task's file.
     """
     name = options.dataset_name or data.get("dataset_name")
     own = name is not None and is_same_source(name, data.get("dataset_name"))
@@ -120,20 +137,20 @@ def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tupl
     rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share)
     where = name if is_one_split(name) else f"{name}, split {split}"
     task_args = {**recorded_task_args(task, data), **task_args_of(options)}
-    questions = questions_of(task, first_rows(rows, options.max_samples), task_args)
+    questions = questions_to_score(find_task(task), first_rows(rows, options.max_samples), task_args)
     if not questions:
         raise ValueError(f"The task {task} reads no question from the rows of {where}. Give it at least one.")
     return task, questions, where
 
 
 def recorded_task(data: dict[str, Any]) -> str | None:
-    """The built-in task that a training's record names.
+    """The built-in task in a training's record.
 
     Raises:
-        ValueError: it names a file.
+        ValueError: the record names a file.
     """
     task = data.get("task")
-    if task is not None and str(task) not in TASKS:
+    if task is not None and str(task) not in BUILT_IN_TASKS:
         raise ValueError(
             f"The adapter was trained with the task {task}, and a Python file that only the adapter's folder names is "
             "not run. If you trust that file, name it with --task path/to/task.py."
@@ -142,12 +159,12 @@ def recorded_task(data: dict[str, Any]) -> str | None:
 
 
 def recorded_task_args(task: str, data: dict[str, Any]) -> dict[str, Any]:
-    """The training's `task_args`, where the task that is named is the training's; its file may lie elsewhere now."""
+    """The training's `task_args` if the task is the training's. Its file may have moved to another folder since."""
     recorded, task_args = str(data.get("task")), data.get("task_args") or {}
     if not isinstance(task_args, dict):
         raise ValueError(f"The training's record has task_args={task_args}, and they should be names with values.")
     parts = Path(recorded).parts
-    if task == recorded or (task not in TASKS and Path(task).resolve().parts[-len(parts) :] == parts):
+    if task == recorded or (task not in BUILT_IN_TASKS and Path(task).resolve().parts[-len(parts) :] == parts):
         return task_args
     if task_args:
         print(f"{task} is not the training's task ({recorded}), so its task_args ({task_args}) are not used.")
@@ -157,12 +174,12 @@ def recorded_task_args(task: str, data: dict[str, Any]) -> dict[str, Any]:
 def rows_to_compare_on(
     script_args, options: RunOptions, max_samples: int | None, curve_samples: int
 ) -> tuple[list[Question], list[Question]]:
-    """Rows for learning curves and choices, and others for the verdict.
+    """Questions for learning curves and for choosing arms, and other questions for the verdict.
 
-    The first are those of the validation split. Where there is none beside the test split, every other test row is.
+    The first come from the validation split. If there is none, they are every second row of the test split.
 
     Raises:
-        ValueError: no task is named, or rows are missing or not of its form.
+        ValueError: no task is given, or rows are missing or malformed.
     """
     if options.task is None:
         raise ValueError(
@@ -181,12 +198,12 @@ def rows_to_compare_on(
     if curve is None:
         curve, rows = rows.select(range(0, len(rows), 2)), rows.select(range(1, len(rows), 2))
     curve, rows = first_rows(curve, curve_samples), first_rows(rows, max_samples)
-    task_args = task_args_of(options)
-    return questions_of(options.task, curve, task_args), questions_of(options.task, rows, task_args)
+    task, task_args = find_task(options.task), task_args_of(options)
+    return questions_of(task, curve, task_args), questions_to_score(task, rows, task_args)
 
 
 def split_to_score(name: str, wanted: str) -> str:
-    """The split that is wanted; of a local folder that lacks it, the validation split."""
+    """The requested split, or the validation split if a local folder lacks the requested one."""
     return "validation" if not has_split(name, wanted) and has_split(name, "validation") else wanted
 
 

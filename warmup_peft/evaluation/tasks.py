@@ -1,32 +1,37 @@
-"""Tasks: how a row of a data set becomes a prompt and a completion, and how answers are scored.
+"""Tasks: how a row of a data set becomes a prompt with its completion, and which metrics score the answers.
 
-`logiqa` comes with the package; any other task is a Python file of its own that defines `TASK`, named by its path
-(`--task recipes/translation/task.py`). Knows no model and no trainer.
+A task is a Python file that defines `TASK`, and its path is its name (`--task recipes/translation/task.py`). The task
+`logiqa` comes with the package. This module knows no model and no trainer.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib
 import importlib.util
 import inspect
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any
 
-LETTERS = "ABCD"
-AnswerFormat = Literal["text", "letter"]
+import numpy as np
+
+from warmup_peft.evaluation.metrics import Answers, Metric, add_metrics
+
+BUILT_IN_TASKS = ("logiqa",)  # modules of this folder, written like any task's file
 
 
 @dataclass(frozen=True)
 class Question:
-    """One row, ready for a model.
+    """One row as a model reads it.
 
     Attributes:
-        prompt: what the model reads.
-        options: the completions to choose from, each with a space before it; of a task whose answers are written
-            freely, the reference alone.
+        prompt: the text that the model reads.
+        options: the completions to choose from, each with a leading space. A task whose answers are generated freely
+            has one option, the reference.
         answer: index of the right option.
     """
 
@@ -41,14 +46,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Row:
-    """One test row, as one trained model answered it.
+    """One test row and a trained model's answer to it.
 
     Attributes:
-        prompt, reference: texts.
-        warmup, answer: what was written; the answer of a multiple-choice question is the chosen option.
-        score: the row's own score on the first metric (1 or 0 for accuracy; a sentence's BLEU, ROUGE, ... else).
-        target_nll: -log P(reference | prompt, warmup, separator), in nats, summed over its tokens.
-        target_tokens: how many they are.
+        prompt, reference: texts of the question.
+        warmup, answer: texts of the model. The answer to a multiple-choice question is the chosen option.
+        score: score of this row alone in the task's first metric (1 or 0 for accuracy, sentence BLEU, ...).
+        target_nll: -log P(reference | prompt, warmup, separator) in nats, summed over the reference's tokens.
+        target_tokens: number of these tokens.
     """
 
     prompt: str
@@ -62,33 +67,47 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """What a recipe's own `task.py` defines as `TASK`.
+    """A task, as a `task.py` defines it under the name `TASK`.
 
     Attributes:
-        read: rows of a data set, as dictionaries, -> questions in their order. Its further parameters, all with
-            defaults, are set by `--task_args`. It raises ValueError for a row (counted from 1) not of its form.
-        metrics: names of scores in `warmup_peft.evaluation.metrics`; the first is what arms are compared by.
-        max_new_tokens: limit of an answer that is written freely.
+        read: turns the rows of a data set (dictionaries) into questions, in the same order. Further parameters need
+            defaults and are set with `--task_args`. It raises ValueError for a malformed row and names its number,
+            counted from 1.
+        metrics: names from `warmup_peft.evaluation.metrics.METRICS`, or the task's own: a `Metric`, or a function of
+            predictions and references (two lists of strings) that returns one score per row, whose mean is the score,
+            or a single score for all rows. Arms are compared by the first one. `find_task` replaces each by its name.
+        max_new_tokens: maximum length of a generated answer.
     """
 
     read: Callable[..., list[Question]]
-    metrics: tuple[str, ...]
+    metrics: tuple[str | Metric | Callable, ...]
     max_new_tokens: int = 32
 
 
 def find_task(name: str) -> Task:
-    """A task by its name, or by the path of a Python file that defines `TASK`.
+    """Load a task by its name or by the path of its file, and add its own metrics to the registry.
 
     Raises:
-        ValueError: neither is there, or the file defines no `Task`.
+        ValueError: there is no such task, the file defines no `Task`, or a metric is not valid.
     """
-    if name in TASKS:
-        return TASKS[name]
+    module = built_in_module(name) if name in BUILT_IN_TASKS else run_file(name)
+    task = getattr(module, "TASK", None)
+    if not isinstance(task, Task):
+        raise ValueError(f"{name} defines no TASK. Add a line such as: TASK = Task(read=..., metrics=(...)).")
+    return dataclasses.replace(task, metrics=add_metrics(task.metrics, name))
+
+
+def built_in_module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def run_file(name: str) -> ModuleType:
+    """Raise ValueError if there is no such file, or if it raises an exception."""
     path = Path(name)
     if not path.is_file():
         raise ValueError(
-            f"There is no task '{name}'. Choose {' or '.join(TASKS)}, or give the path of a Python file that defines "
-            "TASK, as recipes/translation/task.py does."
+            f"There is no task '{name}'. Choose {' or '.join(BUILT_IN_TASKS)}, or give the path of a Python file that "
+            "defines TASK, as recipes/translation/task.py does."
         )
     spec = importlib.util.spec_from_file_location(f"warmup_peft_task_{path.resolve().parent.name}", path)
     if spec is None or spec.loader is None:
@@ -98,17 +117,14 @@ def find_task(name: str) -> Task:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"The task {path} cannot be loaded: {type(error).__name__}: {error}") from error
-    task = getattr(module, "TASK", None)
-    if not isinstance(task, Task):
-        raise ValueError(f"{path} defines no TASK. Let it say: TASK = Task(read=..., metrics=(...)).")
-    return task
+    return module
 
 
 def read_questions(task: Task, rows: Iterable[dict], task_args: Mapping[str, Any]) -> list[Question]:
-    """The task's questions.
+    """The questions of these rows.
 
     Raises:
-        ValueError: a row that is not of the task's form, or an argument that the task does not take.
+        ValueError: a row is malformed, or the task has no such argument.
     """
     known = list(inspect.signature(task.read).parameters)[1:]
     unknown = [name for name in task_args if name not in known]
@@ -124,8 +140,24 @@ def read_questions(task: Task, rows: Iterable[dict], task_args: Mapping[str, Any
         raise ValueError(f"The task cannot read the rows: {type(error).__name__}: {error}") from error
 
 
+def is_multiple_choice(questions: Sequence[Question]) -> bool:
+    return any(len(question.options) > 1 for question in questions)
+
+
+def as_answers(questions: Sequence[Question], texts: Sequence[str], choices: Sequence[int]) -> Answers:
+    """The answers to score: generated or chosen texts, and the indices of the chosen options."""
+    right = [question.answer for question in questions]
+    return Answers(
+        texts=list(texts),
+        references=[question.completion.strip() for question in questions],
+        prompts=[question.prompt for question in questions],
+        choices=np.array(list(zip(choices, right))) if is_multiple_choice(questions) else None,
+        num_options=max(len(question.options) for question in questions),
+    )
+
+
 def fingerprint(questions: Iterable[Question]) -> str:
-    """Of prompts, options and answers, in their order."""
+    """A hash of prompts, options and answers, in their order."""
     return hashlib.blake2b(repr(list(questions)).encode(), digest_size=8).hexdigest()
 
 
@@ -133,62 +165,12 @@ def text_column(row: Mapping[str, Any], column: str, number: int) -> str:
     """The text in a column, without white space at its ends.
 
     Raises:
-        ValueError: naming row and column, where there is none.
+        ValueError: there is no text; the message names row and column.
     """
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(
             f"Row {number} has no text in the column `{column}`. The data has the columns "
-            f"{', '.join(map(str, row))}; mend or remove the row, or name another column with task_args."
+            f"{', '.join(map(str, row))}; fix or remove the row, or name another column with task_args."
         )
     return value.strip()
-
-
-# ---- LogiQA ----
-
-
-def format_logiqa_prompt(row: dict) -> str:
-    """The prompt that lm-evaluation-harness uses for its task `logiqa2`, up to and including `Answer:`."""
-    options = "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, row["options"], strict=True))
-    return f"Passage: {row['text']}\nQuestion: {row['question']}\n{options}Answer:"
-
-
-def logiqa(rows: Iterable[dict], answer_format: AnswerFormat = "text") -> list[Question]:
-    """LogiQA 2.0's multiple choice: `text`, `question`, four `options`, `answer` (0 to 3).
-
-    Raises:
-        ValueError: naming the first row (counted from 1) that is not of this form.
-    """
-    if answer_format not in ("text", "letter"):
-        raise ValueError(f"answer_format={answer_format!r} cannot work. Choose text or letter.")
-    return [_logiqa_question(number, row, answer_format) for number, row in enumerate(rows, 1)]
-
-
-def _logiqa_question(number: int, row: dict, answer_format: AnswerFormat) -> Question:
-    for column in ("text", "question", "options", "answer"):
-        if row.get(column) is None:
-            raise ValueError(
-                f"Row {number} has no `{column}`. LogiQA rows have the columns text, question, options (4) and answer "
-                "(0 to 3)."
-            )
-    options, answer = _list_of(row["options"]), row["answer"]
-    if not isinstance(options, list) or len(options) != len(LETTERS):
-        found = f"{len(options)} options" if isinstance(options, list) else "no list of options"
-        raise ValueError(f"Row {number} has {found}. LogiQA questions have {len(LETTERS)}; mend or remove the row.")
-    if isinstance(answer, bool) or answer not in range(len(LETTERS)):
-        raise ValueError(f"Row {number} has answer={answer!r}. It is the index of the right option, 0 to 3.")
-    row = {**row, **{key: str(row[key]).strip() for key in ("text", "question")}}
-    row["options"] = [str(option).strip() for option in options]
-    answers = LETTERS if answer_format == "letter" else row["options"]
-    return Question(format_logiqa_prompt(row), tuple(f" {text}" for text in answers), int(answer))
-
-
-def _list_of(value: object) -> object:
-    """CSV files hold the options as a JSON list in a string."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
-        return value
-
-
-TASKS = {"logiqa": Task(read=logiqa, metrics=("accuracy", "macro_f1"))}

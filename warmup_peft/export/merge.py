@@ -34,7 +34,7 @@ from warmup_peft.inference.loading import (
     why_no_base,
 )
 from warmup_peft.inference.quantization import dequantized_while_loading, has_dequantize, is_quantized
-from warmup_peft.method.scoring import evaluation_mode, without_peft_wrapper
+from warmup_peft.method.model import evaluation_mode, without_peft_wrapper
 
 MERGED_FROM_ADAPTER = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME)  # not its scores: they are of other weights
 LOST_AND_FOUND = "lost+found"  # in the root of a file system

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from warmup_peft.inference import decoding
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.method.branches import Tokens, Warmups, pack
-from warmup_peft.method.scoring import evaluation_mode, without_peft_wrapper
+from warmup_peft.method.model import evaluation_mode, without_peft_wrapper
 
 
 def separator_token_ids(tokenizer: PreTrainedTokenizerBase, separator: str) -> list[int]:

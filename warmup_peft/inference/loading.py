@@ -37,7 +37,7 @@ from warmup_peft.inference.quantization import (
     stored_quantization,
     to_load_with,
 )
-from warmup_peft.method.scoring import without_peft_wrapper
+from warmup_peft.method.model import without_peft_wrapper
 
 TRAINING_RECORD_NAME = "warmup_training.json"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")

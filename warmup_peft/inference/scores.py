@@ -1,4 +1,4 @@
-"""Scores, and which weights they are of: `metrics.json` and `harness.json` beside a model. No trl."""
+"""The files of scores in a model's folder, `metrics.json` and `harness.json`. Each names the weights it belongs to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
 
 
 def save_scores(folder: str | Path, name: str, scores: dict[str, Any]) -> Path:
-    """Write scores of the weights that lie in the folder now, under METRICS_NAME or HARNESS_NAME."""
+    """Write the scores of the folder's current weights to METRICS_NAME or HARNESS_NAME."""
     path = Path(folder, name)
     scores = {**scores, "weights": weights_fingerprint(folder)}
     write_text(path, json.dumps(scores, indent=2, ensure_ascii=False, default=str) + "\n")
@@ -22,18 +22,18 @@ def save_scores(folder: str | Path, name: str, scores: dict[str, Any]) -> Path:
 
 
 def load_scores(folder: str | Path, name: str) -> dict[str, Any]:
-    """The scores of the weights that lie in the folder now; empty where there are none, or only those of others."""
+    """The scores of the folder's current weights; empty if there are none for these weights."""
     return {} if scores_are_stale(folder, name) else _read(folder, name)
 
 
 def scores_are_stale(folder: str | Path, name: str) -> bool:
-    """Whether a file of scores is of other weights than those in the folder: of an earlier training, for example."""
+    """Whether the scores belong to other weights than the folder's, for example those of an earlier training."""
     scores = _read(folder, name)
     return bool(scores) and scores.get("weights") != weights_fingerprint(folder)
 
 
 def weights_fingerprint(folder: str | Path) -> str:
-    """Of every byte of the folder's weights."""
+    """A hash of all weights in the folder."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(path for pattern in WEIGHTS for path in Path(folder).glob(pattern)):
         with path.open("rb") as file:

@@ -32,11 +32,12 @@ class Warmups(NamedTuple):
     """K warmups for each of B prompts.
 
     Attributes:
-        ids: (B, K, W) tokens in the order they were drawn; what stands behind `num_decisions` is padding.
+        ids: (B, K, W) tokens in the order they were sampled; what stands behind `num_decisions` is padding.
         lengths: (B, K) tokens that belong to the warmup itself.
-        num_decisions: (B, K) tokens the model drew: the warmup's, and those that ended it (an end token or the
+        num_decisions: (B, K) tokens the model sampled: the warmup's, and those that ended it (an end token or the
             separator) where the model stopped by itself. A stop forced by the length limit is no decision.
-        logp: (B, K) log-probability of those decisions under the law that they were drawn from, in nats.
+        logp: (B, K) log-probability of those decisions under the distribution that they were sampled from,
+            in nats.
     """
 
     ids: Tensor
@@ -52,20 +53,23 @@ class Warmups(NamedTuple):
     def tokens(self) -> Tokens:
         return Tokens(self.ids, prefix_mask(self.lengths, self.ids.size(-1)))
 
+    def first_of_each(self) -> Warmups:
+        """(B, 1) the first warmup of each example."""
+        return Warmups(*(None if x is None else x[:, :1] for x in self))
+
     def emptied(self, where_BK: Tensor) -> Warmups:
         """No warmup at all, and nothing decided, where the mask is true."""
         emptied = (None if x is None else x.masked_fill(where_BK, 0) for x in self[1:])
         return Warmups(self.ids, *emptied)
 
     def distinct(self) -> tuple[Warmups, Tensor]:
-        """Each example's distinct draws once, in the order they first occur, and where each draw now stands.
+        """Each example's distinct samples once, in the order they first occur.
 
         Returns:
-            Warmups (B, D), D being the most that any example has; the rest of a row repeats its first. And (B, K)
-            indices into D, with which whatever is computed of distinct draws is put back to all K: exact, gradients
-            included, whatever is done with it.
+            Warmups (B, D), where D is the most that any example has; the rest of a row repeats its first. And index
+            (B, K): `values_BD.gather(1, index_BK)` restores all K values and their gradients.
         """
-        same_BKK = self.same_draws()
+        same_BKK = self.same_samples()
         is_first_BK = ~same_BKK.tril(-1).any(-1)
         num_distinct = int(is_first_BK.sum(1).max())
         chosen_BD = (~is_first_BK).to(torch.uint8).argsort(dim=1, stable=True)[:, :num_distinct]
@@ -74,10 +78,10 @@ class Warmups(NamedTuple):
         ids = self.ids.gather(1, chosen_BD.unsqueeze(-1).expand(-1, -1, self.ids.size(-1)))
         return Warmups(ids, self.lengths.gather(1, chosen_BD), self.num_decisions.gather(1, chosen_BD)), index_BK
 
-    def same_draws(self) -> Tensor:
-        """(B, K, K) which draws are equal, stop included."""
-        drawn = self.ids.masked_fill(~prefix_mask(self.num_decisions, self.ids.size(-1)), -1)
-        return (drawn.unsqueeze(1) == drawn.unsqueeze(2)).all(-1)
+    def same_samples(self) -> Tensor:
+        """(B, K, K) which samples are equal, their stops included."""
+        sampled = self.ids.masked_fill(~prefix_mask(self.num_decisions, self.ids.size(-1)), -1)
+        return (sampled.unsqueeze(1) == sampled.unsqueeze(2)).all(-1)
 
 
 class Branches(NamedTuple):
@@ -98,9 +102,23 @@ class Branches(NamedTuple):
 
 
 def no_warmups(prompt: Tokens) -> Warmups:
-    """Empty ones (B, 1, 0), one for each prompt: the separator stands right behind it."""
+    """One empty warmup (B, 1, 0) for each prompt: the separator stands right behind it."""
     lengths = torch.zeros(len(prompt.ids), 1, dtype=torch.long, device=prompt.ids.device)
     return Warmups(prompt.ids.new_zeros(len(prompt.ids), 1, 0), lengths, lengths)
+
+
+def shuffled_warmups(warmups: Warmups, previous: Warmups | None) -> Warmups | None:
+    """Each example with the warmups of the one before it in the batch, without log-probabilities.
+
+    Args:
+        previous: the batch before, whose last example lends its warmups to a batch of one.
+
+    Returns:
+        (B, K) warmups; None for a batch of one that has no batch before it.
+    """
+    if len(warmups.ids) == 1:
+        return None if previous is None else Warmups(*(x[-1:] for x in previous[:3]))
+    return Warmups(*(x.roll(1, 0) for x in warmups[:3]))
 
 
 def prefix_mask(lengths: Tensor, size: int) -> Tensor:

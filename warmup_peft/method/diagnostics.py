@@ -36,8 +36,8 @@ def num_repeated(warmups: Warmups) -> Tensor:
 
 
 def num_distinct(warmups: Warmups) -> Tensor:
-    """(B,) how many of the K are different draws; those that were left out count as none."""
-    is_repeated = warmups.same_draws().tril(-1).any(-1)
+    """(B,) how many of the K samples are different; those that were left out count as none."""
+    is_repeated = warmups.same_samples().tril(-1).any(-1)
     return (~is_repeated & (warmups.num_decisions > 0)).sum(-1)
 
 
@@ -58,16 +58,6 @@ def contains(warmup: str, target: str) -> bool:
     """Whether the target's words stand in the warmup, in order and together."""
     wanted = words(target)
     return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(words(warmup))} "
-
-
-def anothers_warmup(warmups: Warmups, previous: Warmups | None) -> Warmups | None:
-    """(B, 1) the first warmup of the example before in the batch; of the `previous` batch where this has one only.
-
-    None where there is no other example.
-    """
-    if len(warmups.ids) == 1:
-        return None if previous is None else Warmups(*(x[-1:, :1] for x in previous[:3]))
-    return Warmups(*(x[:, :1].roll(1, 0) for x in warmups[:3]))
 
 
 def what_is_wrong(metrics: Mapping[str, float], share_of_training: float) -> str | None:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from warmup_peft.method.branches import Branches, Tokens, left_padded, prefix_mask
+from warmup_peft.method.model import evaluation_mode, random_numbers_from, training_mode
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix, install, rope_limit, sliding_window, uninstall, why_not_shareable
-from warmup_peft.method.scoring import CachedPrompt, PlainRows, evaluation_mode, random_numbers_from, training_mode
+from warmup_peft.method.rows import CachedPrompt, PlainRows
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class PromptEncoder:
         longest = self.largest(prompt.ids.size(1) + room)
         if length > 1 and not self._is_model_checked:
             self._check_model(prompt, room)
-        if self._why_plain(prompt, room, length, longest) is None:
+        if self._may_share(prompt, room, length, longest):
             return self.fast(model, self.model, prompt)
         return PlainRows(model, self.model, prompt, room if self._turns_otherwise(longest) else None)
 
@@ -134,23 +135,24 @@ class PromptEncoder:
     def _turns_otherwise(self, longest: int) -> bool:
         return self._rope_limit is not None and longest > self._rope_limit
 
-    def _why_plain(self, prompt: Tokens, room: int, length: int, longest: int) -> str | None:
-        """In words, why this batch is encoded in plain rows, said once; None where its prompts are shared."""
+    def _may_share(self, prompt: Tokens, room: int, length: int, longest: int) -> bool:
+        """Whether this batch's prompts are shared. Where they are not, the reason is said once."""
         if self._turns_otherwise(longest):
-            return self._say(
+            self._say(
                 "rope",
                 f"rows of {longest} tokens exceed {self._rope_limit}, beyond which this model turns the positions of "
                 "all tokens differently, and are encoded one at a time",
             )
+            return False
         if self.shares and self._window is not None and longest > self._window:
-            return self._say("window", f"rows of {longest} tokens exceed the sliding window, {self._window}")
-        if self.shares and length > 1:
+            self._say("window", f"rows of {longest} tokens exceed the sliding window, {self._window}")
+            return False
+        if self.shares and length > 1:  # a prompt of one token has nothing to share
             self._compare(prompt, room, length, longest)
-        if not self.shares:
-            return self.reason or "prefix_sharing is false"
-        if self._differs_beyond is not None and longest > self._differs_beyond:
-            return self._say("length", f"rows of {longest} tokens exceed {self._differs_beyond}: {self.reason}")
-        return None if length > 1 else "a prompt of one token has nothing to share"
+        if self.shares and self._differs_beyond is not None and longest > self._differs_beyond:
+            self._say("length", f"rows of {longest} tokens exceed {self._differs_beyond}: {self.reason}")
+            return False
+        return self.shares and length > 1
 
     def _compare(self, prompt: Tokens, room: int, length: int, longest: int) -> None:
         """Both ways, where this batch is longer than any before."""
@@ -176,14 +178,13 @@ class PromptEncoder:
             uninstall(self.model)
         self._say("model", reason)
 
-    def _say(self, kind: str, reason: str) -> str:
-        """Refuse, or say once, that prompts are not shared; returns the reason."""
+    def _say(self, kind: str, reason: str) -> None:
+        """Refuse, or warn once, that prompts are not shared."""
         if self.sharing == "true":
             raise ValueError(f"prefix_sharing=true cannot be had: {reason}. Set prefix_sharing to auto.")
         if self.fast.has_gradient and self.sharing == "auto" and kind not in self._said:
             logger.warning("Each prompt is encoded once a warmup, which is slower than once: %s.", reason)
             self._said.add(kind)
-        return reason
 
 
 # ---- The check ----

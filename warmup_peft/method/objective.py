@@ -2,12 +2,12 @@
 
 Tensors only. Knows no model and no tokenizer.
 
-For a prompt x, a target y, a separator s and warmups c drawn from the model itself,
+For a prompt x, a target y, a separator s and warmups c sampled from the model itself,
 
     P(y|x) = E_{c ~ P(c|x)} [ P(y|x,c,s) ]
     -log P(y|x)  <=  E_c [ -log P(y|x,c,s) ]                                        (Jensen)
 
-and everything below is estimated with K warmups, drawn without gradient. Let R_i = log P(y|x,c_i,s), in nats, summed
+and everything below is estimated with K warmups, sampled without gradient. Let R_i = log P(y|x,c_i,s), in nats, summed
 over the tokens of y, never averaged, and p_i = exp(R_i). Every method of this family is two K-vectors, both without
 gradient: a weight w_i on R_i and an advantage A_i on log P(c_i|x):
 
@@ -24,10 +24,10 @@ gradient: a weight w_i on R_i and an advantage A_i on log P(c_i|x):
 | `rlpr`         | 1/K          | (q_i - q_0, within 0 and 1) / K        | E[R], E[q - q_0]     | RLPR 2506.18254     |
 
 q_i is the mean probability of a target token after warmup i, q_0 the same after no warmup (prompt, separator). The log
-ratio is log P(c|x) - log Q(c|x) for warmups drawn from another law Q, such as the base model's, and 0 for the model's
-own. Another method is one function of a few lines and one row here. The leave-one-out means make the estimates
-unbiased: a mean that includes i would shrink the gradient to (K-1)/K. In `log_mean_exp` the advantages are summed, not
-averaged.
+ratio is log P(c|x) - log Q(c|x) for warmups sampled from another distribution Q, such as the base model's, and 0 for
+the model's own. Another method is one function of a few lines here, one row above, and one row in
+`warmup_peft.settings.objectives`. The leave-one-out means make the estimates unbiased: a mean that includes i would
+shrink the gradient to (K-1)/K. In `log_mean_exp` the advantages are summed, not averaged.
 
 A batch's loss is the sum of loss(x) divided by the number of target tokens, each target counted once however many
 warmups it has. The number that is logged is what the row maximises, negated; so with `warmup` and beta = 0 it reads
@@ -35,20 +35,20 @@ like TRL's cross-entropy in nats a token.
 
 Where this departs from the papers:
 
-1. Warmups may be drawn independently (`multinomial`) beside Warmup Generations' beam search with sampling (`beam`).
-   Only independent draws make these estimates unbiased, so every row with an A_i refuses `beam`.
+1. Warmups may be sampled independently (`multinomial`) beside Warmup Generations' beam search with sampling (`beam`).
+   Only independent samples make these estimates unbiased, so every row with an A_i refuses `beam`.
 2. The gradient of E[R] has a second term, through P(c|x), which Warmup Generations leaves out, and `warmup` too: its
-   gradient reaches the warmups' law only through the weights that warmup and target share. `jensen` has the term.
-3. Because of 2 that law drifts, and with short answers it collapses into a draft of the answer. `beta` > 0 (the
-   anchor, 0 in the paper) holds it near the model with its adapter switched off. KL_i is the divergence
+   gradient reaches the warmups' distribution only through the weights that warmup and target share. `jensen` has it.
+3. Because of 2 that distribution drifts, and with short answers it collapses into a draft of the answer. `beta` > 0
+   (the anchor, 0 in the paper) holds it near the model with its adapter switched off. KL_i is the divergence
    KL(P(.|x,c_<t) || P_off(.|x,c_<t)) over the whole vocabulary, summed over the decisions t of warmup i: each of its
    tokens, and the stop where the model stopped by itself.
 4. `latro` takes that KL_i, not the sampled log-ratio, into its reward: the same mean, less variance, and exact
    together with the gradient of KL_i itself. Its w_i is not 0: the exact gradient of E[R] has both terms.
-5. Warmups may come from the model with its adapter off (Q), drawn once before training. Then KL_i is the sampled
+5. Warmups may come from the model with its adapter off (Q), sampled once before training. Then KL_i is the sampled
    log Q(c_i|x) - log P(c_i|x), whose gradient is cross-entropy's on those very warmups and whose mean is KL(Q || P).
    `posterior` becomes reweighted wake-sleep: the exact gradient of E_Q[log mean_i P(c_i|x) P(y|x,c_i) / Q(c_i|x)].
-   Rows that compare the model's own draws with each other refuse such warmups.
+   Rows that compare the model's own samples with each other refuse such warmups.
 6. `rlpr` trains the reference answer itself (w_i = 1/K), where RLPR trains the answers that were sampled, and it does
    not drop examples whose rewards hardly vary.
 7. Advantages are taken as the table has them; normalising and clipping them are offered.
@@ -65,11 +65,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from warmup_peft.settings.objectives import OBJECTIVE_NEEDS
+
 Credit = tuple[Tensor, Tensor]
 SPREAD_FLOOR = 1e-4  # so that advantages that hardly differ stay small when they are normalised
 
 
-class Evidence(NamedTuple):
+class RewardTerms(NamedTuple):
     """What a row of the table may look at: (B, K) each, finite, in float32 and without gradient."""
 
     logp_BK: Tensor  # R
@@ -83,6 +85,39 @@ class Evidence(NamedTuple):
         return logp_BK.masked_fill(~self.possible_BK, -math.inf).softmax(1).nan_to_num(0.0)
 
 
+class Objective(NamedTuple):
+    """A row of the table: its weights and advantages, and (B,) what it maximises, estimated, without its KL."""
+
+    credit: Callable[[RewardTerms], Credit]
+    value: Callable[[RewardTerms], Tensor]
+
+
+OBJECTIVES: dict[str, Objective] = {}
+
+
+def maximises(value: Callable[[RewardTerms], Tensor]) -> Callable:
+    """Add a function to the table, under its own name."""
+
+    def add(credit: Callable[[RewardTerms], Credit]) -> Callable[[RewardTerms], Credit]:
+        OBJECTIVES[credit.__name__] = Objective(credit, value)
+        return credit
+
+    return add
+
+
+def mean_logp(terms: RewardTerms) -> Tensor:
+    return terms.logp_BK.mean(1)
+
+
+def mean_probability(terms: RewardTerms) -> Tensor:
+    return terms.logp_BK.exp().mean(1)
+
+
+def log_of_mean(terms: RewardTerms) -> Tensor:
+    """The log ratio is 0 for the model's own warmups."""
+    return (terms.logp_BK + terms.log_ratio_BK).logsumexp(1) - math.log(terms.logp_BK.size(1))
+
+
 def equal_weights(logp_BK: Tensor) -> Tensor:
     return torch.full_like(logp_BK, 1 / logp_BK.size(1))
 
@@ -92,48 +127,64 @@ def leave_one_out(values_BK: Tensor) -> Tensor:
     return (values_BK.sum(1, keepdim=True) - values_BK) / (values_BK.size(1) - 1)
 
 
-def warmup(known: Evidence) -> Credit:
-    return equal_weights(known.logp_BK), torch.zeros_like(known.logp_BK)
+@maximises(mean_logp)
+def warmup(terms: RewardTerms) -> Credit:
+    return equal_weights(terms.logp_BK), torch.zeros_like(terms.logp_BK)
 
 
-def jensen(known: Evidence) -> Credit:
-    logp_BK = known.logp_BK
+@maximises(mean_logp)
+def jensen(terms: RewardTerms) -> Credit:
+    logp_BK = terms.logp_BK
     return equal_weights(logp_BK), (logp_BK - leave_one_out(logp_BK)) / logp_BK.size(1)
 
 
-def log_mean_exp(known: Evidence) -> Credit:
-    logp_BK, num_warmups = known.logp_BK, known.logp_BK.size(1)
+@maximises(log_of_mean)
+def log_mean_exp(terms: RewardTerms) -> Credit:
+    logp_BK, num_warmups = terms.logp_BK, terms.logp_BK.size(1)
     others_BKK = logp_BK.unsqueeze(1).expand(-1, num_warmups, -1)
     itself = torch.eye(num_warmups, dtype=torch.bool, device=logp_BK.device)
     without_it_BK = others_BKK.masked_fill(itself, -math.inf).logsumexp(-1) - math.log(num_warmups - 1)
     with_it_B1 = logp_BK.logsumexp(1, keepdim=True) - math.log(num_warmups)
-    return known.shares(logp_BK), with_it_B1 - without_it_BK
+    return terms.shares(logp_BK), with_it_B1 - without_it_BK
 
 
-def latro(known: Evidence) -> Credit:
-    return jensen(known._replace(logp_BK=known.logp_BK - known.penalty_BK))
+@maximises(mean_logp)
+def latro(terms: RewardTerms) -> Credit:
+    return jensen(terms._replace(logp_BK=terms.logp_BK - terms.penalty_BK))
 
 
-def verifree(known: Evidence) -> Credit:
-    p_BK, num_warmups = known.logp_BK.exp(), known.logp_BK.size(1)
+@maximises(mean_probability)
+def verifree(terms: RewardTerms) -> Credit:
+    p_BK, num_warmups = terms.logp_BK.exp(), terms.logp_BK.size(1)
     return p_BK / num_warmups, (p_BK - leave_one_out(p_BK)) / num_warmups
 
 
-def posterior(known: Evidence) -> Credit:
-    weight_BK = known.shares(known.logp_BK + known.log_ratio_BK)
+@maximises(log_of_mean)
+def posterior(terms: RewardTerms) -> Credit:
+    weight_BK = terms.shares(terms.logp_BK + terms.log_ratio_BK)
     return weight_BK, weight_BK
 
 
-def rlpr(known: Evidence) -> Credit:
-    return equal_weights(known.logp_BK), known.gain_BK.clamp(0, 1) / known.logp_BK.size(1)
+@maximises(mean_logp)
+def rlpr(terms: RewardTerms) -> Credit:
+    return equal_weights(terms.logp_BK), terms.gain_BK.clamp(0, 1) / terms.logp_BK.size(1)
 
 
-OBJECTIVES: dict[str, Callable[[Evidence], Credit]] = {
-    function.__name__: function for function in (warmup, jensen, log_mean_exp, latro, verifree, posterior, rlpr)
-}
-NEEDS_WARMUP_LOGP = frozenset(OBJECTIVES) - {"warmup"}
-NEEDS_TWO_WARMUPS = NEEDS_WARMUP_LOGP - {"posterior", "rlpr"}
-NEEDS_GAIN = frozenset({"rlpr"})
+def terms_of(
+    target_logp_BK: Tensor,
+    penalty_BK: Tensor | None = None,
+    log_ratio_BK: Tensor | None = None,
+    gain_BK: Tensor | None = None,
+) -> RewardTerms:
+    """Zeros where a term is not given. Where R is not finite, the lowest finite one of its example (0 without any)."""
+    logp_BK = target_logp_BK.detach().float()
+    possible_BK = logp_BK.isfinite()
+    lowest_B1 = logp_BK.masked_fill(~possible_BK, 0.0).amin(1, keepdim=True)
+    logp_BK = torch.where(possible_BK, logp_BK, lowest_B1)
+    others = (penalty_BK, log_ratio_BK, gain_BK)
+    return RewardTerms(
+        logp_BK, *(torch.zeros_like(logp_BK) if x is None else x.detach().float() for x in others), possible_BK
+    )
 
 
 def assign_credit(
@@ -152,7 +203,7 @@ def assign_credit(
         target_logp_BK: R, log P(y|x,c_i,s) in nats, summed over the tokens of y.
         objective: a row of the table.
         penalty_BK: beta * KL_i, for `latro`.
-        log_ratio_BK: log P(c|x) - log Q(c|x) in nats, for `posterior` with warmups of another law.
+        log_ratio_BK: log P(c|x) - log Q(c|x) in nats, for `posterior` with warmups of another distribution.
         gain_BK: q_i - q_0, for `rlpr`. Zeros where these three are not given.
         normalize_advantages: centre each example's advantages, and divide by K times their standard deviation.
         advantage_clip: keep every A_i, after that, within plus and minus this.
@@ -162,28 +213,17 @@ def assign_credit(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective={objective} is unknown. Choose one of {', '.join(OBJECTIVES)}.")
-    if objective in NEEDS_TWO_WARMUPS and target_logp_BK.size(1) < 2:
+    if OBJECTIVE_NEEDS[objective].other_warmups and target_logp_BK.size(1) < 2:
         raise ValueError(f"objective={objective} compares warmups with each other. Set num_warmups to 2 or more.")
-    possible_BK, logp_BK = _finite(target_logp_BK)
-    others = (
-        torch.zeros_like(logp_BK) if x is None else x.detach().float() for x in (penalty_BK, log_ratio_BK, gain_BK)
-    )
-    weight_BK, advantage_BK = OBJECTIVES[objective](Evidence(logp_BK, *others, possible_BK))
+    terms = terms_of(target_logp_BK, penalty_BK, log_ratio_BK, gain_BK)
+    weight_BK, advantage_BK = OBJECTIVES[objective].credit(terms)
     if normalize_advantages:
         centred_BK = advantage_BK - advantage_BK.mean(1, keepdim=True)
         spread_B1 = centred_BK.square().mean(1, keepdim=True).sqrt()
         advantage_BK = centred_BK / (spread_B1 + SPREAD_FLOOR) / centred_BK.size(1)
     if advantage_clip is not None:
         advantage_BK = advantage_BK.clamp(-advantage_clip, advantage_clip)
-    return weight_BK * possible_BK, advantage_BK * possible_BK.any(1, keepdim=True)
-
-
-def _finite(target_logp_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """Which R are finite, and R with the others set to the lowest finite one of their example (0 where none is)."""
-    logp_BK = target_logp_BK.detach().float()
-    possible_BK = logp_BK.isfinite()
-    lowest_B1 = logp_BK.masked_fill(~possible_BK, 0.0).amin(1, keepdim=True)
-    return possible_BK, torch.where(possible_BK, logp_BK, lowest_B1)
+    return weight_BK * terms.possible_BK, advantage_BK * terms.possible_BK.any(1, keepdim=True)
 
 
 def objective_value(target_logp_BK: Tensor, objective: str, log_ratio_BK: Tensor | None = None) -> Tensor:
@@ -191,14 +231,7 @@ def objective_value(target_logp_BK: Tensor, objective: str, log_ratio_BK: Tensor
 
     An example whose target is impossible after every warmup counts 0. Of `rlpr` it is E[R].
     """
-    _, logp_BK = _finite(target_logp_BK)
-    if objective == "verifree":
-        return logp_BK.exp().mean(1)
-    if objective == "posterior" and log_ratio_BK is not None:
-        logp_BK = logp_BK + log_ratio_BK.detach()
-    if objective in ("log_mean_exp", "posterior"):
-        return logp_BK.logsumexp(1) - math.log(logp_BK.size(1))
-    return logp_BK.mean(1)
+    return OBJECTIVES[objective].value(terms_of(target_logp_BK, log_ratio_BK=log_ratio_BK))
 
 
 class Scores(NamedTuple):
@@ -206,23 +239,28 @@ class Scores(NamedTuple):
 
     Attributes:
         target_logp_BK: R, log P(y|x,c_i,s), summed over the tokens of y.
-        warmup_logp_BK: log P(c_i|x) under the law that is drawn from; None for `warmup`, which has no use for it.
+        warmup_logp_BK: log P(c_i|x) under the distribution that warmups are sampled from, truncated as it is; None
+            where nothing needs it.
         kl_BK: the anchor's divergence, summed over the decisions of each warmup; None without an anchor.
-        drawn_logp_BK: log Q(c_i|x) where the warmups were drawn from another law Q.
+        source_logp_BK: log Q(c_i|x) where the warmups were sampled from another distribution Q.
         gain_BK: q_i - q_0, probabilities, for `rlpr`.
+        entropy_BK: entropy of the predictions of the target's tokens, summed over them, without gradient.
+        correct_BK: how many of the target's tokens are the likeliest ones.
     """
 
     target_logp_BK: Tensor
     warmup_logp_BK: Tensor | None = None
     kl_BK: Tensor | None = None
-    drawn_logp_BK: Tensor | None = None
+    source_logp_BK: Tensor | None = None
     gain_BK: Tensor | None = None
+    entropy_BK: Tensor | None = None
+    correct_BK: Tensor | None = None
 
     @property
     def log_ratio_BK(self) -> Tensor | None:
-        if self.drawn_logp_BK is None or self.warmup_logp_BK is None:
+        if self.source_logp_BK is None or self.warmup_logp_BK is None:
             return None
-        return (self.warmup_logp_BK - self.drawn_logp_BK).detach()
+        return (self.warmup_logp_BK - self.source_logp_BK).detach()
 
 
 def credit_of(scores: Scores, objective: str, beta: float, **shaping: bool | float | None) -> Credit:

@@ -1,7 +1,7 @@
 """Encode each prompt once: the whole idea of a cheap warmup step.
 
-Written plainly, K warmups encode every prompt 2K times: K times to be drawn, K times in the rows that are scored. But
-in a causal model what follows the prompt reads it only through its keys and values, layer by layer. So:
+Written plainly, K warmups encode every prompt 2K times: K times to sample them, K times in the rows that are scored.
+But in a causal model what follows the prompt reads it only through its keys and values, layer by layer. So:
 
     encode    one forward over the prompts (B, P), with gradient; every layer's keys and values are kept
     sample    decodes from those keys and values, detached
@@ -9,7 +9,7 @@ in a causal model what follows the prompt reads it only through its keys and val
               keys and values, with gradient, and to itself, never to its siblings
 
 The gradient of the second forward flows through the kept keys and values into the first, exactly as if each branch had
-its own copy of the prompt (`warmup_peft.method.scoring.PlainRows` does that, and is what tests compare with).
+its own copy of the prompt (`warmup_peft.method.rows.PlainRows` does that, and is what tests compare with).
 
 How: attention in transformers is a function looked up by name. `install` registers, under a name of ours, a function
 that calls the model's own and, where the forward was given `prefix=`, first keeps or first prepends keys and values.
@@ -29,7 +29,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from warmup_peft.method.branches import Branches, Tokens, positions_of
-from warmup_peft.method.scoring import logits_at, with_first_prediction, without_peft_wrapper
+from warmup_peft.method.model import logits_at, without_peft_wrapper
+from warmup_peft.method.rows import with_first_prediction
 
 NAME = "warmup_prefix_over_"
 
@@ -142,7 +143,7 @@ def why_not_shareable(model: PreTrainedModel) -> str | None:
     dropout = max([m.p for m in model.modules() if isinstance(m, nn.Dropout)], default=0.0)
     dropout = max(dropout, getattr(config, "attention_dropout", 0.0) or 0.0)
     if dropout > 0:
-        return f"dropout ({dropout}) would perturb the keys and values that warmups are drawn from"
+        return f"dropout ({dropout}) would perturb the keys and values that warmups are sampled from"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Draws warmups from a causal language model, and says how likely a draw was. Knows no objective."""
+"""Samples warmups from a causal language model, and says how likely a sample was. Knows no objective."""
 
 from __future__ import annotations
 
@@ -21,19 +21,16 @@ from transformers.generation.logits_process import (
 
 from warmup_peft.method.branches import Branches, Tokens, Warmups, pack, prefix_mask
 from warmup_peft.method.encoding import PROBE_SEED, Encoded, distance, first_line, probe_prompts, tolerance_of
-from warmup_peft.method.objective import token_logps
-from warmup_peft.method.prefix import SharedPrefix
-from warmup_peft.method.scoring import (
-    PlainRows,
-    encode_prompt,
+from warmup_peft.method.model import (
     evaluation_mode,
-    expand_cache,
-    fitted,
     logits_at,
     positions_for,
     random_numbers_from,
     without_peft_wrapper,
 )
+from warmup_peft.method.objective import token_logps
+from warmup_peft.method.prefix import SharedPrefix
+from warmup_peft.method.rows import PlainRows, encode_prompt, expand_cache, fitted
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +38,7 @@ NO_TOKEN = -1
 
 
 class NaNLogitsError(FloatingPointError):
-    """Nothing can be drawn; `rows` are those of the batch."""
+    """Nothing can be sampled; `rows` are those of the batch."""
 
     def __init__(self, rows: list[int]):
         super().__init__(f"The logits are NaN, rows {rows} of the batch.")
@@ -50,7 +47,7 @@ class NaNLogitsError(FloatingPointError):
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """The law warmups are drawn from.
+    """The distribution that warmups are sampled from.
 
     Attributes:
         num_warmups: K, how many for each prompt.
@@ -58,9 +55,9 @@ class SamplingSettings:
         end_token_ids: tokens that end a warmup.
         separator_ids: a warmup also ends where the model writes the separator by itself.
         pad_token_id: what stands behind a warmup's end.
-        num_beams: more than 1 is beam search with sampling, the paper's way; its draws are not independent.
+        num_beams: more than 1 is beam search with sampling, the paper's way; its samples are not independent.
         temperature, top_k, top_p, min_p: as in `transformers.GenerationConfig`; 1, 0, 1 and None sample the model's
-            own law.
+            own distribution.
         do_sample: False decodes greedily (or by plain beam search).
     """
 
@@ -88,29 +85,29 @@ class SamplingSettings:
             **(sampling if self.do_sample else {}),
         )
 
-    def draw(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 1) tokens drawn from this law, and their log-probabilities (N, 1) in nats.
+    def sample(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 1) tokens sampled from this distribution, and their log-probabilities (N, 1) in nats.
 
         Without `do_sample` the likeliest tokens, which are certain.
         """
         scores = logits_NV.float() / self.temperature
         if not self.do_sample:
             return scores.argmax(-1, keepdim=True), scores.new_zeros(len(scores), 1)
-        law_NV = self._truncate(scores).softmax(-1)
-        drawn = torch.multinomial(law_NV, num_samples=1)
-        return drawn, law_NV.gather(1, drawn).log()
+        probabilities_NV = self._truncate(scores).softmax(-1)
+        sampled = torch.multinomial(probabilities_NV, num_samples=1)
+        return sampled, probabilities_NV.gather(1, sampled).log()
 
     def logps(self, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
-        """(N,) log-probabilities in nats of tokens that `draw` gave, temperature and truncation included.
+        """(N,) log-probabilities in nats of tokens that `sample` gave, temperature and truncation included.
 
-        A drawn token always belongs to its truncated set, even where rounding would now put it just outside.
+        A sampled token always belongs to its truncated set, even where rounding would now put it just outside.
         """
         logits_NV = logits_NV.float() / self.temperature
         if not self._truncations():
             return token_logps(logits_NV, ids_N)
         is_out = self._truncate(logits_NV.detach()).isinf()
-        is_drawn = F.one_hot(ids_N, logits_NV.size(-1)).bool()
-        return token_logps(logits_NV.masked_fill(is_out & ~is_drawn, -torch.inf), ids_N)
+        is_sampled = F.one_hot(ids_N, logits_NV.size(-1)).bool()
+        return token_logps(logits_NV.masked_fill(is_out & ~is_sampled, -torch.inf), ids_N)
 
     def _truncate(self, scores_NV: Tensor) -> Tensor:
         for warper in self._truncations():
@@ -127,7 +124,7 @@ class SamplingSettings:
 
 @contextmanager
 def only_this_generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Keep the model's own generation defaults (a chat model's temperature, top-p, ...) out of the law."""
+    """Keep the model's own generation defaults (a chat model's temperature, top-p, ...) out of it."""
     own = model.generation_config
     model.generation_config = config
     try:
@@ -312,7 +309,7 @@ def sample_tokens(decoding: CachedDecoding | RowDecoding, settings: SamplingSett
         is_nan = decoding.logits.isnan().any(-1)
         if is_nan.any():
             raise NaNLogitsError(sorted({row // settings.num_warmups for row in is_nan.nonzero().flatten().tolist()}))
-        token, logp = settings.draw(decoding.logits)
+        token, logp = settings.sample(decoding.logits)
         tokens = token if tokens is None else torch.cat([tokens, token], dim=1)
         logps = logp if logps is None else torch.cat([logps, logp], dim=1)
         if tokens.size(1) == settings.max_length or end_warmups(tokens, settings).stopped.all():
@@ -337,7 +334,7 @@ def _search_beams(way: Callable, model: PreTrainedModel, encoded: Encoded, setti
 
 
 def end_warmups(ids_BKW: Tensor, settings: SamplingSettings, logps_BKW: Tensor | None = None) -> Warmups:
-    """Cut each drawn sequence (..., W) at its first end token or separator; with `logp` where tokens have theirs."""
+    """Cut each sampled sequence (..., W) at its first end token or separator; with `logp` where tokens have theirs."""
     width = ids_BKW.size(-1)
     end_tokens = torch.tensor(settings.end_token_ids, dtype=torch.long, device=ids_BKW.device)
     end_at = _first(torch.isin(ids_BKW, end_tokens), width)

@@ -1,226 +1,130 @@
-"""Predictions along branches, as logits at the positions that are asked for and nowhere else.
+"""How likely warmups and targets are: the one place where log-probabilities along branches are summed.
 
-`PlainRows` encodes every branch with its own copy of the prompt: the slow, plain way, right for every causal model.
-`CachedPrompt` encodes the prompt once with transformers' own cache, for whatever needs no gradient.
-The fast way with gradient is `warmup_peft.method.prefix`; which of them is taken is decided in
-`warmup_peft.method.encoding`. Knows no loss.
+Knows no trainer, no source of warmups and no objective's arithmetic.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from torch import Tensor
+from torch.distributions import Categorical
 
-from warmup_peft.method.branches import Branches, Tokens, join_rows, pack, positions_of
+from warmup_peft.method.branches import (
+    Branches,
+    Tokens,
+    Warmups,
+    lay_out_branches,
+    no_warmups,
+    prefix_mask,
+    sums_where,
+)
+from warmup_peft.method.encoding import Encoded
+from warmup_peft.method.objective import Scores, divergence, token_logps
+from warmup_peft.method.sampling import SamplingSettings
 
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Run without dropout, gradient or checkpointing, and put the training mode back whatever happens.
-
-    In training mode with gradient checkpointing transformers drops the cache, and everything decoded after the first
-    token would be written without its context.
-    """
-    with _modes_kept(model), torch.no_grad():
-        model.eval()
-        yield
-
-
-@contextmanager
-def training_mode(model: nn.Module) -> Iterator[None]:
-    """Run as in a training step, with dropout and checkpointing, and put each module's mode back."""
-    with _modes_kept(model):
-        model.train()
-        yield
+ENTROPY_ROWS = 256  # at a time: a float32 copy of all target logits would cost as much as the step
 
 
-@contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Those of the modules themselves: an inner block must not wake what an outer one put into eval mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, is_training in modes:
-            module.training = is_training
+def token_logps_of(encoded: Encoded, branches: Branches, is_scored: Tensor) -> Tensor:
+    """(N,) log-probabilities in nats of the branch tokens where the (B, K, T) mask is true, in row-major order."""
+    return token_logps(encoded.predictions(branches, is_scored), branches.ids[is_scored])
 
 
-@contextmanager
-def random_numbers_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Take random numbers from a seed, and leave the training's as they are."""
-    others = {} if device.type == "cpu" else {"devices": [device.index or 0], "device_type": device.type}
-    with torch.random.fork_rng(**({"devices": []} | others)):
-        torch.manual_seed(seed)
-        yield
+def branch_logps(encoded: Encoded, branches: Branches, is_scored: Tensor) -> Tensor:
+    """(B, K) log-probability in nats of each branch's tokens where the (B, K, T) mask is true, summed over them."""
+    return sums_where(is_scored, token_logps_of(encoded, branches, is_scored))
 
 
-def without_peft_wrapper(model: nn.Module) -> PreTrainedModel:
-    """The transformers model that a `PeftModel` has put its adapter layers into; they stay in force."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def target_branches(warmups: Warmups, target: Tokens, separator_ids: tuple[int, ...]) -> Branches:
+    """(B, K) warmups and (B, Y) targets, laid out as [warmup | separator | target]."""
+    separator = torch.tensor(separator_ids, dtype=torch.long, device=target.ids.device)
+    return lay_out_branches(warmups.tokens(), separator, target.repeat_for_branches(warmups.ids.size(1)))
 
 
-def logits_at(model: nn.Module, lm_head: nn.Module | None, positions: Tensor, **inputs) -> Tensor:
-    """Logits (N, V) of `model(**inputs)` at the masked positions (rows, tokens), in row-major order.
-
-    Only those positions reach the LM head where the model has one. Its own forward still runs whole, so scaling and
-    soft caps of its logits stay in force.
-    """
-    handle = None
-
-    def select(_, args: tuple) -> tuple | None:
-        return (args[0][positions].unsqueeze(0), *args[1:]) if args[0].shape[:2] == positions.shape else None
-
-    if lm_head is not None:
-        handle = lm_head.register_forward_pre_hook(select)
-    try:
-        logits = model(**inputs).logits
-    finally:
-        if handle is not None:
-            handle.remove()
-    return logits[positions] if logits.shape[:2] == positions.shape else logits.squeeze(0)
+@torch.no_grad()
+def target_logps(encoded: Encoded, warmups: Warmups, target: Tokens, separator_ids: tuple[int, ...]) -> Tensor:
+    """(B, K) R, log P(y|x,c_i,s) in nats, without gradient."""
+    branches = target_branches(warmups, target, separator_ids)
+    return branch_logps(encoded, branches, branches.is_target)
 
 
-def takes(model: nn.Module, name: str) -> bool:
-    """Whether the model's forward names this argument."""
-    return name in _arguments_of(type(without_peft_wrapper(model)))
-
-
-@functools.cache  # asked for every token that is sampled
-def _arguments_of(kind: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)
-
-
-def positions_for(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
-    """`position_ids` of real tokens, for the models that take them; the others count by themselves."""
-    return {"position_ids": positions_of(mask)} if takes(model, "position_ids") else {}
-
-
-class PlainRows:
-    """One full row [prompt | branch] a branch: K copies of every prompt. Same interface as `SharedPrefix`.
-
-    Rows are padded on the right only. There no real token of a causal model can see the padding, through attention,
-    positions or a recurrent state, so each row is scored as if it were alone.
+def score_warmups(
+    encoded: Encoded,
+    warmups: Warmups,
+    target: Tokens,
+    sampling: SamplingSettings,
+    *,
+    with_warmup_logp: bool = False,
+    with_kl: bool = False,
+    with_gain: bool = False,
+    source_logp_BK: Tensor | None = None,
+    reference_logits: Callable[[Branches, Tensor], Tensor] | None = None,
+) -> Scores:
+    """Score all warmups of a batch in one pass with gradient. Warmups of an example that are equal are scored once.
 
     Args:
-        model: the causal language model, possibly wrapped for distributed training.
-        unwrapped: the same without that wrapper.
-        prompt: (B, P), padded on the left.
-        room: for a model that encodes all tokens of a row differently when the row is long: how many tokens may
-            follow each prompt. Rows are then encoded one at a time, each as long as it may become. None for others.
+        encoded: the B prompts.
+        warmups: (B, K).
+        target: (B, Y), padded on the right.
+        sampling: the separator, and the distribution that warmups are sampled from.
+        with_warmup_logp: measure log P(c_i|x).
+        with_kl: measure the anchor: where `source_logp_BK` is given as log Q(c_i|x) - log P(c_i|x), else over the
+            whole vocabulary with `reference_logits`.
+        with_gain: measure the target's mean probability less that after no warmup.
+        source_logp_BK: log Q(c_i|x), where the warmups were sampled from another distribution Q.
+        reference_logits: branches and a (B, K, T) mask -> (N, V) logits of the reference model, without gradient.
     """
+    distinct, index_BK = warmups.distinct()
+    branches = target_branches(distinct, target, sampling.separator_ids)
+    num_decisions = distinct.num_decisions * (with_kl or with_warmup_logp)
+    is_decision = prefix_mask(num_decisions, branches.mask.size(-1))
+    predicted = branches.is_target | is_decision
+    logits = encoded.predictions(branches, predicted)
 
-    has_gradient = True
+    def per_warmup(values_N: Tensor, mask: Tensor) -> Tensor:
+        """(B, K) sums of the values, which stand where the mask over distinct branches is true."""
+        return sums_where(mask, values_N).gather(1, index_BK)
 
-    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens, room: int | None = None):
-        self.model, self.unwrapped, self.prompt, self.room = model, unwrapped, prompt, room
-
-    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
-        """Logits (N, V) of the selected branch tokens' predictions, in row-major order, with gradient."""
-        rows = join_rows(self.prompt, branches)
-        columns = torch.zeros_like(rows.mask)
-        first_column = self.prompt.ids.size(1) - 1  # a token is predicted one column before it stands
-        columns[:, first_column:-1] = predicted_BKT.flatten(0, 1)
-        mask, ids, columns = pack(rows.mask, rows.ids, columns, side="right")
-        if self.room is None:
-            return self._logits(self.model, ids, mask, columns)
-        lengths = self.prompt.mask.sum(1).repeat_interleave(branches.ids.size(1)) + self.room
-        models = [self.model] + [self.unwrapped] * (len(ids) - 1)  # ranks must call the wrapper equally often
-        return torch.cat(
-            [
-                self._logits(model, *(fitted(x[row : row + 1], int(lengths[row])) for x in (ids, mask, columns)))
-                for row, model in enumerate(models)
-            ]
-        )
-
-    def again(self, model: PreTrainedModel) -> PlainRows:
-        """The same prompts, for `model` as it is now."""
-        return PlainRows(model, model, self.prompt, self.room)
-
-    def _logits(self, model: nn.Module, ids: Tensor, mask: Tensor, columns: Tensor) -> Tensor:
-        """Of rows that are padded on the right, where every model counts its positions by itself."""
-        head = self.unwrapped.get_output_embeddings()
-        return logits_at(model, head, columns, input_ids=ids, attention_mask=mask.long(), use_cache=False)
-
-
-def fitted(row: Tensor, length: int) -> Tensor:
-    """(1, L) cut or filled with zeros on the right to (1, length)."""
-    return nn.functional.pad(row, (0, length - row.size(1)))
-
-
-class CachedPrompt:
-    """The prompts of a batch, encoded once into transformers' own cache. Without gradient, in `evaluation_mode`.
-
-    Args:
-        model, unwrapped, prompt: as for `PlainRows`.
-    """
-
-    has_gradient = False
-    room = None
-
-    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens):
-        self.model, self.prompt = without_peft_wrapper(unwrapped), prompt
-
-    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
-        """Logits (N, V) of the selected branch tokens' predictions, in row-major order."""
-        cache, first_logits_BV = encode_prompt(self.model, self.prompt)
-        expand_cache(cache, len(self.prompt.ids), branches.ids.size(1))
-        rows = join_rows(self.prompt, branches)
-        width = self.prompt.ids.size(1)
-        columns = torch.zeros_like(predicted_BKT)
-        columns[..., :-1] = predicted_BKT[..., 1:]
-        positions = {name: x[:, width:] for name, x in positions_for(self.model, rows.mask).items()}
-        logits = logits_at(
-            self.model,
-            self.model.get_output_embeddings(),
-            columns.flatten(0, 1),
-            input_ids=rows.ids[:, width:],
-            attention_mask=rows.mask.long(),
-            past_key_values=cache,
-            use_cache=True,
-            **positions,
-        )
-        return with_first_prediction(first_logits_BV, logits, predicted_BKT)
-
-
-def encode_prompt(model: PreTrainedModel, prompt: Tokens) -> tuple[Cache, Tensor]:
-    """The cache of the prompts (B, P), padded on the left, and the logits (B, V) of what follows them."""
-    model = without_peft_wrapper(model)
-    output = model(
-        input_ids=prompt.ids,
-        attention_mask=prompt.mask.long(),
-        use_cache=True,
-        **positions_for(model, prompt.mask),
-        **({"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}),
+    is_off_policy = source_logp_BK is not None
+    target_logits, target_ids = logits[branches.is_target[predicted]], branches.ids[branches.is_target]
+    decision_logits = logits[is_decision[predicted]]
+    target_logp_N = token_logps(target_logits, target_ids)
+    warmup_logp_BK = kl_BK = gain_BK = None
+    if with_warmup_logp or (with_kl and is_off_policy):
+        sampled_ids = distinct.ids[prefix_mask(num_decisions, distinct.ids.size(-1))]
+        warmup_logp_BK = per_warmup(sampling.logps(decision_logits, sampled_ids), is_decision)
+    if with_kl and is_off_policy:
+        kl_BK = source_logp_BK - warmup_logp_BK
+    elif with_kl:
+        kl_BK = per_warmup(divergence(decision_logits, reference_logits(branches, is_decision)), is_decision)
+    if with_gain:
+        probability_BK = per_warmup(target_logp_N.detach().exp(), branches.is_target)
+        num_targets_B1 = target.mask.sum(1, keepdim=True).clamp(min=1)
+        gain_BK = (probability_BK - probability_without(encoded, target, sampling)) / num_targets_B1
+    entropy_N, is_correct_N = target_statistics(target_logits, target_ids)
+    return Scores(
+        per_warmup(target_logp_N, branches.is_target),
+        warmup_logp_BK,
+        kl_BK,
+        source_logp_BK,
+        gain_BK,
+        per_warmup(entropy_N, branches.is_target),
+        per_warmup(is_correct_N, branches.is_target),
     )
-    return output.past_key_values, output.logits[:, -1]
 
 
-def expand_cache(cache: Cache, batch_size: int, num_copies: int) -> None:
-    """Each row's keys, values and recurrent states `num_copies` times, as beam search reorders them."""
-    device = next((x.device for layer in cache.layers for x in vars(layer).values() if isinstance(x, Tensor)), None)
-    cache.reorder_cache(torch.arange(batch_size, device=device).repeat_interleave(num_copies))
+@torch.no_grad()
+def probability_without(encoded: Encoded, target: Tokens, sampling: SamplingSettings) -> Tensor:
+    """(B, 1) probabilities of the target's tokens after no warmup, summed over them."""
+    branches = target_branches(no_warmups(encoded.prompt), target, sampling.separator_ids)
+    return sums_where(branches.is_target, token_logps_of(encoded, branches, branches.is_target).exp())
 
 
-def with_first_prediction(first_logits_BV: Tensor, later_logits_MV: Tensor, predicted_BKT: Tensor) -> Tensor:
-    """Put the predictions of branches' first tokens, made at the prompt's end, among those of later tokens.
-
-    Returns:
-        (N, V) in row-major order of `predicted_BKT`.
-    """
-    wants_first_BK = predicted_BKT[..., 0]
-    if not wants_first_BK.any():
-        return later_logits_MV
-    first_logits = first_logits_BV[wants_first_BK.nonzero()[:, 0]]
-    is_first = torch.zeros_like(predicted_BKT)
-    is_first[..., 0] = True
-    from_first = is_first[predicted_BKT]
-    order = torch.empty(len(from_first), dtype=torch.long, device=from_first.device)
-    order[from_first] = torch.arange(len(first_logits), device=order.device)
-    order[~from_first] = torch.arange(len(later_logits_MV), device=order.device) + len(first_logits)
-    return torch.cat([first_logits, later_logits_MV])[order]
+@torch.no_grad()
+def target_statistics(logits_NV: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) entropies of the predictions in nats, and (N,) 1 where the token is the likeliest one."""
+    rows = logits_NV.detach().split(ENTROPY_ROWS)
+    entropy_N = torch.cat([Categorical(logits=x.float(), validate_args=False).entropy() for x in rows])
+    return entropy_N, (logits_NV.argmax(-1) == ids_N).long()

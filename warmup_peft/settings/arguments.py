@@ -45,8 +45,8 @@ class RunOptions:
 
 
 @dataclass
-class DrawOptions:
-    """Options of `draw` beside those of `train`. A key for the server comes from OPENAI_API_KEY."""
+class SampleOptions:
+    """Options of `sample` beside those of `train`. A key for the server comes from OPENAI_API_KEY."""
 
     base_url: str | None = field(
         default=None,
@@ -202,13 +202,16 @@ class CompareOptions:
     """Options of `compare` beside those of `train`: the recipe is what the arms change."""
 
     arms: str = field(
-        default="sft,more_sft,warmup,anchored,random_warmup,empty_warmup",
+        default="sft,more_sft,warmup,anchored,shuffled_warmup,empty_warmup",
         metadata={"help": "Ways to train, with commas between them: see README.md, or name a wrong one to list them."},
     )
     seeds: str = field(default="0,1,2", metadata={"help": "Seeds, with commas between them; each arm runs with each."})
     sweep: list[str] = field(
         default_factory=list,
-        metadata={"help": "An option and its values, as in num_warmups=2,4,8; may be given several times."},
+        metadata={
+            "action": "extend",
+            "help": "An option and its values, as in num_warmups=2,4,8; may be given several times.",
+        },
     )
     goal: float | None = field(
         default=None,

@@ -5,7 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_type_hints
+from typing import Literal
+
+from warmup_peft.settings.objectives import OBJECTIVE_NEEDS, objectives_with
+
+Objective = Literal[tuple(OBJECTIVE_NEEDS)]
 
 
 @dataclass
@@ -39,7 +43,7 @@ class WarmupOptions:
     min_p: float | None = field(
         default=None, metadata={"help": "Draw from tokens of at least min_p times the probability of the likeliest."}
     )
-    objective: Literal["warmup", "jensen", "log_mean_exp", "latro", "verifree", "posterior", "rlpr"] = field(
+    objective: Objective = field(
         default="warmup",
         metadata={
             "help": "What is maximised, see the table in warmup_peft/method/objective.py: 'warmup' is Warmup "
@@ -53,11 +57,12 @@ class WarmupOptions:
     advantage_clip: float | None = field(
         default=None, metadata={"help": "Keep every advantage within plus and minus this."}
     )
-    warmup_source: Literal["policy", "base"] = field(
+    warmup_source: Literal["policy", "base", "shuffled", "empty"] = field(
         default="policy",
         metadata={
-            "help": "Who writes the warmups of the training: 'policy', the model as it is now (the paper), or 'base', "
-            "the model with its adapter off, which draws them once, before training."
+            "help": "Where the warmups of the training come from: 'policy', the model as it is now (the paper), or "
+            "'base', the model with its adapter off, which samples them once, before training. Two controls show what "
+            "warmups are worth: 'shuffled' gives each row the warmups of another row, 'empty' gives it none."
         },
     )
     warmup_anchor: float | None = field(
@@ -181,22 +186,23 @@ class WarmupOptions:
             "objective",
             f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(OBJECTIVE_NAMES)}.",
         )
-        equal_weights = ("warmup", "jensen", "latro", "rlpr")
+        equal_weights = objectives_with("equal_weights")
         require(
             self.warmup_dropout == 0 or objective in equal_weights,
             "warmup_dropout",
             f"objective {objective} would weigh left-out warmups against the others. Set it to 0, or objective to one "
             f"of {', '.join(equal_weights)}.",
         )
-        if objective == "warmup":
-            mend = "objective warmup has no advantages. Leave it out, or choose another objective."
-            require(not self.normalize_advantages, "normalize_advantages", mend)
-            require(self.advantage_clip is None, "advantage_clip", mend)
+        needs = OBJECTIVE_NEEDS[objective]
+        if not needs.warmup_logp:
+            fix = f"objective {objective} has no advantages. Leave it out, or choose another objective."
+            require(not self.normalize_advantages, "normalize_advantages", fix)
+            require(self.advantage_clip is None, "advantage_clip", fix)
             return
         require(
-            objective != "posterior" or not self.normalize_advantages,
+            needs.has_centre or not self.normalize_advantages,
             "normalize_advantages",
-            "The advantages of posterior are weights, which have no centre. Leave it out.",
+            f"The advantages of {objective} are weights, which have no centre. Leave it out.",
         )
         require(
             self.num_warmups >= 2 or not self.normalize_advantages,
@@ -206,49 +212,62 @@ class WarmupOptions:
         require(
             self.warmup_sampling == "multinomial",
             "warmup_sampling",
-            f"objective {objective} needs independent draws, which beams are not. Set it to 'multinomial'.",
+            f"objective {objective} needs independent samples, which beams are not. Set it to 'multinomial'.",
         )
         require(
-            self.num_warmups >= 2 or objective in ("posterior", "rlpr"),
+            self.num_warmups >= 2 or not needs.other_warmups,
             "num_warmups",
             f"objective {objective} compares warmups with each other. Set it to 2 or more.",
         )
 
     def _check_source(self) -> None:
-        require = self._require
-        require(self.warmup_source in ("policy", "base"), "warmup_source", "Choose 'policy' or 'base'.")
-        if self.warmup_source == "policy":
+        require, source = self._require, self.warmup_source
+        sources = ("policy", "base", "shuffled", "empty")
+        require(source in sources, "warmup_source", f"Choose one of {', '.join(sources)}.")
+        if source != "base":
             require(
                 self.warmup_pool is None,
                 "warmup_pool",
                 "It belongs to warmup_source 'base'; leave it out or set warmup_source to 'base'.",
             )
-            return
+        if source in ("shuffled", "empty"):
+            require(
+                self.objective == "warmup",
+                "objective",
+                f"It credits the row's own warmups, and warmup_source {source} takes them away. Set it to 'warmup'.",
+            )
+        if source == "empty":
+            require(not self.warmup_anchor, "warmup_anchor", "An empty warmup has nothing to anchor. Set it to 0.")
+        if source == "base":
+            self._check_base_source()
+
+    def _check_base_source(self) -> None:
+        require, any_source = self._require, objectives_with("any_source")
         require(
             self.warmup_sampling == "multinomial",
             "warmup_sampling",
-            "warmup_source base needs independent draws, which beams are not. Set it to 'multinomial'.",
+            "warmup_source base needs independent samples, which beams are not. Set it to 'multinomial'.",
         )
         require(
-            self.objective in ("warmup", "posterior"),
+            self.objective in any_source,
             "objective",
-            "It compares the model's own draws, and warmup_source base has the base model's. Choose warmup or "
-            "posterior, or set warmup_source to 'policy'.",
+            "It compares the model's own samples, and warmup_source base has the base model's. Choose "
+            f"{' or '.join(any_source)}, or set warmup_source to 'policy'.",
         )
         truncates = {"top_k": self.top_k > 0, "top_p": self.top_p < 1, "min_p": bool(self.min_p)}
-        needs_whole_law = self.warmup_anchor != 0 or self.objective == "posterior"
+        needs_all_tokens = self.warmup_anchor != 0 or self.objective == "posterior"
         for name, is_on in truncates.items():
             require(
-                not (is_on and needs_whole_law),
+                not (is_on and needs_all_tokens),
                 name,
-                "The base's draws may fall outside of what the model would truncate its own to, so they would have no "
+                "The base's samples may fall outside of what the model truncates its own to, so they would have no "
                 "likelihood. Leave it out with warmup_source 'base' and an anchor or objective posterior; temperature "
                 "works.",
             )
         require(
             self.warmup_pool_size >= self.num_warmups,
             "warmup_pool_size",
-            f"Each epoch takes num_warmups={self.num_warmups} of these draws: set it to that or more.",
+            f"Each epoch takes num_warmups={self.num_warmups} of these samples: set it to that or more.",
         )
         require(self.warmup_pool_batch_size >= 1, "warmup_pool_batch_size", "Set it to 1 or more.")
 
@@ -279,4 +298,4 @@ _KINDS = {
     "warmup_dropout": _NUMBER,
     "advantage_clip": _NUMBER,
 }
-OBJECTIVE_NAMES = get_args(get_type_hints(WarmupOptions)["objective"])
+OBJECTIVE_NAMES = tuple(OBJECTIVE_NEEDS)

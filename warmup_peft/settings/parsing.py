@@ -1,67 +1,126 @@
-"""TrlParser, made strict: options and recipes that are misspelt or of the wrong kind are errors, not surprises."""
+"""A strict TrlParser: misspelt options and values of the wrong kind are errors, in recipes and on the command line."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import difflib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from warmup_peft.files import read_text
 
+if TYPE_CHECKING:
+    from trl import TrlParser
 
-def parse(dataclass_types: tuple[type, ...], argv: Sequence[str]) -> tuple[Any, ...]:
-    """Parse options and `--config`.
+
+def parse(kinds: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
+    """An instance of each dataclass, from options and `--config`; errors as of `read_options` and `settings_of`."""
+    in_file, on_command_line = read_options(kinds, argv)
+    return settings_of(kinds, {**in_file, **on_command_line})
+
+
+def parse_one(kind: type, argv: Sequence[str]) -> Any:
+    return parse((kind,), argv)[0]
+
+
+def read_options(kinds: Sequence[type], argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options that the file behind `--config` sets, and those that the other words set, as typed values.
+
+    The environment variables that the file names under `env` are set.
+
+    Args:
+        kinds: dataclasses whose fields are the options.
 
     Raises:
         ValueError: an unknown or abbreviated option (with the nearest known one), a value of the wrong kind, or a
             configuration file that is missing or no YAML mapping.
     """
+    path, words = split_config(argv)
+    on_command_line = parse_words(kinds, words)
+    if path is None:
+        return {}, on_command_line
+    config = read_config(path)
+    set_environment(config.pop("env", {}))
+    return typed(kinds, config, str(path)), on_command_line
+
+
+def settings_of(kinds: Sequence[type], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """An instance of each dataclass, with these typed values.
+
+    Raises:
+        ValueError: a value is missing or cannot work.
+    """
+    parser = strict_parser(kinds)
+    parser.set_defaults_with_config(**values)
+    return parser.parse_args_into_dataclasses([], look_for_args_file=False)
+
+
+def typed(kinds: Sequence[type], values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The values with text converted, as on the command line, to what each option takes.
+
+    Args:
+        place: where they come from, to begin an error with.
+
+    Raises:
+        ValueError: an unknown option, or a value of the wrong kind.
+    """
+    hints = option_hints(kinds)
+    for name, value in values.items():
+        if name not in hints:
+            raise ValueError(f"{place} has an unknown key '{name}'. {nearest(str(name), list(hints))}")
+        if not fits(value, hints[name]):
+            raise ValueError(f"{place} has {name}: {value!r}, which does not fit. It takes {describe(hints[name])}.")
+    text = [f"--{name}={value}" for name, value in values.items() if isinstance(value, str)]
+    return {**values, **parse_words(kinds, text)}
+
+
+def option_hints(kinds: Sequence[type]) -> dict[str, Any]:
+    """The type hint of every option."""
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    return {option.name: hints[option.name] for kind in kinds for option in dataclasses.fields(kind) if option.init}
+
+
+def parse_words(kinds: Sequence[type], words: Sequence[str]) -> dict[str, Any]:
+    """The options that the words set, and no defaults."""
+    parser = strict_parser(kinds)
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    for flag in (word.split("=")[0] for word in words if word.startswith("--")):
+        if flag not in flags:
+            raise ValueError(f"There is no option {flag}. {nearest(flag, flags)}")
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    return vars(parser.parse_args(words))
+
+
+def strict_parser(kinds: Sequence[type]) -> TrlParser:
     from trl import TrlParser
 
     class StrictParser(TrlParser):
         def error(self, message: str):
             raise ValueError(message[0].upper() + message[1:] + ".")
 
-    argv = with_config_apart(argv)
-    parser = StrictParser(dataclass_types, allow_abbrev=False, add_help=False)
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-    for flag in (arg.split("=")[0] for arg in argv if arg.startswith("--")):
-        if flag not in (*flags, "--config"):
-            raise ValueError(f"There is no option {flag}. {nearest(flag, flags)}")
-    if read_config(argv) is not None:
-        check_config_file(argv, {k: hint for kind in dataclass_types for k, hint in get_type_hints(kind).items()})
-    return parser.parse_args_and_config(argv)
+    return StrictParser(kinds, allow_abbrev=False, add_help=False)
 
 
-def parse_one(dataclass_type: type, argv: Sequence[str]) -> Any:
-    return parse((dataclass_type,), argv)[0]
+def split_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file behind `--config`, and the other words."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--config", nargs="?", type=Path, default=argparse.SUPPRESS)
+    found, words = parser.parse_known_args(argv)
+    if "config" in found and (found.config is None or not found.config.is_file()):
+        raise ValueError(f"--config names no file ({found.config}). Give it the path of a recipe's YAML file.")
+    return getattr(found, "config", None), words
 
 
-def with_config_apart(argv: Sequence[str]) -> list[str]:
-    """`--config=file` as two words, which is all that TrlParser knows."""
-    return [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-
-
-def read_config(argv: Sequence[str]) -> dict[str, Any] | None:
-    """What the file behind `--config` holds; None where there is none.
-
-    Raises:
-        ValueError: the file is missing, or no YAML mapping.
-    """
+def read_config(path: Path) -> dict[str, Any]:
     import yaml
 
-    argv = with_config_apart(argv)
-    if "--config" not in argv:
-        return None
-    index = argv.index("--config") + 1
-    path = Path(argv[index]) if index < len(argv) else None
-    if path is None or not path.is_file():
-        raise ValueError(f"--config names no file ({path}). Give it the path of a recipe's YAML file.")
     try:
         config = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -71,16 +130,10 @@ def read_config(argv: Sequence[str]) -> dict[str, Any] | None:
     return config
 
 
-def check_config_file(argv: Sequence[str], hints: dict[str, Any]) -> None:
-    """Keys and kinds of values: argparse looks at neither where they come from a file."""
-    path = argv[argv.index("--config") + 1]
-    for key, value in read_config(argv).items():
-        if key == "env":
-            continue
-        if key not in hints:
-            raise ValueError(f"{path} has an unknown key '{key}'. {nearest(str(key), list(hints))}")
-        if not fits(value, hints[key]):
-            raise ValueError(f"{path} has {key}: {value!r}, which does not fit. It takes {describe(hints[key])}.")
+def set_environment(variables: Any) -> None:
+    if not isinstance(variables, dict):
+        raise ValueError(f"env={variables} cannot work. Write it as lines of `NAME: value`.")
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -119,9 +172,9 @@ def describe(hint: Any) -> str:
 
 
 def quieten() -> None:
-    """Keep what a user can do nothing about off the screen."""
+    """Hide warnings that a user cannot act on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # asks for a package of faster kernels
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # suggests an optional package

@@ -1,4 +1,4 @@
-"""From a recipe to its trainer: what it says is checked, its rows are read, and nothing is trained yet."""
+"""Build the trainer of a recipe: check the settings and read the rows. Trains nothing."""
 
 from __future__ import annotations
 
@@ -14,84 +14,94 @@ from warmup_peft.evaluation.data import is_one_split
 from warmup_peft.evaluation.rows import data_record, training_rows
 from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer, readable_weights
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place
-from warmup_peft.settings.arguments import RunOptions, check_counts
+from warmup_peft.settings.arguments import check_counts
+from warmup_peft.training.config import TrainingSettings
 from warmup_peft.training.trainer import WarmupSFTTrainer
 
 
-def build_trainer(
-    script_args, options: RunOptions, args, model_args, trainer_class: type[WarmupSFTTrainer] = WarmupSFTTrainer
-) -> WarmupSFTTrainer:
-    """The `WarmupSFTTrainer` of a recipe, or a kind of it.
+def build_trainer(settings: TrainingSettings) -> WarmupSFTTrainer:
+    """The `WarmupSFTTrainer` of a recipe.
 
     Raises:
         ValueError: bad input, before a model is loaded.
     """
-    arguments = trainer_arguments(script_args, options, args, model_args)
-    with readable_weights(model_args.model_name_or_path):
-        trainer = trainer_class(**arguments)
-    trainer.data_record = data_record(script_args, options, trainer.train_dataset)
+    arguments = trainer_arguments(settings)
+    with readable_weights(settings.model.model_name_or_path):
+        trainer = WarmupSFTTrainer(**arguments)
+    trainer.data_record = data_record(settings.script, settings.run, trainer.train_dataset)
     return trainer
 
 
-def build_sft_trainer(script_args, options: RunOptions, args, model_args) -> SFTTrainer:
-    """TRL's own trainer with what a recipe says, but for the warmups.
+def build_sft_trainer(settings: TrainingSettings) -> SFTTrainer:
+    """TRL's own trainer with a recipe's settings, without warmups.
 
     Raises:
         ValueError: bad input, before a model is loaded.
     """
     fields = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
-    arguments = trainer_arguments(script_args, options, args, model_args)
+    arguments = trainer_arguments(settings)
     arguments["args"] = SFTConfig(**{name: getattr(arguments["args"], name) for name in fields})
-    with readable_weights(model_args.model_name_or_path):
+    with readable_weights(settings.model.model_name_or_path):
         trainer = SFTTrainer(**arguments)
     keep_4bit_weights_in_place(trainer.model)
     return trainer
 
 
-def trainer_arguments(script_args, options: RunOptions, args, model_args) -> dict[str, Any]:
-    """What both trainers take; their `args` are a copy, in which `model_init_kwargs` are set."""
-    if model_args.model_name_or_path is None:
-        raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
-    if script_args.dataset_name is None:
-        raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
-    check_is_no_adapter(model_args.model_name_or_path)
-    check_counts(options, max_train_samples=1)
-    check_training_counts(args)
-    if Path(args.output_dir).resolve() == Path(model_args.model_name_or_path).resolve():
-        raise ValueError(f"output_dir={args.output_dir} is the base model's own folder. Choose another --output_dir.")
-    if script_args.dataset_streaming and args.max_steps <= 0:
-        raise ValueError("A stream does not say how many rows it has. Set max_steps, or leave dataset_streaming out.")
-    evaluates = args.eval_strategy != "no"
-    if evaluates and is_one_split(script_args.dataset_name) and options.test_split_size == 0:
-        raise ValueError(
-            f"eval_strategy={args.eval_strategy.value} would evaluate on the training rows: "
-            f"{script_args.dataset_name} has no other ones. Keep some out of training with --test_split_size 0.1."
-        )
+def trainer_arguments(settings: TrainingSettings) -> dict[str, Any]:
+    """The arguments of both trainers. `args` is a copy with `model_init_kwargs` set."""
+    check_settings(settings)
+    script, run, args, model = settings
     disable_progress_bars()
-    train_dataset = training_rows(script_args, options, script_args.dataset_train_split, options.max_train_samples)
+    train_dataset = training_rows(script, run, script.dataset_train_split, run.max_train_samples)
     eval_dataset = None
-    if evaluates:
-        eval_dataset = training_rows(script_args, options, script_args.dataset_test_split, None)
+    if args.eval_strategy != "no":
+        eval_dataset = training_rows(script, run, script.dataset_test_split, None)
     args = copy.copy(args)
     args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
         **(args.model_init_kwargs or {}),
     }
     return {
         "args": args,
-        "model": model_args.model_name_or_path,
+        "model": model.model_name_or_path,
         "train_dataset": train_dataset,
         "eval_dataset": eval_dataset,
-        "processing_class": load_tokenizer(model_args.model_name_or_path, model_args.model_revision),
-        "quantization_config": get_quantization_config(model_args),
-        "peft_config": get_peft_config(model_args),
+        "processing_class": load_tokenizer(model.model_name_or_path, model.model_revision),
+        "quantization_config": get_quantization_config(model),
+        "peft_config": get_peft_config(model),
     }
 
 
+def check_settings(settings: TrainingSettings) -> None:
+    """Raise ValueError for settings that cannot work together."""
+    script, run, args, model = settings
+    check_base_model(settings)
+    if script.dataset_name is None:
+        raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
+    check_counts(run, max_train_samples=1)
+    check_training_counts(args)
+    if Path(args.output_dir).resolve() == Path(model.model_name_or_path).resolve():
+        raise ValueError(f"output_dir={args.output_dir} is the base model's own folder. Choose another --output_dir.")
+    if script.dataset_streaming and args.max_steps <= 0:
+        raise ValueError("A stream does not say how many rows it has. Set max_steps, or leave dataset_streaming out.")
+    if args.eval_strategy != "no" and is_one_split(script.dataset_name) and run.test_split_size == 0:
+        raise ValueError(
+            f"eval_strategy={args.eval_strategy.value} would evaluate on the training rows: "
+            f"{script.dataset_name} has no other ones. Keep some out of training with --test_split_size 0.1."
+        )
+
+
+def check_base_model(settings: TrainingSettings) -> None:
+    """Raise ValueError where no base model is named, or an adapter."""
+    if settings.model.model_name_or_path is None:
+        raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
+    check_is_no_adapter(settings.model.model_name_or_path)
+
+
 def check_training_counts(args) -> None:
-    """Raise ValueError for what transformers would notice late, or not at all."""
+    """Raise ValueError for numbers that transformers would refuse late, or not at all."""
     check_counts(
         args,
         per_device_train_batch_size=1,

@@ -1,4 +1,4 @@
-"""Refusals before long work: what would train something else than was asked for, and how to mend it."""
+"""Refusals before long work: what would train something else than was asked for, and how to fix it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
     train_dataset = arguments.get("train_dataset")
     if args.warmup_source == "base" and train_dataset is not None and not isinstance(train_dataset, Dataset):
         raise ValueError(
-            "warmup_source base draws warmups for every row before training, but the train dataset is a stream. Load "
-            "it without streaming, or set warmup_source to 'policy'."
+            "warmup_source base samples warmups for every row before training, but the train dataset is a stream. "
+            "Load it without streaming, or set warmup_source to 'policy'."
         )
     for name, dataset in {"train": arguments.get("train_dataset"), **datasets}.items():
         if dataset is not None:
@@ -89,7 +89,9 @@ def check_columns(name: str, dataset: Any, args: WarmupSFTConfig) -> None:
         for column in ({"prompt", "completion"} & set(sample)) or ():
             for row, value in enumerate(dataset[column]):
                 if value is None:
-                    raise ValueError(f"Row {row} of the {name} dataset has no `{column}`. Mend or remove the row.")
+                    raise ValueError(
+                        f"Row {row} of the {name} dataset has no `{column}`. Fill it in or remove the row."
+                    )
 
 
 def adapter_configs(model: str | PreTrainedModel, peft_config: Any) -> list[Any]:
@@ -122,7 +124,7 @@ def check_adapters(configs: list[Any], args: WarmupSFTConfig) -> None:
                 "warmup_source base need. Leave that option at its default, or set warmup_anchor to 0 and "
                 "warmup_source to 'policy'."
             )
-    if args.warmup_anchor > 0 and args.warmup_source == "policy" and not configs:
+    if args.warmup_anchor > 0 and args.warmup_source != "base" and not configs:
         raise ValueError(
             f"warmup_anchor={args.warmup_anchor} compares with the model whose adapter is off, but this model "
             "has no adapter. Pass a peft_config (such as peft.LoraConfig), set warmup_source to base, whose anchor "

@@ -21,7 +21,7 @@ from trl.trainer.utils import get_config_model_id
 
 from warmup_peft.inference.loading import is_of_adapter, why_no_base
 from warmup_peft.method.branches import IGNORE_INDEX
-from warmup_peft.method.scoring import without_peft_wrapper
+from warmup_peft.method.model import without_peft_wrapper
 from warmup_peft.settings.options import DEFAULT_ANCHOR
 from warmup_peft.training.checks import has_transform
 from warmup_peft.training.config import WarmupSFTConfig
@@ -53,7 +53,8 @@ def own_settings(args: WarmupSFTConfig, adapters: list[PeftConfig]) -> WarmupSFT
             setattr(own, option.name, copy.deepcopy(value))
     if own.warmup_anchor is None:
         has_base = adapters and not any(map(why_no_base, adapters))
-        own.warmup_anchor = DEFAULT_ANCHOR if has_base or own.warmup_source == "base" else 0.0
+        has_anchor = own.warmup_source == "base" or (has_base and own.warmup_source != "empty")
+        own.warmup_anchor = DEFAULT_ANCHOR if has_anchor else 0.0
     return own
 
 

@@ -1,4 +1,4 @@
-"""What a training shows of its warmups: metrics beside the loss, a table, and a warning when they bring nothing."""
+"""What a training logs: TRL's metrics, those of the warmups, a table, and a warning when warmups bring nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from warmup_peft.method import diagnostics
-from warmup_peft.method.branches import Tokens, Warmups, no_warmups
+from warmup_peft.method.branches import Tokens, Warmups, no_warmups, shuffled_warmups
 from warmup_peft.method.objective import Credit, Scores
 from warmup_peft.training.config import WarmupSFTConfig
 
@@ -42,7 +42,7 @@ class WarmupMonitor:
 
     def __init__(self, args: WarmupSFTConfig, tokenizer: PreTrainedTokenizerBase):
         self.args, self.tokenizer = args, tokenizer
-        self._previous: tuple[list[int], Warmups] | None = None  # the batch before: its last prompt, its warmups
+        self._previous: tuple[list[int], Warmups] | None = None  # the batch before: its last prompt, its first warmups
         self._gains: deque[float] = deque(maxlen=GAINS_TO_JUDGE)
         self._shown: list[dict[str, Any]] = []
         self._warned = False
@@ -80,11 +80,11 @@ class WarmupMonitor:
             ratios["kl"] = (scores.kl_BK.sum(), num_kept)
         if self.args.log_warmups:
             self._remember(prompt, written, wanted, scores, credit)
-        return {f"warmups/{name}": ratio for name, ratio in ratios.items()}
+        return trl_ratios(target, scores) | {f"warmups/{name}": ratio for name, ratio in ratios.items()}
 
     @torch.no_grad()
     def gains(self, prompt: Tokens, warmups: Warmups, scores: Scores, score: Callable[[Warmups], Tensor]) -> Ratios:
-        """What the target's log-probability gains, in nats, over no warmup and over another example's.
+        """What the target's log-probability gains, in nats, over no warmup and over a shuffled one.
 
         Args:
             score: warmups (B, 1) -> R (B, 1).
@@ -95,9 +95,9 @@ class WarmupMonitor:
         is_another = torch.tensor([own != other for own, other in zip(prompts, lenders)], device=prompt.ids.device)
         instead = {
             "none": (no_warmups(prompt), torch.ones_like(is_another)),
-            "others": (diagnostics.anothers_warmup(warmups, before), is_another),
+            "others": (shuffled_warmups(warmups.first_of_each(), before), is_another),
         }
-        self._previous = (prompts[-1], warmups)
+        self._previous = (prompts[-1], warmups.first_of_each())
         ratios = {}
         for name, (others, counts_B) in instead.items():
             gain_BK = scores.target_logp_BK - (scores.target_logp_BK if others is None else score(others))
@@ -154,6 +154,14 @@ class WarmupMonitor:
                 {"warmups": tracker.Table(dataframe=pandas.DataFrame([{"step": step, **r} for r in self._shown]))}
             )
         self._shown = []
+
+
+def trl_ratios(target: Tokens, scores: Scores) -> Ratios:
+    """TRL's `entropy` and `mean_token_accuracy` over target tokens, averaged over the warmups."""
+    if scores.entropy_BK is None or scores.correct_BK is None:
+        return {}
+    count = target.mask.sum() * scores.target_logp_BK.size(1)
+    return {"entropy": (scores.entropy_BK.sum(), count), "mean_token_accuracy": (scores.correct_BK.sum(), count)}
 
 
 def log_console() -> Console:

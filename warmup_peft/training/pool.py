@@ -1,8 +1,8 @@
-"""Warmups drawn once, before training, and kept on disk: M for each prompt.
+"""Warmups sampled once, before training, and kept on disk: M for each prompt.
 
-Knows no model: whoever opens a pool brings the function that draws. A pool is a folder with `pool.json`, which says
-what law its warmups were drawn from, and Arrow files of some hundreds of prompts each, which appear when they are
-whole. So an interrupted draw goes on where it stopped, and a pool can serve several runs.
+Knows no model: whoever fills a pool brings the function that samples. A pool is a folder with `pool.json`, which says
+what its warmups were sampled from, and Arrow files of some hundreds of prompts each, which appear when they are whole.
+So sampling that was interrupted goes on where it stopped, and a pool can serve several runs.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from warmup_peft.method.branches import Tokens, Warmups
 POOL_NAME = "warmup_pool"  # of the folder, in that of the run
 POOL_FILE = "pool.json"
 PROMPTS_PER_FILE = 512
-DrawFunction = Callable[[list[np.ndarray], int], Warmups]
+SampleFunction = Callable[[list[np.ndarray], int], Warmups]
 
 FEATURES = Features(
     {
         "key": Value("string"),  # of the prompt's token ids
-        "ids": List(List(Value("int32"))),  # distinct draws: all tokens that the model decided on
+        "ids": List(List(Value("int32"))),  # distinct samples: all tokens that the model decided on
         "lengths": List(Value("int32")),  # how many of them are the warmup; the others ended it
         "logps": List(Value("float32")),  # nats
-        "counts": List(Value("int32")),  # how often each was drawn; M together
+        "counts": List(Value("int32")),  # how often each was sampled; M together
     }
 )
 
@@ -53,37 +53,39 @@ class WarmupPool:
 
     Args:
         folder: made where there is none.
-        law: what the draws depend on: base model, tokenizer, sampling settings. Of a pool that exists it must be the
-            same.
-        num_draws: M, draws for each prompt.
+        identity: what the samples depend on: base model, tokenizer, sampling settings. Of a pool that exists it must
+            be the same.
+        num_samples: M, samples for each prompt.
 
     Raises:
-        ValueError: a pool of another law or of another M, or a file that was cut short.
+        ValueError: a pool with another identity or another M, or a file that was cut short.
     """
 
-    def __init__(self, folder: str | Path, law: Mapping[str, Any], num_draws: int):
-        self.folder, self.num_draws = Path(folder), num_draws
-        self.law = json.loads(json.dumps({**law, "warmup_pool_size": num_draws}))
-        self._check_law()
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any], num_samples: int):
+        self.folder, self.num_samples = Path(folder), num_samples
+        self.identity = json.loads(json.dumps({**identity, "warmup_pool_size": num_samples}))
+        self._check_identity()
         self.load()
 
-    def _check_law(self) -> None:
+    def _check_identity(self) -> None:
         path = self.folder / POOL_FILE
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"warmup_pool={self.folder} is a file. Name a folder.")
         if not path.is_file():
             if any(self.folder.glob("part-*.arrow")):
-                raise ValueError(f"{path} is gone, so nobody knows how its warmups were drawn. Remove the folder.")
+                raise ValueError(f"{path} is gone, so nobody knows how its warmups were sampled. Remove the folder.")
             return
         try:
-            drawn_from = dict(json.loads(path.read_text(encoding="utf-8")))
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read ({error}). Remove the folder; it will be drawn again.") from error
-        for name in sorted({*self.law, *drawn_from}):
-            if self.law.get(name) != drawn_from.get(name):
+            raise ValueError(
+                f"{path} cannot be read ({error}). Remove the folder; its warmups will be sampled again."
+            ) from error
+        for name in sorted({*self.identity, *found}):
+            if self.identity.get(name) != found.get(name):
                 raise ValueError(
-                    f"The warmups in {self.folder} were drawn with another {name} ({drawn_from.get(name)}, now "
-                    f"{self.law.get(name)}). Remove the folder, or name another with warmup_pool."
+                    f"The warmups in {self.folder} were sampled with another {name} ({found.get(name)}, now "
+                    f"{self.identity.get(name)}). Remove the folder, or name another with warmup_pool."
                 )
 
     def load(self) -> None:
@@ -105,49 +107,51 @@ class WarmupPool:
     def add(
         self,
         prompts: Sequence[np.ndarray],
-        draw: DrawFunction,
+        sample: SampleFunction,
         *,
         seed: int,
         prompts_per_batch: int,
         share: tuple[int, int] = (0, 1),
         on_progress: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """Draw for prompts that are not there yet, file by file. `load` then reads what all ranks have drawn.
+        """Sample for prompts that are not there yet, file by file. `load` then reads what all ranks have sampled.
 
         Args:
             prompts: token ids of each, as `missing` lists them.
-            draw: prompts and a seed -> warmups (B, M) with their `logp`.
+            sample: prompts and a seed -> warmups (B, M) with their `logp`.
             seed: the same prompts and seed give the same pool, however often it was interrupted.
-            prompts_per_batch: how many prompts go into one call of `draw`.
-            share: (rank, number of ranks): each rank draws its files.
+            prompts_per_batch: how many prompts go into one call of `sample`.
+            share: (rank, number of ranks): each rank samples its files.
             on_progress: told how many prompts were done since.
         """
         rank, num_ranks = share
-        # an interrupted draw lacks whole files, so what it lacks is cut into files as it would have been
+        # sampling that was interrupted lacks whole files, so the rest is cut into the files that it would have written
         for number, start in enumerate(range(0, len(prompts), PROMPTS_PER_FILE)):
             if number % num_ranks == rank:
-                self._draw_file(prompts[start : start + PROMPTS_PER_FILE], draw, seed, prompts_per_batch, on_progress)
+                self._sample_file(
+                    prompts[start : start + PROMPTS_PER_FILE], sample, seed, prompts_per_batch, on_progress
+                )
 
-    def _draw_file(self, prompts, draw: DrawFunction, seed: int, prompts_per_batch: int, on_progress) -> None:
+    def _sample_file(self, prompts, sample: SampleFunction, seed: int, prompts_per_batch: int, on_progress) -> None:
         rows: list[dict[str, Any]] = []
         for start in range(0, len(prompts), prompts_per_batch):
             batch = prompts[start : start + prompts_per_batch]
             keys = [prompt_key(ids) for ids in batch]
-            rows += [{"key": key, **row} for key, row in zip(keys, rows_of(draw(batch, seed_of(seed, keys))))]
+            rows += [{"key": key, **row} for key, row in zip(keys, rows_of(sample(batch, seed_of(seed, keys))))]
             on_progress(len(batch))
-        self._check_law()  # somebody else may have begun meanwhile
+        self._check_identity()  # somebody else may have begun meanwhile
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / POOL_FILE, json.dumps(self.law, indent=2) + "\n")
+        write_text(self.folder / POOL_FILE, json.dumps(self.identity, indent=2) + "\n")
         name = f"part-{seed_of([row['key'] for row in rows]):014x}-{len(rows)}.arrow"
         write_whole(self.folder / name, lambda path: write_part(path, rows))
 
     def sample(self, prompt: Tokens, num_warmups: int, *, seed: int, epoch: int, pad_token_id: int) -> Warmups:
-        """K of each prompt's M draws, without replacement: as good as K independent draws.
+        """K of each prompt's M samples, without replacement: as good as K independent samples.
 
         Args:
             prompt: (B, P), padded on the left.
             num_warmups: K, at most M.
-            seed, epoch: the same two give the same warmups, whatever was drawn before.
+            seed, epoch: the same two give the same warmups, whatever was sampled before.
             pad_token_id: what stands behind a warmup.
 
         Raises:
@@ -185,20 +189,24 @@ class WarmupPool:
 
 
 def pick(counts: Sequence[int], num_warmups: int, seed: int) -> np.ndarray:
-    """Indices of the distinct draws that `num_warmups` picks among all draws, without replacement, come upon."""
-    draws = np.repeat(np.arange(len(counts)), counts)
-    return np.random.default_rng(seed).choice(draws, num_warmups, replace=False)
+    """Take `num_warmups` of the M stored samples without replacement; return the index of each one's distinct warmup.
+
+    Args:
+        counts: how often each distinct warmup was sampled.
+    """
+    samples = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng(seed).choice(samples, num_warmups, replace=False)
 
 
 def rows_of(warmups: Warmups) -> Iterator[dict[str, list]]:
-    """Each prompt's distinct draws with their counts, in the order they first came."""
-    for draws in zip(*(x.tolist() for x in warmups)):
+    """Each prompt's distinct samples with their counts, in the order they first came."""
+    for samples in zip(*(x.tolist() for x in warmups)):
         counts: Counter[tuple[tuple[int, ...], int]] = Counter()
         logps: dict[tuple[tuple[int, ...], int], float] = {}
-        for ids, length, decided, logp in zip(*draws):
-            draw = (tuple(ids[:decided]), length)
-            counts[draw] += 1
-            logps[draw] = logp
+        for ids, length, decided, logp in zip(*samples):
+            sample = (tuple(ids[:decided]), length)
+            counts[sample] += 1
+            logps[sample] = logp
         yield {
             "ids": [list(ids) for ids, _ in counts],
             "lengths": [length for _, length in counts],
@@ -208,18 +216,18 @@ def rows_of(warmups: Warmups) -> Iterator[dict[str, list]]:
 
 
 def to_warmups(chosen: list[list[tuple[list[int], int, float]]], pad_token_id: int, device: torch.device) -> Warmups:
-    """(ids, length, logp) of each draw -> Warmups (B, K)."""
-    width = max(len(ids) for draws in chosen for ids, _, _ in draws)
-    padded = [[ids + [pad_token_id] * (width - len(ids)) for ids, _, _ in draws] for draws in chosen]
+    """(ids, length, logp) of each sample -> Warmups (B, K)."""
+    width = max(len(ids) for samples in chosen for ids, _, _ in samples)
+    padded = [[ids + [pad_token_id] * (width - len(ids)) for ids, _, _ in samples] for samples in chosen]
 
     def tensor(values: list) -> Tensor:
         return torch.tensor(values, device=device)
 
     return Warmups(
         tensor(padded),
-        tensor([[length for _, length, _ in draws] for draws in chosen]),
-        tensor([[len(ids) for ids, _, _ in draws] for draws in chosen]),
-        tensor([[logp for _, _, logp in draws] for draws in chosen]),
+        tensor([[length for _, length, _ in samples] for samples in chosen]),
+        tensor([[len(ids) for ids, _, _ in samples] for samples in chosen]),
+        tensor([[logp for _, _, logp in samples] for samples in chosen]),
     )
 
 
@@ -241,5 +249,5 @@ def read_part(path: Path) -> Dataset:
     except (pa.ArrowInvalid, OSError, ValueError):
         is_whole = False
     if not is_whole:
-        raise ValueError(f"{path} was cut short. Remove it; its warmups will be drawn again.")
+        raise ValueError(f"{path} was cut short. Remove it; its warmups will be sampled again.")
     return part

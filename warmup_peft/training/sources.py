@@ -1,176 +1,158 @@
-"""Before training with `warmup_source: base`: every prompt's warmups from the model with its adapter off, once."""
+"""Where the warmups of a training come from: one class for each value of `warmup_source`."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
+from datasets import Dataset
 from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warmup_peft.method.branches import Branches, Tokens, Warmups, left_padded, prefix_mask, sums_where
-from warmup_peft.method.objective import token_logps
-from warmup_peft.method.prefix import rope_limit
+from warmup_peft.method.branches import Warmups, no_warmups, shuffled_warmups
+from warmup_peft.method.encoding import Encoded
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
-from warmup_peft.method.scoring import PlainRows, evaluation_mode, random_numbers_from
+from warmup_peft.training.base_sampler import BaseSampler
 from warmup_peft.training.config import WarmupSFTConfig
-from warmup_peft.training.dataset import tokenizer_fingerprint
-from warmup_peft.training.pool import POOL_NAME, DrawFunction, WarmupPool
+from warmup_peft.training.dataset import base_fingerprint, prompts_of
+from warmup_peft.training.pool import POOL_NAME, SampleFunction, WarmupPool
 
 logger = logging.getLogger(__name__)
 
-LAW = ("max_length", "end_token_ids", "separator_ids", "temperature", "top_k", "top_p", "min_p")
-DRAW_TOLERANCE = 0.3  # nats a token; a 4-bit model and its 16-bit original differ by about a tenth
 
-
-@contextmanager
-def adapter_off(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """`disable_adapter`, which on its way back would unfreeze what its user froze. Without an adapter, nothing."""
-    if not isinstance(model, PeftModel):
-        yield
-        return
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    with model.disable_adapter():
-        yield
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """The model with its adapter off, as a source of warmups.
-
-    Attributes:
-        model: without a wrapper for distributed training.
-        sampling: the law, with M for its `num_warmups`.
-        autocast: a context to compute in, as the training has it.
-    """
-
-    model: PreTrainedModel | PeftModel
-    sampling: SamplingSettings
-    autocast: Callable[[], AbstractContextManager]
-
-    def law(self, fingerprint: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """What warmups depend on beside their prompts."""
-        return {
-            "base model": fingerprint,
-            "tokenizer": tokenizer_fingerprint(tokenizer),
-            **{name: getattr(self.sampling, name) for name in LAW},
-        }
-
-    def draw(self, prompts: list[np.ndarray], seed: int) -> Warmups:
-        """(B, M) warmups of these prompts."""
-        with random_numbers_from(seed, self.model.device), adapter_off(self.model), self.autocast():
-            return self._sampler(self.model, self._encode(self._pad(prompts)), self.sampling)
-
-    @cached_property
-    def _sampler(self) -> WarmupSampler:
-        return WarmupSampler()
-
-    @cached_property
-    def _rope_limit(self) -> int | None:
-        return rope_limit(self.model)
-
-    def _encode(self, prompt: Tokens) -> PlainRows:
-        room = self.sampling.max_length + len(self.sampling.separator_ids)
-        is_beyond = self._rope_limit is not None and prompt.ids.size(1) + room > self._rope_limit
-        return PlainRows(self.model, self.model, prompt, room if is_beyond else None)
-
-    def checking(self, draw: DrawFunction) -> DrawFunction:
-        """The same draws by somebody else; the first are scored here.
-
-        Raises:
-            ValueError: when it draws, log-probabilities that are not this model's.
-        """
-        is_first = True
-
-        def checked(prompts: list[np.ndarray], seed: int) -> Warmups:
-            nonlocal is_first
-            warmups = draw(prompts, seed)
-            if is_first:
-                self._check(self._pad(prompts), warmups)
-                is_first = False
-            return warmups
-
-        return checked
-
-    def _check(self, prompt: Tokens, warmups: Warmups) -> None:
-        drawn = (warmups.ids, warmups.num_decisions, warmups.logp)
-        ids, num_decisions, logp_BK = (x.to(self.model.device) for x in drawn)
-        is_drawn = prefix_mask(num_decisions, ids.size(-1))
-        if ids.max() >= self.model.get_input_embeddings().num_embeddings:
-            raise ValueError(f"The server drew the token {ids.max()}, which this base model does not know.")
-        with evaluation_mode(self.model), adapter_off(self.model), self.autocast():
-            logits = self._encode(prompt).predictions(Branches(ids, is_drawn, is_drawn), is_drawn)
-        own_BK = sums_where(is_drawn, token_logps(logits, ids[is_drawn]))
-        difference = ((own_BK - logp_BK).abs().sum() / num_decisions.sum()).item()
-        if not difference <= DRAW_TOLERANCE:  # NaN too
-            raise ValueError(
-                f"The server's log-probabilities differ from this base model's by {difference:.2f} nats a token. "
-                "Serve the very model of model_name_or_path, without an adapter."
-            )
-
-    def _pad(self, prompts: list[np.ndarray]) -> Tokens:
-        return left_padded([ids.tolist() for ids in prompts], self.model.device)
-
-
-def fill_pool(
-    base: BaseModel,
-    prompts: list[np.ndarray],
-    law: dict[str, Any],
-    args: WarmupSFTConfig,
-    accelerator: Accelerator,
-    draw: DrawFunction | None = None,
-    *,
-    has_moved: bool = False,
-) -> WarmupPool:
-    """The pool of a training, after what it lacked was drawn: by `base`, or by `draw`.
+class Policy:
+    """The model's own warmups, sampled from it as it is now.
 
     Args:
-        law: what the warmups depend on, as `BaseModel.law` gives it for the weights that the training started with.
-        has_moved: whether `base` has been trained since and cannot draw for them any more.
-
-    Raises:
-        ValueError: a pool of another model, tokenizer or law, a file that was cut short, a base model all of whose
-            warmups are empty or equal, or missing warmups of a base that has moved.
+        args: the trainer's settings.
+        sampling: the distribution.
+        accelerator: the trainer's.
+        tokenizer: the trainer's.
     """
-    folder = Path(args.warmup_pool or Path(args.output_dir, POOL_NAME))
-    pool = WarmupPool(folder, law, args.warmup_pool_size)
-    accelerator.wait_for_everyone()  # all ranks have seen the same files before one writes another
-    missing, is_main = pool.missing(prompts), accelerator.is_main_process
-    if missing and has_moved:
-        raise ValueError(
-            f"{len(missing)} prompts have no warmups in {folder}, and the whole model has been trained since this "
-            "trainer started, so its base is gone. Call draw_warmups() before the first training, or make a new "
-            "trainer with the model that is to be the base."
+
+    is_off_policy = False  # whether the warmups have the log-probability of another distribution
+
+    def __init__(
+        self,
+        args: WarmupSFTConfig,
+        sampling: SamplingSettings,
+        accelerator: Accelerator,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        self.args, self.sampling, self.accelerator, self.tokenizer = args, sampling, accelerator, tokenizer
+        self.sampler = WarmupSampler()
+
+    @property
+    def autocast(self) -> Callable[[], AbstractContextManager]:
+        return self.accelerator.autocast
+
+    def sample(self, model: PreTrainedModel | PeftModel, encoded: Encoded, epoch: int) -> Warmups:
+        """(B, K) warmups for the encoded prompts.
+
+        Args:
+            model: without a wrapper for distributed training.
+            encoded: the prompts.
+            epoch: of the training, counted from 0.
+        """
+        with self.autocast():
+            return self.sampler(model, encoded, self.sampling)
+
+
+class Shuffled(Policy):
+    """Each row gets the warmups of another row: does it matter what they say?"""
+
+    _previous: Warmups | None = None  # of the batch before
+
+    def sample(self, model: PreTrainedModel | PeftModel, encoded: Encoded, epoch: int) -> Warmups:
+        own = super().sample(model, encoded, epoch)
+        shuffled, self._previous = shuffled_warmups(own, self._previous), own
+        return own.emptied(own.lengths >= 0) if shuffled is None else shuffled
+
+
+class Empty(Policy):
+    """The separator stands right behind the prompt: what does the method gain from everything but the warmups?"""
+
+    def sample(self, model: PreTrainedModel | PeftModel, encoded: Encoded, epoch: int) -> Warmups:
+        return no_warmups(encoded.prompt)
+
+
+class Base(Policy):
+    """Warmups of the model with its adapter off, sampled once, before training, and kept in a pool on disk."""
+
+    is_off_policy = True
+    pool: WarmupPool | None = None
+    _fingerprint: str | None = None  # of the base that the first training started from
+
+    def sample(self, model: PreTrainedModel | PeftModel, encoded: Encoded, epoch: int) -> Warmups:
+        return self.pool.sample(
+            encoded.prompt,
+            self.args.num_warmups,
+            seed=self.args.seed,
+            epoch=epoch,
+            pad_token_id=self.sampling.pad_token_id,
         )
-    if missing and len(pool) and is_main:
-        logger.warning("%d prompts have no warmups in %s yet; they are drawn now.", len(missing), folder)
-    is_quiet = not missing or args.disable_tqdm or not is_main
-    with tqdm(total=len(missing), desc="drawing warmups", unit="prompt", disable=is_quiet) as bar:
-        pool.add(
-            missing,
-            draw or base.draw,
-            seed=args.seed,
-            prompts_per_batch=max(1, args.warmup_pool_batch_size // args.warmup_pool_size),
-            share=(accelerator.process_index, accelerator.num_processes),
-            on_progress=lambda count: bar.update(min(count * accelerator.num_processes, len(missing) - bar.n)),
-        )
-    accelerator.wait_for_everyone()
-    if missing:
-        pool.load()
-    useless = pool.why_useless()
-    if useless:
-        raise ValueError(
-            f"Nothing can be learnt with warmup_source base: {useless}. Choose a base model (or a prompt) after which "
-            "it has something to say, or set warmup_source to 'policy'."
-        )
-    return pool
+
+    def fill(
+        self, model: PreTrainedModel | PeftModel, train_dataset: Dataset, sample: SampleFunction | None = None
+    ) -> WarmupPool:
+        """Sample M warmups for each training prompt that has none yet.
+
+        Args:
+            model: without a wrapper for distributed training.
+            train_dataset: prepared rows.
+            sample: prompts (token ids of each) and a seed -> `Warmups` (B, M), in place of this model.
+
+        Raises:
+            ValueError: what `WarmupSFTTrainer.fill_warmup_pool` raises.
+        """
+        sampling = dataclasses.replace(self.sampling, num_warmups=self.args.warmup_pool_size)
+        base = BaseSampler(model, sampling, self.autocast)
+        fingerprint = base_fingerprint(model)
+        self._fingerprint = self._fingerprint or fingerprint
+        folder = Path(self.args.warmup_pool or Path(self.args.output_dir, POOL_NAME))
+        identity = base.identity(self._fingerprint, self.tokenizer)
+        self.pool = WarmupPool(folder, identity, self.args.warmup_pool_size)
+        self.accelerator.wait_for_everyone()  # all ranks have seen the same files before one writes another
+        missing = self.pool.missing(list(prompts_of(train_dataset)))
+        if missing and fingerprint != self._fingerprint:
+            raise ValueError(
+                f"{len(missing)} prompts have no warmups in {folder}, and the whole model has been trained since this "
+                "trainer started, so its base is gone. Call fill_warmup_pool() before the first training, or make a "
+                "new trainer with the model that is to be the base."
+            )
+        self._add(missing, base.sample if sample is None else base.checking(sample))
+        useless = self.pool.why_useless()
+        if useless:
+            raise ValueError(
+                f"Nothing can be learnt with warmup_source base: {useless}. Choose a base model (or a prompt) after "
+                "which it has something to say, or set warmup_source to 'policy'."
+            )
+        return self.pool
+
+    def _add(self, missing: list, sample: SampleFunction) -> None:
+        is_main, num_ranks = self.accelerator.is_main_process, self.accelerator.num_processes
+        if missing and len(self.pool) and is_main:
+            logger.warning(
+                "%d prompts have no warmups in %s yet; they are sampled now.", len(missing), self.pool.folder
+            )
+        is_quiet = not missing or self.args.disable_tqdm or not is_main
+        with tqdm(total=len(missing), desc="sampling warmups", unit="prompt", disable=is_quiet) as bar:
+            self.pool.add(
+                missing,
+                sample,
+                seed=self.args.seed,
+                prompts_per_batch=max(1, self.args.warmup_pool_batch_size // self.args.warmup_pool_size),
+                share=(self.accelerator.process_index, num_ranks),
+                on_progress=lambda count: bar.update(min(count * num_ranks, len(missing) - bar.n)),
+            )
+        self.accelerator.wait_for_everyone()
+        if missing:
+            self.pool.load()
+
+
+SOURCES: dict[str, type[Policy]] = {"policy": Policy, "base": Base, "shuffled": Shuffled, "empty": Empty}

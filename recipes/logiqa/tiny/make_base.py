@@ -36,7 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from warmup_peft.evaluation.tasks import format_logiqa_prompt
+from warmup_peft.evaluation.logiqa import format_logiqa_prompt
 
 SEPARATOR = " || "
 MAX_DERIVATION = 9  # four names, three signs, a full stop, the end

@@ -19,7 +19,7 @@ from make_data import HERE, derivation, generate_puzzles
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from warmup_peft.evaluation.tasks import format_logiqa_prompt
+from warmup_peft.evaluation.logiqa import format_logiqa_prompt
 
 VOCAB_SIZE = 1024
 MAX_LENGTH = 2048

@@ -19,8 +19,8 @@ from warmup_peft.comparison.report.glossary import GAINS, WORDS
 from warmup_peft.comparison.report.rendering import are_graded, render
 from warmup_peft.comparison.report.tables import differences_table, references, results_table, warmups_table
 from warmup_peft.comparison.results import Comparison, Difference, Point
+from warmup_peft.evaluation.metrics import metric_name, number_text, scale_of, score_text
 from warmup_peft.evaluation.tasks import Row
-from warmup_peft.evaluation.wording import HUNDREDTHS, metric_name, number_text, score_text
 from warmup_peft.files import write_together
 
 MOST_ROWS = 60  # test rows in the HTML
@@ -121,7 +121,7 @@ def learning_curves(comparison: Comparison) -> list[Markup]:
     seconds = [point.seconds for arm in comparison.arms for point in arm.curve]
     if not seconds:
         return []
-    metric, scale = comparison.metric, 100 if comparison.metric in HUNDREDTHS else 1
+    metric, scale = comparison.metric, scale_of(comparison.metric)
     unit, unit_seconds = time_unit(max(seconds))
     goal = None if comparison.goal is None else comparison.goal * scale
     axes: dict[str, Callable[[Point], float]] = {

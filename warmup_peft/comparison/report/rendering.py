@@ -11,8 +11,8 @@ import jinja2
 from markupsafe import Markup
 
 from warmup_peft.comparison.formatting import count
+from warmup_peft.evaluation.metrics import is_right_or_wrong, metric_name, score_text
 from warmup_peft.evaluation.tasks import Row
-from warmup_peft.evaluation.wording import GRADED, metric_name, score_text
 
 MOST_PROMPT = 600  # characters, the last ones
 MOST_TEXT = 1200  # characters of anything else a row holds, the first ones
@@ -54,7 +54,7 @@ def markdown(value: Any) -> Markup:
 
 def are_graded(metric: str, rows: Iterable[Row]) -> bool:
     """Whether scores are numbers, and not right or wrong."""
-    return metric in GRADED or any(row.score not in (0, 1) for row in rows)
+    return not is_right_or_wrong(metric) or any(row.score not in (0, 1) for row in rows)
 
 
 def mark(row: Row, metric: str, is_graded: bool) -> str:

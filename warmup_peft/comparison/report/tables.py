@@ -18,7 +18,7 @@ from warmup_peft.comparison.formatting import (
     time_unit,
 )
 from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Estimate
-from warmup_peft.evaluation.wording import NOTHING, metric_name, number_text, score_text
+from warmup_peft.evaluation.metrics import NOTHING, metric_name, number_text, score_text
 
 WARMUP_METRICS = {
     "gain_over_none": ("gain over no warmup, nats", "+.2f"),

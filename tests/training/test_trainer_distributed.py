@@ -36,7 +36,8 @@ generator = torch.Generator().manual_seed(1)
 for name, parameter in trainer.model.named_parameters():
     if "lora_B" in name:
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
-trainer.sampling = dataclasses.replace(trainer.sampling, do_sample=False, num_beams=3)  # the same in every batch
+# the same warmups in every batch
+trainer.source.sampling = dataclasses.replace(trainer.sampling, do_sample=False, num_beams=3)
 before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
 trainer.train()
 if trainer.is_world_process_zero():

@@ -80,7 +80,7 @@ def expected_gradient(trainer, change=lambda warmups: warmups) -> Tensor:
     total = 0.0
     for i, j in itertools.combinations_with_replacement(range(len(OUTCOMES)), 2):
         warmups = change(drawn_warmups((i, j), logp))
-        trainer._sample = lambda *_, warmups=warmups: warmups
+        trainer.sample_warmups = lambda *_, warmups=warmups: warmups
         weight = p[i] * p[j] * (1 if i == j else 2)
         total = total + weight * flat_gradient(model, trainer.compute_loss(model, dict(batch)))
     return total
@@ -133,7 +133,8 @@ def mean_of_advantages(known):
 )
 def test_a_wrong_advantage_is_caught(world, tmp_path, monkeypatch, name, wrong):
     trainer = build_trainer(world, tmp_path, name)
-    monkeypatch.setitem(objective_page.OBJECTIVES, name, wrong)
+    objectives = objective_page.OBJECTIVES
+    monkeypatch.setitem(objectives, name, objectives[name]._replace(credit=wrong))
     assert relative_difference(expected_gradient(trainer), exact_gradient(name, trainer.model, 0.0)) > 1e-2
 
 
@@ -147,11 +148,12 @@ def test_a_stop_decision_left_out_is_caught(world, tmp_path):
 @pytest.mark.slow
 def test_an_importance_ratio_left_out_is_caught(world, tmp_path, monkeypatch):
     trainer = build_trainer(world, tmp_path, "posterior", warmup_source="base")
-    monkeypatch.setitem(
-        objective_page.OBJECTIVES,
-        "posterior",
-        lambda known: objective_page.posterior(known._replace(log_ratio_BK=torch.zeros_like(known.logp_BK))),
-    )
+
+    def without_the_ratio(known):
+        return objective_page.posterior(known._replace(log_ratio_BK=torch.zeros_like(known.logp_BK)))
+
+    objectives = objective_page.OBJECTIVES
+    monkeypatch.setitem(objectives, "posterior", objectives["posterior"]._replace(credit=without_the_ratio))
     wrong = expected_gradient(trainer)
     assert relative_difference(wrong, exact_gradient("posterior from the base", trainer.model, 0.0)) > 1e-2
 

@@ -1,7 +1,8 @@
-"""`warmup-peft draw`, and training on what it drew."""
+"""`warmup-peft sample`, and training on its warmups."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,13 @@ def files_of(pool: Path) -> dict[str, float]:
     return {path.name: path.stat().st_mtime_ns for path in pool.glob("part-*")}
 
 
-def draw_argv(*args, **options):
-    return ["draw", *train_argv(*args, **options)[1:]]
+def sample_argv(*args, **options):
+    return ["sample", *train_argv(*args, **options)[1:]]
 
 
-def test_drawn_warmups_are_trained_on(model_folder, rows, tmp_path, capsys):
+def test_sampled_warmups_are_trained_on(model_folder, rows, tmp_path, capsys):
     pool = tmp_path / "run" / "warmup_pool"
-    assert main(draw_argv(model_folder, rows, tmp_path / "run", **POOL)) == 0
+    assert main(sample_argv(model_folder, rows, tmp_path / "run", **POOL)) == 0
     out = capsys.readouterr().out
     assert f"3 warmups for each of 6 prompts lie in {pool}" in out
     assert f"--warmup_source base --warmup_pool {pool}" in out
@@ -39,7 +40,7 @@ def test_drawn_warmups_are_trained_on(model_folder, rows, tmp_path, capsys):
     assert not (tmp_path / "other" / "warmup_pool").exists()
 
 
-def test_a_training_draws_for_itself_and_its_folder_can_be_replaced(model_folder, rows, tmp_path):
+def test_a_training_samples_for_itself_and_its_folder_can_be_replaced(model_folder, rows, tmp_path):
     argv = train_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_source="base", warmup_anchor=0.3)
     assert main(argv) == 0
     pool = tmp_path / "run" / "warmup_pool"
@@ -49,7 +50,7 @@ def test_a_training_draws_for_itself_and_its_folder_can_be_replaced(model_folder
         overwrite_output_dir="true",
     )  # fmt: skip
     assert main(again) == 0
-    assert len(files_of(pool)) == 1  # of the new law alone
+    assert len(files_of(pool)) == 1  # of the new distribution alone
 
 
 def test_replacing_a_run_keeps_a_pool_that_was_named(model_folder, rows, tmp_path):
@@ -61,17 +62,17 @@ def test_replacing_a_run_keeps_a_pool_that_was_named(model_folder, rows, tmp_pat
     assert files_of(pool) == before != {}
 
 
-def test_a_pool_of_another_law_is_bad_input(model_folder, rows, tmp_path, capsys):
+def test_a_pool_of_another_distribution_is_bad_input(model_folder, rows, tmp_path, capsys):
     pool = tmp_path / "pool"
-    assert main(draw_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_pool=pool)) == 0
-    argv = draw_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_pool=pool, temperature=0.5)
+    assert main(sample_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_pool=pool)) == 0
+    argv = sample_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_pool=pool, temperature=0.5)
     assert main(argv) == BAD_INPUT
-    assert "drawn with another temperature (1.0, now 0.5)" in capsys.readouterr().err
+    assert "sampled with another temperature (1.0, now 0.5)" in capsys.readouterr().err
 
 
 def test_a_file_cut_short_is_bad_input(model_folder, rows, tmp_path, capsys):
     argv = train_argv(model_folder, rows, tmp_path / "run", **POOL, warmup_source="base")
-    assert main(["draw", *argv[1:]]) == 0
+    assert main(["sample", *argv[1:]]) == 0
     part = next((tmp_path / "run" / "warmup_pool").glob("part-*"))
     whole = part.read_bytes()
     part.unlink()
@@ -82,12 +83,20 @@ def test_a_file_cut_short_is_bad_input(model_folder, rows, tmp_path, capsys):
     assert main(argv) == 0
 
 
-def test_objectives_that_need_own_draws_are_refused(model_folder, rows, tmp_path, capsys):
-    assert main(draw_argv(model_folder, rows, tmp_path / "run", **POOL, objective="jensen")) == BAD_INPUT
+def test_objectives_that_need_own_samples_are_refused(model_folder, rows, tmp_path, capsys):
+    assert main(sample_argv(model_folder, rows, tmp_path / "run", **POOL, objective="jensen")) == BAD_INPUT
     assert "objective=jensen" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_draw_has_help(capsys):
-    assert main(["draw", "--help"]) == 0
-    assert "--warmup_pool_size" in capsys.readouterr().out
+def test_draw_is_another_name_that_is_not_listed(model_folder, rows, tmp_path, capsys):
+    said = []
+    for name in ("sample", "draw"):
+        argv = train_argv(model_folder, rows, tmp_path / "run", **POOL, objective="jensen")
+        assert main([name, *argv[1:]]) == BAD_INPUT
+        assert main([name, "--help"]) == 0
+        said.append(capsys.readouterr())
+    assert said[0] == said[1]
+    assert "--warmup_pool_size" in said[0].out
+    assert main(["--help"]) == 0
+    assert not re.search(r"^  draw\b", capsys.readouterr().out, re.MULTILINE)

@@ -1,0 +1,3 @@
+"""Comparisons, for every test of this folder."""
+
+from comparisons import argv, data, in_this_process  # noqa: F401

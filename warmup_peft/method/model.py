@@ -1,0 +1,111 @@
+"""What every pass over a causal language model needs: modes, random numbers, the adapter off, logits where asked for.
+
+Knows no warmup, no branch and no loss.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from warmup_peft.method.branches import positions_of
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Run without dropout, gradient or checkpointing, and put the training mode back whatever happens.
+
+    In training mode with gradient checkpointing transformers drops the cache, and everything decoded after the first
+    token would be written without its context.
+    """
+    with _modes_kept(model), torch.no_grad():
+        model.eval()
+        yield
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Run as in a training step, with dropout and checkpointing, and put each module's mode back."""
+    with _modes_kept(model):
+        model.train()
+        yield
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    """Those of the modules themselves: an inner block must not wake what an outer one put into eval mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, is_training in modes:
+            module.training = is_training
+
+
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """Switch the adapter off, and keep frozen what its user froze (peft would unfreeze it). Without one, nothing."""
+    if not hasattr(model, "disable_adapter"):
+        yield
+        return
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    with model.disable_adapter():
+        yield
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+@contextmanager
+def random_numbers_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Take random numbers from a seed, and leave the training's as they are."""
+    others = {} if device.type == "cpu" else {"devices": [device.index or 0], "device_type": device.type}
+    with torch.random.fork_rng(**({"devices": []} | others)):
+        torch.manual_seed(seed)
+        yield
+
+
+def without_peft_wrapper(model: nn.Module) -> PreTrainedModel:
+    """The transformers model that a `PeftModel` has put its adapter layers into; they stay in force."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def logits_at(model: nn.Module, lm_head: nn.Module | None, positions: Tensor, **inputs) -> Tensor:
+    """Logits (N, V) of `model(**inputs)` at the masked positions (rows, tokens), in row-major order.
+
+    Only those positions reach the LM head where the model has one. Its own forward still runs whole, so scaling and
+    soft caps of its logits stay in force.
+    """
+    handle = None
+
+    def select(_, args: tuple) -> tuple | None:
+        return (args[0][positions].unsqueeze(0), *args[1:]) if args[0].shape[:2] == positions.shape else None
+
+    if lm_head is not None:
+        handle = lm_head.register_forward_pre_hook(select)
+    try:
+        logits = model(**inputs).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    return logits[positions] if logits.shape[:2] == positions.shape else logits.squeeze(0)
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether the model's forward names this argument."""
+    return name in _arguments_of(type(without_peft_wrapper(model)))
+
+
+@functools.cache  # asked for every token that is sampled
+def _arguments_of(kind: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
+
+
+def positions_for(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
+    """`position_ids` of real tokens, for the models that take them; the others count by themselves."""
+    return {"position_ids": positions_of(mask)} if takes(model, "position_ids") else {}

@@ -1,0 +1,141 @@
+"""Predictions along branches, as logits at the positions that are asked for and nowhere else.
+
+`PlainRows` encodes every branch with its own copy of the prompt: slow, and right for every causal model.
+`CachedPrompt` encodes the prompt once with transformers' own cache, for whatever needs no gradient.
+The fast way with gradient is `warmup_peft.method.prefix`; which of them is used is decided in
+`warmup_peft.method.encoding`. Knows no loss.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from warmup_peft.method.branches import Branches, Tokens, join_rows, pack
+from warmup_peft.method.model import logits_at, positions_for, takes, without_peft_wrapper
+
+
+class PlainRows:
+    """One full row [prompt | branch] a branch: K copies of every prompt. Same interface as `SharedPrefix`.
+
+    Rows are padded on the right only. There no real token of a causal model can see the padding, through attention,
+    positions or a recurrent state, so each row is scored as if it were alone.
+
+    Args:
+        model: the causal language model, possibly wrapped for distributed training.
+        unwrapped: the same without that wrapper.
+        prompt: (B, P), padded on the left.
+        room: for a model that encodes all tokens of a row differently when the row is long: how many tokens may
+            follow each prompt. Rows are then encoded one at a time, each as long as it may become. None for others.
+    """
+
+    has_gradient = True
+
+    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens, room: int | None = None):
+        self.model, self.unwrapped, self.prompt, self.room = model, unwrapped, prompt, room
+
+    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
+        """Logits (N, V) of the selected branch tokens' predictions, in row-major order, with gradient."""
+        rows = join_rows(self.prompt, branches)
+        columns = torch.zeros_like(rows.mask)
+        first_column = self.prompt.ids.size(1) - 1  # a token is predicted one column before it stands
+        columns[:, first_column:-1] = predicted_BKT.flatten(0, 1)
+        mask, ids, columns = pack(rows.mask, rows.ids, columns, side="right")
+        if self.room is None:
+            return self._logits(self.model, ids, mask, columns)
+        lengths = self.prompt.mask.sum(1).repeat_interleave(branches.ids.size(1)) + self.room
+        models = [self.model] + [self.unwrapped] * (len(ids) - 1)  # ranks must call the wrapper equally often
+        return torch.cat(
+            [
+                self._logits(model, *(fitted(x[row : row + 1], int(lengths[row])) for x in (ids, mask, columns)))
+                for row, model in enumerate(models)
+            ]
+        )
+
+    def again(self, model: PreTrainedModel) -> PlainRows:
+        """The same prompts, for `model` as it is now."""
+        return PlainRows(model, model, self.prompt, self.room)
+
+    def _logits(self, model: nn.Module, ids: Tensor, mask: Tensor, columns: Tensor) -> Tensor:
+        """Of rows that are padded on the right, where every model counts its positions by itself."""
+        head = self.unwrapped.get_output_embeddings()
+        return logits_at(model, head, columns, input_ids=ids, attention_mask=mask.long(), use_cache=False)
+
+
+def fitted(row: Tensor, length: int) -> Tensor:
+    """(1, L) cut or filled with zeros on the right to (1, length)."""
+    return nn.functional.pad(row, (0, length - row.size(1)))
+
+
+class CachedPrompt:
+    """The prompts of a batch, encoded once into transformers' own cache. Without gradient, in `evaluation_mode`.
+
+    Args:
+        model, unwrapped, prompt: as for `PlainRows`.
+    """
+
+    has_gradient = False
+    room = None
+
+    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens):
+        self.model, self.prompt = without_peft_wrapper(unwrapped), prompt
+
+    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
+        """Logits (N, V) of the selected branch tokens' predictions, in row-major order."""
+        cache, first_logits_BV = encode_prompt(self.model, self.prompt)
+        expand_cache(cache, len(self.prompt.ids), branches.ids.size(1))
+        rows = join_rows(self.prompt, branches)
+        width = self.prompt.ids.size(1)
+        columns = torch.zeros_like(predicted_BKT)
+        columns[..., :-1] = predicted_BKT[..., 1:]
+        positions = {name: x[:, width:] for name, x in positions_for(self.model, rows.mask).items()}
+        logits = logits_at(
+            self.model,
+            self.model.get_output_embeddings(),
+            columns.flatten(0, 1),
+            input_ids=rows.ids[:, width:],
+            attention_mask=rows.mask.long(),
+            past_key_values=cache,
+            use_cache=True,
+            **positions,
+        )
+        return with_first_prediction(first_logits_BV, logits, predicted_BKT)
+
+
+def encode_prompt(model: PreTrainedModel, prompt: Tokens) -> tuple[Cache, Tensor]:
+    """The cache of the prompts (B, P), padded on the left, and the logits (B, V) of what follows them."""
+    model = without_peft_wrapper(model)
+    output = model(
+        input_ids=prompt.ids,
+        attention_mask=prompt.mask.long(),
+        use_cache=True,
+        **positions_for(model, prompt.mask),
+        **({"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}),
+    )
+    return output.past_key_values, output.logits[:, -1]
+
+
+def expand_cache(cache: Cache, batch_size: int, num_copies: int) -> None:
+    """Each row's keys, values and recurrent states `num_copies` times, as beam search reorders them."""
+    device = next((x.device for layer in cache.layers for x in vars(layer).values() if isinstance(x, Tensor)), None)
+    cache.reorder_cache(torch.arange(batch_size, device=device).repeat_interleave(num_copies))
+
+
+def with_first_prediction(first_logits_BV: Tensor, later_logits_MV: Tensor, predicted_BKT: Tensor) -> Tensor:
+    """Put the predictions of branches' first tokens, made at the prompt's end, among those of later tokens.
+
+    Returns:
+        (N, V) in row-major order of `predicted_BKT`.
+    """
+    wants_first_BK = predicted_BKT[..., 0]
+    if not wants_first_BK.any():
+        return later_logits_MV
+    first_logits = first_logits_BV[wants_first_BK.nonzero()[:, 0]]
+    is_first = torch.zeros_like(predicted_BKT)
+    is_first[..., 0] = True
+    from_first = is_first[predicted_BKT]
+    order = torch.empty(len(from_first), dtype=torch.long, device=from_first.device)
+    order[from_first] = torch.arange(len(first_logits), device=order.device)
+    order[~from_first] = torch.arange(len(later_logits_MV), device=order.device) + len(first_logits)
+    return torch.cat([first_logits, later_logits_MV])[order]

@@ -1,0 +1,102 @@
+"""What a trainer writes: an adapter's folder that holds all that decoding and merging need, and whole checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.metadata import version
+from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl.trainer.utils import get_config_model_id
+
+from warmup_peft.export.custom_generate import export_decoding
+from warmup_peft.export.model_card import CARD_NAME, write_model_card
+from warmup_peft.files import replacing_files
+from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.loading import TrainingRecord, put_adapter_first
+from warmup_peft.method.model import without_peft_wrapper
+from warmup_peft.settings.options import WarmupOptions
+from warmup_peft.training.checkpoints import adapters_load_as_saved
+
+RECORDED_PACKAGES = ("warmup_peft", "trl", "transformers", "peft", "torch")
+
+
+class SavesWholeFolders:
+    """Saving and loading of `WarmupSFTTrainer`. Stands before `SFTTrainer` among its bases.
+
+    A checkpoint's state, which says how far the run is, is written last: whoever finds it finds a whole checkpoint.
+    """
+
+    @property
+    def warmup_config(self) -> WarmupConfig:
+        """What decoding needs beside the adapter."""
+        return WarmupConfig(
+            self.args.warmup_separator,
+            list(self.sampling.separator_ids),
+            self.args.max_warmup_length,
+            list(self.sampling.end_token_ids),
+        )
+
+    def training_record(self) -> TrainingRecord:
+        """How the adapter was trained, for merging, the model card and people."""
+        base = without_peft_wrapper(self.accelerator.unwrap_model(self.model))
+        quantization = getattr(base.config, "quantization_config", None)
+        lora = next(iter(getattr(self.model, "peft_config", {}).values()), None)
+        options = {option.name: getattr(self.args, option.name) for option in dataclasses.fields(WarmupOptions)}
+        return TrainingRecord(
+            base_model=get_config_model_id(base.config),
+            base_revision=getattr(base.config, "_commit_hash", None),
+            dtype=str(base.dtype).removeprefix("torch."),
+            num_embeddings=base.get_input_embeddings().weight.size(0),
+            quantization_config=quantization.to_dict() if hasattr(quantization, "to_dict") else quantization,
+            settings={
+                **options,
+                "learning_rate": self.args.learning_rate,
+                "steps": self.state.global_step,
+                "batch_size": self._train_batch_size  # what auto_find_batch_size has come to
+                * self.args.gradient_accumulation_steps
+                * self.accelerator.num_processes,
+                "lora_r": getattr(lora, "r", None),
+                "seed": self.args.seed,
+            },
+            data=self.data_record,
+            versions={name: version(name) for name in RECORDED_PACKAGES},
+        )
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
+        """TRL's card would not say how to decode; `_save` writes ours."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Where something cannot be written, the folder's files stay as they were."""
+        folder = Path(output_dir or self.args.output_dir)
+        with replacing_files(folder) as staging:
+            super()._save(str(staging), state_dict)
+            if self.args.should_save:
+                put_adapter_first(staging, self.model)
+                self.warmup_config.save(staging)
+                export_decoding(staging)
+                self.training_record().save(staging)
+            (staging / CARD_NAME).unlink(missing_ok=True)  # peft's template
+        if self.args.should_save:
+            write_model_card(folder)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of one that is written again
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last that other ranks write."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        with adapters_load_as_saved(self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with adapters_load_as_saved(self.model):
+            super()._load_best_model()

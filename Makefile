@@ -1,4 +1,4 @@
-# Everything runs in a virtual environment of its own, made at first need. `make help` lists the targets.
+# Everything runs in a virtual environment, which is created when it is first needed. `make help` lists the targets.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +18,7 @@ ARGS ?=
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
-setup: $(VENV)/.ready  ## Make the virtual environment with the tested versions
+setup: $(VENV)/.ready  ## Create the virtual environment with the tested versions
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once; a few minutes)..."
@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[qlora,dev]"
 	@touch $@
 
-# The tiny model's tensors are too small for two threads: they would only wait for each other.
+# The tensors of the tiny model are too small for two threads, which would only wait for each other.
 ifeq ($(PROFILE),tiny)
 recipe-logiqa: export OMP_NUM_THREADS := 1
 endif
@@ -35,8 +35,8 @@ recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes 
 		$(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
 	@$(BIN)/warmup-peft evaluate --adapter $(OUTPUT)
 
-# Base model, SFT, SFT for as long as the slowest arm, four ways to warm up, two controls; three seeds each.
-ARMS ?= base_model,sft,paper,anchored,base,posterior,random_warmup,empty_warmup,more_sft
+# Base model, SFT, SFT for as long as the slowest arm, four kinds of warmup training, two controls; three seeds each.
+ARMS ?= base_model,sft,paper,anchored,base_warmups,posterior,shuffled_warmup,empty_warmup,more_sft
 SEEDS ?= 0,1,2
 ifeq ($(PROFILE),tiny)
 compare-logiqa: export OMP_NUM_THREADS := 1
@@ -64,19 +64,19 @@ test-slow: setup  ## Run the tests that take minutes: every architecture of tran
 
 KILLS ?= 20
 test-faults: export OMP_NUM_THREADS := 1
-test-faults: setup  ## Kill trainings, saves, draws, merges and comparisons, KILLS= times each, and compare the results
+test-faults: setup  ## Kill training, saving, sampling, merging and comparing KILLS= times each, and compare the results
 	@KILLS=$(KILLS) $(BIN)/python -m pytest -m slow tests/faults
 
-test-memory: setup  ## Does a training of 3,000 steps grow? Takes ARGS=, such as "--warmup_source policy"
+test-memory: setup  ## Does the memory of a training of 3,000 steps grow? Takes ARGS=, such as "--warmup_source policy"
 	@$(BIN)/python tests/faults/memory.py $(ARGS)
 
 lint: setup  ## Check style
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-format: setup  ## Mend style
+format: setup  ## Fix style
 	@$(BIN)/ruff check --fix -q .
 	@$(BIN)/ruff format -q .
 
-clean:  ## Remove the virtual environment and what runs wrote
+clean:  ## Remove the virtual environment and the files that runs wrote
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache

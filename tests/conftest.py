@@ -16,6 +16,8 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
+from warmup_peft.cli.main import BAD_INPUT, main
+
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 disable_progress_bars()
 
@@ -115,3 +117,18 @@ def trained(request, tmp_path, model_folder, tokenizer, lora, nf4):
 @pytest.fixture
 def adapter(tmp_path, model_folder, tokenizer, lora) -> Path:
     return save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
+
+
+@pytest.fixture
+def refusal(capsys):
+    """Run a command that must fail, and give the one line it says."""
+
+    def run(*argv: str) -> str:
+        assert main(list(argv)) == BAD_INPUT
+        out, err = capsys.readouterr()
+        assert out == ""
+        (line,) = err.splitlines()
+        assert line.startswith("warmup-peft: error: ")
+        return line.removeprefix("warmup-peft: error: ")
+
+    return run

@@ -12,10 +12,17 @@ from folders import random_adapter, save_adapter, tree
 
 from warmup_peft.export.custom_generate import export_decoding
 from warmup_peft.export.model_card import write_model_card
-from warmup_peft.files import write_text, write_together, write_whole
-from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.loading import TrainingRecord
-from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, save_scores
+from warmup_peft.files import (
+    check_writable,
+    first_line,
+    read_json,
+    write_json,
+    write_text,
+    write_together,
+    write_whole,
+)
+from warmup_peft.inference.folder import HARNESS_NAME, METRICS_NAME, TrainingRecord, WarmupConfig
+from warmup_peft.inference.scores import save_scores
 
 
 @contextmanager
@@ -95,3 +102,37 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
     assert tree(tmp_path) == {}
     write_text(tmp_path / "new" / "file", "whole, \N{SNOWMAN} and \ud800")
     assert tree(tmp_path) == {"new/file": "whole, \N{SNOWMAN} and ?".encode()}
+
+
+def test_json_comes_back_with_every_character(tmp_path):
+    value = {"text": "caf\u00e9 \N{SNOWMAN}", "numbers": [1, 2.5, None, True]}
+    write_json(tmp_path / "new" / "file.json", value)
+    assert read_json(tmp_path / "new" / "file.json") == value
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b'{"a": "\xe9"}'])
+def test_what_is_no_json_is_a_value_error(tmp_path, content):
+    (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"."):
+        read_json(tmp_path / "file.json")
+
+
+def test_a_folder_that_cannot_be_written_is_said_with_the_option_that_chose_it(tmp_path):
+    (tmp_path / "file").write_text("x")
+    check_writable(tmp_path / "new" / "folder", "--output_dir")
+    assert tree(tmp_path) == {"file": b"x"}
+    with pytest.raises(ValueError, match=r"file/run cannot be written \(.*\)\. Choose another --here\.$"):
+        check_writable(tmp_path / "file" / "run", "--here")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one\ntwo"), "one"),
+        (OSError("\n one \n"), "one"),
+        (KeyError(), "KeyError"),
+        (ValueError(" "), "ValueError"),
+    ],
+)
+def test_first_line_of_an_error(error, line):
+    assert first_line(error) == line

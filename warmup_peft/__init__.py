@@ -1,4 +1,4 @@
-"""Warmup generations for TRL: let a model write a few tokens to itself before it answers, and learn which help."""
+"""Warmup generations for TRL: a model generates a few tokens before it answers, and learns which ones help."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _HOMES = {
 
 
 def __getattr__(name: str):
-    """Import on first use: `import warmup_peft` itself loads neither torch nor trl."""
+    """Import a public name when it is first used. `import warmup_peft` itself imports neither torch nor trl."""
     if name not in _HOMES:
         raise AttributeError(f"module 'warmup_peft' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,50 +1,62 @@
-"""Files that are there whole, or as they were before, even where a process is killed while it writes them.
+"""Reading and writing files. Every write is atomic: even if the process is killed, a file is either new or unchanged.
 
-And a sentence where a folder cannot be written, or its disk is full.
+Also checks whether a folder can be written, and explains errors of a full disk in one sentence.
 """
 
 from __future__ import annotations
 
 import glob
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-HELD = ".warmup_peft.lock"  # in a scratch folder, while its process lives
+HELD = ".warmup_peft.lock"  # in a scratch folder; locked while its process lives
 NO_SPACE = ("No space left on device", "Disk quota exceeded")
-LEAST_FREE = 4096  # bytes: a file that was cut short has taken all but the rest of a block
+LEAST_FREE = 4096  # bytes; a disk with less than one free block is full
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8.
+    """The content of a UTF-8 text file.
 
     Raises:
-        ValueError: it is in another encoding, or no text at all.
-        OSError: it cannot be read.
+        ValueError: the file is not valid UTF-8.
+        OSError: the file cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no text in UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}). Save it as UTF-8."
+            f"{path} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}). Save it as UTF-8."
         ) from error
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises ValueError if the file is not valid JSON."""
+    return json.loads(read_text(path))
+
+
+def write_json(path: Path, value: Any, **options: Any) -> None:
+    """Write a value as indented JSON; `options` go to `json.dumps`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, **options) + "\n")
+
+
 def write_text(path: Path, text: str) -> None:
-    """`write_together` of one file."""
+    """Write one text file, atomically."""
     write_together({path.name: text}, path.parent)
 
 
 def write_together(texts: Mapping[str, str], folder: Path) -> tuple[Path, ...]:
-    """Write file name -> text into the folder, made if need be; returns the files' paths.
+    """Write several text files (name -> text) into a folder, which is created if needed. Returns their paths.
 
     Raises:
-        OSError: they cannot be written; older files stay as they were.
+        OSError: a file cannot be written. None of the files is changed then.
     """
     with replacing_files(folder) as staging:
         for name, text in texts.items():
@@ -53,17 +65,17 @@ def write_together(texts: Mapping[str, str], folder: Path) -> tuple[Path, ...]:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make the file elsewhere and move it to `path`, so that it is whole or as it was before."""
+    """Call `write` with a temporary path and move the result to `path`, so that `path` never holds half a file."""
     with replacing_files(path.parent) as staging:
         write(staging / path.name)
 
 
 @contextmanager
 def scratch_folder(place: Path, prefix: str = ".writing-") -> Iterator[Path]:
-    """An empty folder in `place`, which is gone at the end; those that killed processes left there go at the start.
+    """A temporary folder inside `place`, removed at the end. Folders left by killed processes are removed first.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: `place` cannot be written.
     """
     place.mkdir(parents=True, exist_ok=True)
     remove_abandoned(place, prefix)
@@ -76,7 +88,7 @@ def scratch_folder(place: Path, prefix: str = ".writing-") -> Iterator[Path]:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove a scratch folder; where a kill comes between, what is left is known for one."""
+    """Remove a scratch folder, its lock file last: if this is interrupted, the rest can still be recognised."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -86,11 +98,11 @@ def remove_scratch(folder: Path) -> None:
 
 
 def remove_abandoned(place: Path, prefix: str = ".writing-") -> None:
-    """Remove the scratch folders in `place` whose processes are gone, and no other folder."""
+    """Remove the scratch folders in `place` whose process no longer runs."""
     for folder in place.glob(f"{glob.escape(prefix)}????????"):
-        with suppress(Timeout, OSError):  # its process lives, or another one removes it
+        with suppress(Timeout, OSError):  # its process still runs, or another process is removing it
             if not (folder / HELD).is_file():
-                folder.rmdir()  # as empty as its process left it
+                folder.rmdir()  # its process was killed before it made the lock
                 continue
             with FileLock(folder / HELD, timeout=0):
                 remove_scratch(folder)
@@ -98,7 +110,7 @@ def remove_abandoned(place: Path, prefix: str = ".writing-") -> None:
 
 @contextmanager
 def replacing_files(folder: Path) -> Iterator[Path]:
-    """A folder to write into, whose files take their places in `folder` at the end; after an error, none does."""
+    """A temporary folder to write into. At the end its files are moved into `folder`; after an error, none is."""
     with scratch_folder(folder) as room:
         staging = room / "new"
         staging.mkdir()
@@ -111,10 +123,10 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def saying_where_the_disk_is_full(folder: str | Path, how_to_go_on: Callable[[], str]) -> Iterator[None]:
-    """Raise OSError with a sentence where what the block writes into `folder` does not fit.
+    """Explain an error of the block in one sentence if it is caused by the full disk of `folder`.
 
     Args:
-        how_to_go_on: gives a sentence, when it is needed.
+        how_to_go_on: returns a sentence that says how to continue; only called if there is such an error.
     """
     try:
         yield
@@ -125,18 +137,28 @@ def saying_where_the_disk_is_full(folder: str | Path, how_to_go_on: Callable[[],
 
 
 def is_full(folder: Path, error: Exception) -> bool:
-    """Whether this is why `error` was raised. torch's says nothing of the disk, so that is looked at."""
+    """Whether the disk is the cause of `error`. torch's error does not say so, so the free space is checked."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return any(words in str(error) for words in NO_SPACE) or (
         isinstance(error, RuntimeError) and shutil.disk_usage(place).free < LEAST_FREE
     )
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str) -> None:
+    """Raise ValueError if the folder cannot be written.
+
+    Args:
+        option: the option that sets the folder, for the error message.
+    """
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     try:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
         raise ValueError(
-            f"The output folder {folder} cannot be written ({error.strerror}). Choose another --output_dir."
+            f"The output folder {folder} cannot be written ({error.strerror}). Choose another {option}."
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its class if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

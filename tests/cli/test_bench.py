@@ -1,10 +1,11 @@
-"""The stopwatch: every arm takes its step, and the figures are what the table says."""
+"""`warmup-peft bench`: every arm runs its step, and the results are those in the table."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+import torch
 
 from warmup_peft.cli import bench
 from warmup_peft.cli.bench import ARMS, AliveBytes, build_arms, run_bench
@@ -23,9 +24,9 @@ def options(monkeypatch):
 
 
 def test_every_arm_is_timed_against_sft(options, tmp_path, capsys):
-    options.output_file = str(tmp_path / "figures.json")
+    options.output_file = str(tmp_path / "results.json")
     result = run_bench(options)
-    assert json.loads((tmp_path / "figures.json").read_text()) == result
+    assert json.loads((tmp_path / "results.json").read_text()) == result
     assert [arm["arm"] for arm in result["arms"]] == list(ARMS)
     for arm in result["arms"]:
         assert arm["ratio_to_sft"] == pytest.approx(arm["median_seconds"] / result["arms"][0]["median_seconds"])
@@ -47,7 +48,6 @@ def test_arms_are_what_their_names_say(options, tmp_path):
 
 
 def test_peak_bytes_are_those_alive_at_once():
-    import torch
 
     with AliveBytes() as alive:
         first = torch.zeros(1000)
@@ -69,3 +69,15 @@ def test_peak_bytes_are_those_alive_at_once():
 def test_what_cannot_be_timed_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         run_bench(BenchArguments(**changes))
+
+
+@pytest.mark.parametrize(
+    "name", ["batch_size", "steps", "prompt_length", "target_length", "num_warmups", "max_warmup_length"]
+)
+def test_impossible_numbers_of_a_bench(refusal, name):
+    assert refusal("bench", f"--{name}", "0") == f"{name}=0 cannot work. Set it to 1 or more."
+
+
+def test_a_bench_does_not_measure_for_nothing(refusal, tmp_path):
+    said = refusal("bench", "--output_file", str(tmp_path / "no" / "results.json"))
+    assert said.startswith("The folder of output_file=")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -18,23 +20,7 @@ from folders import puzzles, random_adapter, save_adapter, tree, write_rows
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from warmup_peft import __version__
-from warmup_peft.cli.main import BAD_INPUT, COMMANDS, INTERRUPTED, OPTIONS, main
-from warmup_peft.export.push import PushPlan
-
-
-@pytest.fixture
-def refusal(capsys):
-    """Run a command that must fail, and give the one line it says."""
-
-    def run(*argv: str) -> str:
-        assert main(list(argv)) == BAD_INPUT
-        out, err = capsys.readouterr()
-        assert out == ""
-        (line,) = err.splitlines()
-        assert line.startswith("warmup-peft: error: ")
-        return line.removeprefix("warmup-peft: error: ")
-
-    return run
+from warmup_peft.cli.main import ALIASES, BAD_INPUT, COMMANDS, COMPARE_PACKAGES, INTERRUPTED, main
 
 
 @pytest.fixture
@@ -78,10 +64,25 @@ def test_unknown_command_names_the_nearest(refusal):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_a_row_and_a_module(command):
+    assert callable(importlib.import_module(f"warmup_peft.cli.{command}").run)
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_an_older_name_works_and_is_not_listed(capsys, alias, name):
+    assert main([alias, "--help"]) == 0
+    help_of_alias = capsys.readouterr().out
+    assert main([name, "--help"]) == 0
+    assert capsys.readouterr().out == help_of_alias
+    assert main(["--help"]) == 0
+    assert not re.search(rf"^  {alias} ", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_lists_every_option(capsys, command):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
-    for kind in OPTIONS[command]:
+    for kind in COMMANDS[command].options:
         for name in kind.__dataclass_fields__:
             assert re.search(rf"^  --{name} .*\((required|default: .+)\)$", out, re.MULTILINE)
 
@@ -137,9 +138,16 @@ def test_recipe_is_read_and_the_command_line_overrides_it(parsed, tmp_path):
     assert (args.num_warmups, args.max_warmup_length, model_args.lora_r) == (7, 3, 6)
 
 
-@pytest.mark.parametrize(("value", "kept"), [("true", "true"), ("false", "false"), ("auto", "auto")])
+@pytest.mark.parametrize(
+    ("value", "kept"), [("true", "always"), ("false", "never"), ("auto", "auto"), ("always", "always")]
+)
 def test_prefix_sharing_in_a_recipe_may_look_like_a_boolean(parsed, tmp_path, value, kept):
     assert parsed("--config", recipe(tmp_path, f"prefix_sharing: {value}\n"))[2].prefix_sharing == kept
+
+
+@pytest.mark.parametrize(("value", "kept"), [("true", "always"), ("false", "never"), ("never", "never")])
+def test_older_names_of_prefix_sharing_are_options_too(parsed, tmp_path, value, kept):
+    assert parsed("--config", recipe(tmp_path, ""), "--prefix_sharing", value)[2].prefix_sharing == kept
 
 
 def test_recipe_with_an_equals_sign_is_read_too(parsed, tmp_path):
@@ -241,7 +249,7 @@ def test_a_folder_that_does_not_exist_is_named(refusal, command, name):
     )
 
 
-@pytest.mark.parametrize("command", ["train", "draw", "compare", "bench"])
+@pytest.mark.parametrize("command", ["train", "sample", "compare", "bench"])
 def test_an_adapter_as_the_base_model_is_refused_before_anything_is_loaded(refusal, good, tmp_path, command):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -267,37 +275,6 @@ def test_resuming_needs_a_real_checkpoint(refusal, good, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lines", "number"), [(["one?", "", "two?"], 2), (["   "], 1), (["one?", "two?", "\t", ""], 3)], ids=str
-)
-def test_empty_prompts_are_refused_by_number(refusal, tmp_path, lines, number):
-    path = tmp_path / "prompts.txt"
-    path.write_text("\n".join(lines) + "\n")
-    said = refusal("generate", "--adapter", str(tmp_path / "none"), "--prompts_file", str(path))
-    assert said == f"Prompt {number} is empty. Give every prompt some text."
-
-
-def test_empty_prompt_option(refusal):
-    assert refusal("generate", "--adapter", "none", "--prompt", "").startswith("Prompt 1 is empty.")
-
-
-def test_no_prompts_at_all(refusal, tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_text("")
-    assert refusal("generate", "--adapter", "none", "--prompts_file", str(path)).startswith("There is no prompt.")
-
-
-def test_prompts_file_without_its_field(refusal, tmp_path):
-    path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "one?"}, {"question": "two?"}])
-    said = refusal("generate", "--adapter", "none", "--prompts_file", str(path))
-    assert said == f"{path}, row 2 has no text in the field `prompt`."
-
-
-def test_missing_prompts_file(refusal, tmp_path):
-    said = refusal("generate", "--adapter", "none", "--prompts_file", str(tmp_path / "no.txt"))
-    assert said.endswith("no.txt does not exist. Check --prompts_file.")
-
-
-@pytest.mark.parametrize(
     "argv",
     [
         ["generate", "--prompt", "one?"],
@@ -317,47 +294,20 @@ def test_folders_that_are_no_adapter(refusal, tmp_path, monkeypatch, argv):
     assert tree(tmp_path) == before
 
 
-def test_push_refuses_what_is_no_model(refusal, tmp_path):
-    said = refusal("push", "--folder", str(tmp_path), "--repo_id", "me/it")
-    assert "is neither an adapter nor a model" in said
-
-
-def test_push_dry_run_lists_the_files(capsys, tmp_path, model_folder, tokenizer, lora):
-    folder = save_adapter(tmp_path / "it", random_adapter(model_folder, lora), tokenizer, model_folder)
-    (folder / "training_args.bin").write_bytes(b"x")
-    capsys.readouterr()
-    assert main(["push", "--folder", str(folder), "--repo_id", "me/it", "--dry_run"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("Would upload to me/it (private where it is new):\n")
-    size = (folder / "adapter_model.safetensors").stat().st_size
-    assert f"  adapter_model.safetensors  {size:,} bytes\n" in out
-    assert "training_args.bin" not in out
-
-
-@pytest.mark.parametrize(("flags", "private"), [([], True), (["--private", "false"], False)])
-def test_push_passes_on_what_was_asked(capsys, monkeypatch, tmp_path, flags, private):
-    asked = []
-
-    def push_folder(folder, repo_id, **keywords):
-        asked.append((folder, repo_id, keywords))
-        return PushPlan(repo_id, private, [], card_kept=True, url="https://huggingface.co/me/it")
-
-    monkeypatch.setattr("warmup_peft.export.push.push_folder", push_folder)
-    assert main(["push", "--folder", "it", "--repo_id", "me/it", *flags]) == 0
-    assert asked == [("it", "me/it", {"private": private, "create_pr": False, "dry_run": False})]
-    out = capsys.readouterr().out
-    assert "Uploaded" in out
-    assert "card on the Hub was edited" in out
-
-
 # ---- Errors ----
 
 
-def failing(error: BaseException):
-    def command(_):
-        raise error
+@pytest.fixture
+def fails_with(monkeypatch):
+    """Let every command end with this error."""
 
-    return command
+    def patch(error: BaseException) -> None:
+        def run_command(*_):
+            raise error
+
+        monkeypatch.setattr("warmup_peft.cli.main.run_command", run_command)
+
+    return patch
 
 
 @pytest.mark.parametrize(
@@ -368,9 +318,17 @@ def failing(error: BaseException):
         (ImportError("No module named 'bitsandbytes'"), "No module named 'bitsandbytes'"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(refusal, monkeypatch, error, said):
-    monkeypatch.setitem(COMMANDS, "train", failing(error))
+def test_bad_input_is_one_line_and_exit_code_2(refusal, fails_with, error, said):
+    fails_with(error)
     assert refusal("train") == said
+
+
+@pytest.mark.parametrize("command", [name for name, row in COMMANDS.items() if row.needs_compare])
+def test_packages_that_are_missing_are_named_before_anything_is_imported(refusal, monkeypatch, tmp_path, command):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in COMPARE_PACKAGES else find(name))
+    said = refusal(*[command, *([str(tmp_path)] if command == "inspect" else [])])
+    assert said == f"{command} needs {', '.join(COMPARE_PACKAGES)}. Run: pip install 'warmup_peft[compare]'"
 
 
 @pytest.mark.parametrize("argv", [["--debug"], ["--num_warmups", "2", "--debug"], ["--debug", "--num_warmups", "2"]])
@@ -378,14 +336,14 @@ def test_bad_input_is_one_line_and_exit_code_2(refusal, monkeypatch, error, said
 def test_traceback_on_request(monkeypatch, command, argv):
     given = []
 
-    def failing(words):
-        given.append(words)
+    def failing(*named_and_words):
+        given.append(named_and_words)
         raise ValueError("it")
 
-    monkeypatch.setitem(COMMANDS, command, failing)
+    monkeypatch.setattr("warmup_peft.cli.main.run_command", failing)
     with pytest.raises(ValueError, match="it"):
         main([command, *argv])
-    assert given == [[word for word in argv if word != "--debug"]]
+    assert given == [(command, [word for word in argv if word != "--debug"])]
 
 
 def test_a_debug_option_with_a_value_is_the_trainings(parsed, good):
@@ -394,20 +352,20 @@ def test_a_debug_option_with_a_value_is_the_trainings(parsed, good):
 
 
 @pytest.mark.parametrize("error", [HfHubHTTPError, RepositoryNotFoundError, GatedRepoError, RevisionNotFoundError])
-def test_errors_of_the_hub_are_one_line(refusal, monkeypatch, error):
+def test_errors_of_the_hub_are_one_line(refusal, fails_with, error):
     response = SimpleNamespace(headers={}, request=None)
-    monkeypatch.setitem(COMMANDS, "push", failing(error("404 Client Error", response=response)))
+    fails_with(error("404 Client Error", response=response))
     assert refusal("push").startswith("404 Client Error")
 
 
-def test_too_little_memory_is_said_with_its_advice(refusal, monkeypatch):
-    monkeypatch.setitem(COMMANDS, "train", failing(torch.OutOfMemoryError("Out of memory. Halve the batch.")))
+def test_too_little_memory_is_said_with_its_advice(refusal, fails_with):
+    fails_with(torch.OutOfMemoryError("Out of memory. Halve the batch."))
     assert refusal("train") == "Out of memory. Halve the batch."
 
 
 @pytest.mark.parametrize("error", [KeyError, TypeError, AttributeError, AssertionError, RuntimeError, IndexError])
-def test_programming_errors_are_not_hidden(monkeypatch, error):
-    monkeypatch.setitem(COMMANDS, "train", failing(error("bug")))
+def test_programming_errors_are_not_hidden(fails_with, error):
+    fails_with(error("bug"))
     with pytest.raises(error, match="bug"):
         main(["train"])
 
@@ -415,7 +373,7 @@ def test_programming_errors_are_not_hidden(monkeypatch, error):
 # ---- Broken files and impossible numbers ----
 
 LATIN = '{"prompt": "caf\u00e9", "completion": "x"}\n'.encode("latin-1")
-NO_UTF8 = r"{path} is no text in UTF-8 \(byte \d+ is 0x[0-9a-f]{{2}}\)\. Save it as UTF-8\."
+NO_UTF8 = r"{path} is not UTF-8 text \(byte \d+ is 0x[0-9a-f]{{2}}\)\. Save it as UTF-8\."
 
 
 @pytest.mark.parametrize("content", [LATIN, LATIN.decode("latin-1").encode("utf-16"), bytes(range(256))])
@@ -428,14 +386,6 @@ def test_text_in_another_encoding(refusal, good, tmp_path, kind, content):
     else:
         said = refusal(*argv_of({**good, kind: str(path)}))
     assert re.fullmatch(NO_UTF8.format(path=re.escape(str(path))), said)
-
-
-def test_prompts_in_another_encoding(refusal, tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_bytes(b"caf\xe9\n")
-    assert refusal("generate", "--adapter", "none", "--prompts_file", str(path)).startswith(
-        f"{path} is no text in UTF-8"
-    )
 
 
 def test_a_table_in_another_encoding_says_what_its_reader_said(refusal, good, tmp_path):
@@ -466,38 +416,6 @@ def test_impossible_numbers_of_a_training(refusal, good, tmp_path, command, name
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["batch_size", "steps", "prompt_length", "target_length", "num_warmups", "max_warmup_length"]
-)
-def test_impossible_numbers_of_a_bench(refusal, name):
-    assert refusal("bench", f"--{name}", "0") == f"{name}=0 cannot work. Set it to 1 or more."
-
-
-def test_a_bench_does_not_measure_for_nothing(refusal, tmp_path):
-    said = refusal("bench", "--output_file", str(tmp_path / "no" / "figures.json"))
-    assert said.startswith("The folder of output_file=")
-
-
-@pytest.mark.parametrize(
-    ("option", "words"),
-    [(("--temperature", "0"), "temperature=0.0"), (("--top_p", "0"), "top_p=0.0"), (("--top_p", "3"), "top_p=3.0"),
-     (("--seed", "-1"), "seed=-1")],
-)  # fmt: skip
-def test_impossible_numbers_of_an_answer(refusal, option, words):
-    said = refusal("generate", "--adapter", "none", "--prompt", "one?", *option)
-    assert words in said
-    assert "cannot work" in said
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [(("--base_url", "nowhere"), "base_url=nowhere is no address"),
-     (("--base_url", "http://x/v1", "--server_timeout", "0"), "A server_timeout of 0 seconds cannot work")],
-)  # fmt: skip
-def test_a_server_that_cannot_be_asked(refusal, tmp_path, options, words):
-    assert words in refusal("generate", "--adapter", str(tmp_path), "--prompt", "one?", "--model", "x", *options)
-
-
 BREAK = {
     "cut off": lambda folder: (folder / "model.safetensors").write_bytes(b"cut"),
     "other sizes": lambda folder: (folder / "config.json").write_text(
@@ -522,21 +440,6 @@ def test_a_model_with_broken_weights(refusal, good, tmp_path, model_folder, toke
     assert not (tmp_path / "merged").exists()
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "words"),
-    [("adapter_model.safetensors", "cut", "adapter_model.safetensors cannot be read"),
-     ("adapter_config.json", "{}", "names no base_model_name_or_path"),
-     ("adapter_config.json", "{", "adapter_config.json cannot be read")],
-)  # fmt: skip
-def test_a_broken_adapter_is_not_merged(tmp_path, model_folder, tokenizer, lora, capsys, file, content, words):
-    adapter = save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
-    (adapter / file).write_text(content)
-    capsys.readouterr()
-    assert main(["merge", "--adapter", str(adapter), "--output_dir", str(tmp_path / "merged")]) == BAD_INPUT
-    assert words in capsys.readouterr().err
-    assert not (tmp_path / "merged").exists()
-
-
 def test_a_comparison_of_an_unknown_architecture_starts_no_run(good, tmp_path, model_folder, capsys):
     base = Path(shutil.copytree(model_folder, tmp_path / "base"))
     (base / "config.json").write_text('{"model_type": "nosuch"}')
@@ -547,8 +450,8 @@ def test_a_comparison_of_an_unknown_architecture_starts_no_run(good, tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
-def test_interrupt(monkeypatch, capsys):
-    monkeypatch.setitem(COMMANDS, "train", failing(KeyboardInterrupt()))
+def test_interrupt(fails_with, capsys):
+    fails_with(KeyboardInterrupt())
     assert main(["train"]) == INTERRUPTED == 130
     assert "interrupted" in capsys.readouterr().err
 

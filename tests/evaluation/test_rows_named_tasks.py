@@ -11,7 +11,7 @@ from folders import TRAINING, puzzles, tree, write_rows
 
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.evaluation.rows import held_out_questions
-from warmup_peft.inference.loading import TrainingRecord
+from warmup_peft.inference.folder import TrainingRecord
 from warmup_peft.settings.arguments import EvaluateArguments
 
 TASK = """

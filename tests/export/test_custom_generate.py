@@ -18,9 +18,9 @@ from folders import random_adapter, save_adapter, warmup_config
 from transformers import LlamaForCausalLM
 
 from warmup_peft import merge_adapter, warmup_generate
-from warmup_peft.export.custom_generate import EXPORT_NAME, decoding_source, export_decoding
+from warmup_peft.export.custom_generate import decoding_source, export_decoding
 from warmup_peft.export.model_card import write_model_card
-from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.folder import DECODING_NAME, WarmupConfig
 from warmup_peft.inference.loading import load_folder
 
 PROMPT = "Q: what follows three?"
@@ -66,7 +66,7 @@ def test_the_file_is_short_stable_and_needs_torch_and_transformers_only(tokenize
 
 def test_training_and_merging_leave_the_file(folders):
     for folder in folders.values():
-        assert (folder / EXPORT_NAME).read_text() == decoding_source(WarmupConfig.load(folder))
+        assert (folder / DECODING_NAME).read_text() == decoding_source(WarmupConfig.load(folder))
 
 
 def snippets(folder: Path) -> dict[str, str]:

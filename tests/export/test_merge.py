@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, set
 
 from warmup_peft import merge_adapter
 from warmup_peft.export.merge import merge_layer_by_layer
-from warmup_peft.inference.loading import TrainingRecord, is_adapter, load_base, load_folder
-from warmup_peft.inference.scores import METRICS_NAME, save_scores
+from warmup_peft.inference.folder import METRICS_NAME, TrainingRecord, is_adapter
+from warmup_peft.inference.loading import load_base, load_folder
+from warmup_peft.inference.scores import save_scores
 
 
 def test_merged_model_is_the_adapter_in_plain_weights(trained, tmp_path):
@@ -77,7 +78,7 @@ def test_merged_folder_is_whole(adapter, tmp_path):
 
 
 def test_merge_refuses_what_is_no_adapter(model_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"holds no adapter_config.json, so it is no adapter"):
+    with pytest.raises(ValueError, match=r"has no adapter_config.json, so it is not an adapter"):
         merge_adapter(model_folder, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
@@ -210,7 +211,9 @@ def test_a_merge_that_is_off_by_more_than_rounding_is_an_error(adapter, tmp_path
     monkeypatch.setattr("warmup_peft.export.merge.merge_layer_by_layer", spoilt)
     before = tree(tmp_path)
     if is_refused:
-        with pytest.raises(ValueError, match=r"differ from the adapter's by \d\.\d%, .* 0\.1% .*nothing was written"):
+        with pytest.raises(
+            ValueError, match=r"differ from the adapter's by \d\.\d%\. .* 0\.1%, so nothing was written"
+        ):
             merge_adapter(adapter, tmp_path / "merged", dtype=dtype)
         assert tree(tmp_path) == before
     else:

@@ -8,10 +8,10 @@ import pytest
 from folders import SCORES, SEPARATOR, card_of, random_adapter, save_adapter, warmup_config
 from huggingface_hub import ModelCard
 
-from warmup_peft.export.model_card import CARD_NAME, PEFT_TEMPLATE_TITLE, is_edited, write_model_card
+from warmup_peft.export.model_card import PEFT_TEMPLATE_TITLE, is_edited, write_model_card
 from warmup_peft.files import replacing_files
-from warmup_peft.inference.loading import TrainingRecord
-from warmup_peft.inference.scores import METRICS_NAME, save_scores
+from warmup_peft.inference.folder import CARD_NAME, METRICS_NAME, TrainingRecord
+from warmup_peft.inference.scores import save_scores
 
 
 @pytest.fixture

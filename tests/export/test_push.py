@@ -19,10 +19,17 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import filter_repo_objects
 
 from warmup_peft.export.merge import merge_adapter
-from warmup_peft.export.model_card import CARD_NAME, PEFT_TEMPLATE_TITLE, write_model_card
+from warmup_peft.export.model_card import PEFT_TEMPLATE_TITLE, write_model_card
 from warmup_peft.export.push import files_to_push, push_folder, without_places
-from warmup_peft.inference.loading import TrainingRecord
-from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, save_scores
+from warmup_peft.inference.folder import (
+    CARD_NAME,
+    HARNESS_NAME,
+    METRICS_NAME,
+    RUN_FILES,
+    TRAINING_STATE,
+    TrainingRecord,
+)
+from warmup_peft.inference.scores import save_scores
 
 
 class FakeHub:
@@ -73,17 +80,7 @@ def pushable(tmp_path, model_folder, tokenizer, lora) -> Path:
     return adapter
 
 
-PUSHED = [
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "custom_generate/generate.py",
-    "metrics.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "warmup_config.json",
-    "warmup_training.json",
-]
+EXPECTED = sorted({CARD_NAME, "tokenizer.json", "tokenizer_config.json", *RUN_FILES} - {HARNESS_NAME, *TRAINING_STATE})
 KEPT_BACK = [
     "notes.txt",
     "secrets.json",
@@ -111,7 +108,7 @@ def add_files(folder: Path, names: list[str]) -> None:
 @pytest.mark.parametrize("name", KEPT_BACK)
 def test_what_belongs_to_the_training_stays(pushable, name):
     add_files(pushable, [name])
-    assert files_to_push(pushable) == PUSHED
+    assert files_to_push(pushable) == EXPECTED
 
 
 def test_merged_folder_can_be_pushed_and_others_cannot(tmp_path, model_folder):
@@ -127,7 +124,7 @@ def test_push_is_private_and_uploads_the_listed_files_only(pushable, tmp_path):
     assert hub.calls[0] == ("create_repo", "me/it", {"private": True, "exist_ok": True})
     assert hub.uploaded == plan.files
     assert not set(hub.uploaded) & set(KEPT_BACK)
-    assert set(PUSHED) <= set(hub.uploaded)
+    assert set(EXPECTED) <= set(hub.uploaded)
     assert (plan.private, plan.card_kept, plan.url) == (True, False, "https://huggingface.co/me/it")
 
 
@@ -142,7 +139,7 @@ def test_edited_card_on_the_hub_is_kept(pushable, tmp_path):
     plan = push_folder(pushable, "me/it", api=hub)
     assert plan.card_kept
     assert CARD_NAME not in plan.files
-    assert hub.uploaded == [name for name in PUSHED if name != CARD_NAME]
+    assert hub.uploaded == [name for name in EXPECTED if name != CARD_NAME]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +169,7 @@ def test_dry_run_asks_the_hub_nothing(pushable, monkeypatch):
 
     monkeypatch.setattr("warmup_peft.export.push.HfApi", no_client)
     plan = push_folder(pushable, "me/it", dry_run=True)
-    assert (plan.files, plan.private, plan.url) == (PUSHED, True, None)
+    assert (plan.files, plan.private, plan.url) == (EXPECTED, True, None)
 
 
 def test_push_refuses_what_is_no_model(tmp_path):
@@ -293,5 +290,5 @@ def test_paths_of_every_kind_lose_their_folders(value, public):
 def test_a_broken_file_is_named_before_anything_goes_up(pushable, tmp_path):
     (pushable / "metrics.json").write_text("{")
     hub = FakeHub(tmp_path, NEW_REPO)
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         push_folder(pushable, "me/it", dry_run=True, api=hub)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from architectures import build
-from folders import SEPARATOR, random_adapter, warmup_config
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, set_seed
+from folders import random_adapter, warmup_config
+from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
 
 from warmup_peft import warmup_generate
-from warmup_peft.inference.decoding import _decode
-from warmup_peft.inference.folder import WARMUP_CONFIG_NAME, WarmupConfig
-from warmup_peft.inference.generation import append_warmups, end_token_ids, separator_token_ids
-from warmup_peft.method.branches import Tokens, Warmups
+from warmup_peft.inference.decoding import decode_prepared
+from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.generation import end_token_ids
 
 PROMPTS = ["Q: one?", "A longer question: two?", "x", "Q: what follows three?", "?", "Tell me."]
 PAD = 0
@@ -131,12 +128,12 @@ def test_several_answers_of_each_prompt(base, batch, config):
     assert torch.equal(sequences[2::3, :width], batch["input_ids"])
 
 
-@pytest.mark.parametrize("law", [{"top_k": 1}, {"temperature": 1e-4}, {"top_p": 1e-6}, {"min_p": 1.0}])
-def test_the_law_of_sampling_holds_for_the_warmup_too(base, batch, config, law):
-    """Each of these laws leaves the likeliest token alone, so sampling must do what greedy decoding does."""
+@pytest.mark.parametrize("sampling", [{"top_k": 1}, {"temperature": 1e-4}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_sampling_options_apply_to_the_warmup_too(base, batch, config, sampling):
+    """Each of these options leaves only the most likely token, so sampling must equal greedy decoding."""
     keywords = dict(warmup_config=config, return_warmup=True, max_new_tokens=NUM_ANSWER_TOKENS, pad_token_id=PAD)
     set_seed(0)
-    sampled = warmup_generate(base, **batch, do_sample=True, **law, **keywords)
+    sampled = warmup_generate(base, **batch, do_sample=True, **sampling, **keywords)
     assert torch.equal(sampled, warmup_generate(base, **batch, do_sample=False, **keywords))
 
 
@@ -170,69 +167,6 @@ def test_training_mode_generation_defaults_and_gradients_are_left_alone(base, ba
     assert base.generation_config is defaults
     assert not sequences.requires_grad
     base.eval()
-
-
-# ---- Parts ----
-
-
-def test_warmups_and_separator_are_appended_by_hand():
-    prompt = Tokens(torch.tensor([[0, 5], [6, 7]]), torch.tensor([[False, True], [True, True]]))
-    warmups = Warmups(torch.tensor([[[8, 9]], [[8, 1]]]), torch.tensor([[2], [0]]), torch.tensor([[2], [1]]))
-    context = append_warmups(prompt, warmups, WarmupConfig("||", [3, 3], 2), pad_id=4)
-    assert context.ids.tolist() == [[5, 8, 9, 3, 3], [4, 6, 7, 3, 3]]
-    assert context.mask.tolist() == [[True] * 5, [False, True, True, True, True]]
-
-
-def test_end_tokens_are_the_models_and_the_tokenizers(base, tokenizer):
-    assert end_token_ids(base) == (1, *range(200, 270))
-    assert end_token_ids(base, tokenizer) == (1, *range(200, 270))
-
-
-def word_tokenizer(**special) -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "yes": 1, "||": 2, "<bos>": 3}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **special)
-
-
-def test_separator_ids_have_no_special_tokens(tokenizer):
-    assert tokenizer.decode(separator_token_ids(tokenizer, SEPARATOR)) == SEPARATOR
-    assert separator_token_ids(word_tokenizer(bos_token="<bos>"), " || ") == [2]
-
-
-@pytest.mark.parametrize("separator", ["  ", "###", "|| ###"])
-def test_separator_that_cannot_be_written_is_refused(separator):
-    with pytest.raises(ValueError, match=r"^warmup_separator='.*' cannot be written by this tokenizer.*Choose a sep"):
-        separator_token_ids(word_tokenizer(), separator)
-
-
-# ---- WarmupConfig ----
-
-
-def test_config_comes_back_as_it_was_saved(config, tmp_path):
-    assert not WarmupConfig.is_in(tmp_path)
-    config.save(tmp_path)
-    assert WarmupConfig.is_in(tmp_path)
-    assert WarmupConfig.load(tmp_path) == config
-    assert json.loads((tmp_path / WARMUP_CONFIG_NAME).read_text())["warmup_separator"] == SEPARATOR
-
-
-def test_missing_config(tmp_path):
-    with pytest.raises(ValueError, match=rf"holds no {WARMUP_CONFIG_NAME}.*Name the folder"):
-        WarmupConfig.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", '{"warmup_separator": " | ", "warm', "[]", "null", '{"warmup_separator": " | "}', '{"unknown": 1}',
-        '{"warmup_separator": " | ", "warmup_separator_ids": [1], "max_warmup_length": "8); import os; print("}',
-        '{"warmup_separator": " | ", "warmup_separator_ids": ["os"], "max_warmup_length": 8}',
-    ],
-)  # fmt: skip
-def test_broken_config(tmp_path, text):
-    (tmp_path / WARMUP_CONFIG_NAME).write_text(text)
-    with pytest.raises(ValueError, match=rf"{WARMUP_CONFIG_NAME} cannot be read \("):
-        WarmupConfig.load(tmp_path)
 
 
 # ---- As `generate` would, without the warmup in sight ----
@@ -277,7 +211,7 @@ def test_options_of_generate_hold_for_the_answer(base, batch, config, tokenizer,
 
 
 def test_no_processor_or_criterion_sees_the_warmup(base, batch, config):
-    """What they are shown is prompt and answer, also by length."""
+    """They see prompt and answer only, also in the length."""
     seen = []
 
     def watch(input_ids, scores, **_):
@@ -387,15 +321,15 @@ def test_a_limit_of_zero_is_plain_generate(base, batch, config):
 
 
 def test_the_answer_that_most_warmups_give(base, batch, config):
-    """Every prompt's answer is the most frequent of those that single draws from the same seed give."""
+    """Every prompt's answer is the most frequent of those that single calls with the same seed give."""
     keywords = dict(warmup_config=config, max_new_tokens=2, pad_token_id=PAD, do_sample=False)
     set_seed(3)
     voted = warmup_generate(base, **batch, num_warmups=7, **keywords)
     assert voted.shape == (len(PROMPTS), batch["input_ids"].size(1) + 2)
     repeated = {name: x.repeat_interleave(7, 0) for name, x in batch.items()}
     set_seed(3)
-    draw = functools.partial(_decode, warmup_config=config, sample_warmup=True)
-    rows = base.generate(**repeated, custom_generate=draw, max_new_tokens=2, pad_token_id=PAD, do_sample=False)
+    decode = functools.partial(decode_prepared, warmup_config=config, sample_warmup=True)
+    rows = base.generate(**repeated, custom_generate=decode, max_new_tokens=2, pad_token_id=PAD, do_sample=False)
     for row, prompt in enumerate(voted.tolist()):
         answers = [tuple(answer) for answer in rows[7 * row : 7 * row + 7, batch["input_ids"].size(1) :].tolist()]
         most = max(answers.count(answer) for answer in answers)
@@ -447,10 +381,10 @@ def test_the_cache_is_used_whatever_is_asked(base, batch, config, where):
 def test_stop_strings_may_stand_in_the_configuration(base, config, tokenizer):
     ids = tokenizer("Q: one?", return_tensors="pt")
     keywords = dict(warmup_config=config, max_new_tokens=12, pad_token_id=PAD, do_sample=False, tokenizer=tokenizer)
-    law = GenerationConfig(stop_strings=["a", "e"], eos_token_id=1)
-    in_it = warmup_generate(base, **ids, **keywords, generation_config=law)
+    generation_config = GenerationConfig(stop_strings=["a", "e"], eos_token_id=1)
+    in_it = warmup_generate(base, **ids, **keywords, generation_config=generation_config)
     assert torch.equal(in_it, warmup_generate(base, **ids, **keywords, stop_strings=["a", "e"], eos_token_id=1))
-    assert law.stop_strings == ["a", "e"]
+    assert generation_config.stop_strings == ["a", "e"]
 
 
 def test_a_cache_that_holds_something_is_refused(base, config, tokenizer):

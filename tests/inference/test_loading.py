@@ -15,16 +15,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, T5Config
 
 from warmup_peft import merge_adapter
-from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
 from warmup_peft.inference.generation import end_token_ids
-from warmup_peft.inference.loading import (
-    TRAINING_RECORD_NAME,
-    TrainingRecord,
-    context_length,
-    load_base,
-    load_folder,
-    load_tokenizer,
-)
+from warmup_peft.inference.loading import context_length, load_base, load_folder, load_tokenizer
 
 # ---- Loading ----
 
@@ -67,7 +60,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_folder_that_is_no_warmup_model(model_folder):
-    with pytest.raises(ValueError, match="it is no warmup adapter"):
+    with pytest.raises(ValueError, match="it is not a warmup adapter"):
         load_folder(model_folder)
 
 
@@ -115,36 +108,6 @@ def test_adapter_weights_that_are_cut_off(adapter):
         load_folder(adapter)
 
 
-@pytest.mark.parametrize("text", ['{"base_mod', "[]"])
-def test_broken_training_record_is_named(adapter, text):
-    (adapter / TRAINING_RECORD_NAME).write_text(text)
-    with pytest.raises(ValueError, match=TRAINING_RECORD_NAME):
-        load_folder(adapter)
-
-
-def test_a_training_record_of_a_newer_version_still_loads(adapter):
-    path = adapter / TRAINING_RECORD_NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), "unknown": 1}))
-    assert load_folder(adapter).record is not None
-
-
-def test_adapter_without_training_record_still_loads(adapter):
-    expected = logits(load_folder(adapter).model)
-    (adapter / TRAINING_RECORD_NAME).unlink()
-    loaded = load_folder(adapter)
-    assert loaded.record is None
-    assert relative_difference(logits(loaded.model), expected) < 1e-6
-
-
-def test_training_record_comes_back(tmp_path):
-    record = TrainingRecord(
-        "base", "abc", "bfloat16", {"load_in_4bit": True}, {"seed": 1}, {"task": None}, {"trl": "1"}
-    )
-    record.save(tmp_path)
-    assert TrainingRecord.load(tmp_path) == record
-    assert TrainingRecord.load(tmp_path / "nowhere") is None
-
-
 # ---- Tokenizers ----
 
 
@@ -189,7 +152,7 @@ def test_model_that_names_no_end_token_ends_where_its_tokenizer_says(model_folde
 def test_a_separator_that_the_tokenizer_splits_otherwise_is_refused(adapter):
     config = WarmupConfig.load(adapter)
     dataclasses.replace(config, warmup_separator_ids=[5, 6]).save(adapter)
-    with pytest.raises(ValueError, match=r"has the token ids \[5, 6\] in the training, but the tokenizer"):
+    with pytest.raises(ValueError, match=r"had the token ids \[5, 6\] in training, but the tokenizer"):
         load_folder(adapter)
 
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from warmup_peft import merge_adapter
 from warmup_peft.cli.main import BAD_INPUT, main
-from warmup_peft.inference.loading import TrainingRecord, load_base, load_folder
+from warmup_peft.inference.folder import TrainingRecord
+from warmup_peft.inference.loading import load_base, load_folder
 
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [64, 64]}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}

@@ -27,7 +27,7 @@ from warmup_peft import warmup_generate
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import load_folder, load_tokenizer
-from warmup_peft.inference.server import CompletionsClient, draw_from_server
+from warmup_peft.inference.server import CompletionsClient, sample_from_server
 from warmup_peft.method.branches import left_padded
 from warmup_peft.method.model import evaluation_mode
 from warmup_peft.method.rows import PlainRows
@@ -92,17 +92,17 @@ def as_vllm(ids, logps, index, stopped):
 
 def scripted(body):
     """The same three warmups for every prompt: one stopped, one with the separator, one cut by the limit."""
-    draws = [([5, 1], [-1.0, -2.0], True), ([6, 8, 9, 7], [-0.5] * 4, False), ([5, 6, 7, 5], [-0.25] * 4, False)]
+    samples = [([5, 1], [-1.0, -2.0], True), ([6, 8, 9, 7], [-0.5] * 4, False), ([5, 6, 7, 5], [-0.25] * 4, False)]
     count = len(body["prompt"])
     choices = [
-        as_vllm(ids, logps, 3 * p + k, stop) for p in range(count) for k, (ids, logps, stop) in enumerate(draws)
+        as_vllm(ids, logps, 3 * p + k, stop) for p in range(count) for k, (ids, logps, stop) in enumerate(samples)
     ]
     return 200, {"choices": choices[::-1]}  # in any order
 
 
 def test_ids_go_up_and_come_back_with_their_log_probabilities(server):
     server.answer = scripted
-    warmups = draw_from_server(client(server), SETTINGS)(PROMPTS, seed=7)
+    warmups = sample_from_server(client(server), SETTINGS)(PROMPTS, seed=7)
     assert warmups.lengths.tolist() == [[1, 1, 4]] * 2
     assert warmups.num_decisions.tolist() == [[2, 3, 4]] * 2
     assert warmups.logp[0].tolist() == pytest.approx([-3.0, -1.5, -1.0])  # not of what came after the separator
@@ -121,22 +121,22 @@ def test_older_servers_name_the_ids_in_their_tokens(server):
         return status, payload
 
     server.answer = without_token_ids
-    warmups = draw_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
+    warmups = sample_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
     assert warmups.ids[0].tolist() == [[5, 1, 0, 0], [6, 8, 9, 7], [5, 6, 7, 5]]
 
 
 def test_the_key_comes_from_the_environment_alone(server, monkeypatch):
     server.answer = scripted
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    draw_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
+    sample_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    draw_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
+    sample_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
     assert [headers.get("Authorization") for headers in server.headers] == [None, "Bearer secret"]
 
 
 def test_a_busy_server_is_asked_again(server):
     server.answer = lambda body: (503, b"busy") if len(server.asked) < 3 else scripted(body)
-    draw_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
+    sample_from_server(client(server), SETTINGS)(PROMPTS, seed=0)
     assert len(server.asked) == 3
 
 
@@ -144,7 +144,7 @@ def test_a_busy_server_is_asked_again(server):
 def test_a_server_that_asks_for_a_long_pause_gets_the_timeout(server, pause):
     server.answer = lambda body: (503, b"busy", ("Retry-After", pause)) if len(server.asked) < 3 else scripted(body)
     start = time.monotonic()
-    draw_from_server(client(server, timeout=0.4), SETTINGS)(PROMPTS, seed=0)
+    sample_from_server(client(server, timeout=0.4), SETTINGS)(PROMPTS, seed=0)
     assert len(server.asked) == 3
     assert 0.8 <= time.monotonic() - start < 10
 
@@ -152,19 +152,19 @@ def test_a_server_that_asks_for_a_long_pause_gets_the_timeout(server, pause):
 @pytest.mark.parametrize(
     ("status", "payload", "message", "tries"),
     [
-        (401, {}, "refuses the key (401). Set OPENAI_API_KEY", 1),
-        (404, {}, "knows no model 'base'", 1),
+        (401, {}, "rejects the key (401). Set OPENAI_API_KEY", 1),
+        (404, {}, "has no model 'base'", 1),
         (400, {"error": "too long"}, 'answers 400: {"error": "too long"}', 1),
         (500, b"oh", "answers 500 after 3 tries: oh", 3),
-        (200, b"<html>", "something that is no JSON: '<html>'", 1),
-        (200, {"choices": []}, "answered with 0 completions where 6 were asked for", 1),
+        (200, b"<html>", "something that is not JSON: '<html>'", 1),
+        (200, {"choices": []}, "answered with 0 completions instead of 6", 1),
         (200, {"hello": 1}, "answered with no completions", 1),
         (200, [1, 2], "answered with no completions", 1),
         (200, {"choices": [{"index": i, "text": "x"} for i in range(6)]}, "returns no token ids", 1),
         (200, {"choices": [as_vllm([5], [-1.0], i, True) for i in range(6)]}, "one of the end tokens [1]", 1),
         (200, {"choices": [as_vllm([5, 6], [-1.0] * 2, i, False) for i in range(6)]}, "at the limit of 4", 1),
-        (200, {"choices": [{"text": "x"}] * 6}, "completions that have no index", 1),
-        (200, {"choices": ["x"] * 6}, "completions that have no index", 1),
+        (200, {"choices": [{"text": "x"}] * 6}, "completions without an index", 1),
+        (200, {"choices": ["x"] * 6}, "completions without an index", 1),
         (200, {"choices": [as_vllm([5, 1], [-1.0, None], i, True) for i in range(6)]}, "returns no token ids", 1),
         (200, {"choices": [as_vllm("51", [-1.0, -1.0], i, True) for i in range(6)]}, "returns no token ids", 1),
         (200, {"choices": [{**as_vllm([5], [-1.0], i, True), "logprobs": [1]} for i in range(6)]}, "no token ids", 1),
@@ -173,7 +173,7 @@ def test_a_server_that_asks_for_a_long_pause_gets_the_timeout(server, pause):
 def test_what_goes_wrong_is_said_in_a_sentence(server, status, payload, message, tries):
     server.answer = lambda body: (status, payload)
     with pytest.raises(ValueError, match="http:") as caught:
-        draw_from_server(client(server, retries=2), SETTINGS)(PROMPTS, seed=0)
+        sample_from_server(client(server, retries=2), SETTINGS)(PROMPTS, seed=0)
     assert message in str(caught.value)
     assert len(server.asked) == tries
 
@@ -187,12 +187,12 @@ def test_a_server_that_is_down_or_slow(server):
         client(server, timeout=0.1, retries=0).complete(PROMPTS, n=3)
 
 
-def test_servers_report_the_models_own_law_only():
+def test_servers_report_only_the_models_own_distribution():
     with pytest.raises(ValueError, match="Leave temperature, top_k, top_p and min_p out"):
-        draw_from_server(CompletionsClient("http://x", "y"), dataclasses.replace(SETTINGS, temperature=0.7))
+        sample_from_server(CompletionsClient("http://x", "y"), dataclasses.replace(SETTINGS, temperature=0.7))
 
 
-# ---- A whole draw, against the tiny model behind the server ----
+# ---- A whole pool, with the tiny model behind the server ----
 
 
 def serve(model_folder, separator_ids, noise=0.0):
@@ -250,13 +250,13 @@ def test_a_pool_from_a_server_is_one_from_the_model(server, draw_argv, model_fol
     assert main(draw_argv) == 0
     assert f"lie in {tmp_path / 'run' / 'warmup_pool'}" in capsys.readouterr().out
     assert [len(body["prompt"]) for body in server.asked] == [2, 2, 2]
-    drawn = first_tokens(tmp_path / "run" / "warmup_pool")
+    sampled = first_tokens(tmp_path / "run" / "warmup_pool")
     at = draw_argv.index("--base_url")
     local = draw_argv[:at] + draw_argv[at + 4 :] + ["--output_dir", str(tmp_path / "local")]
     assert main(local) == 0
     expected = first_tokens(tmp_path / "local" / "warmup_pool")
-    tokens = sorted(set(drawn) | set(expected), key=lambda token: -expected.get(token, 0))
-    table = np.array([[counts.get(token, 0) for token in tokens[:8]] for counts in (drawn, expected)])
+    tokens = sorted(set(sampled) | set(expected), key=lambda token: -expected.get(token, 0))
+    table = np.array([[counts.get(token, 0) for token in tokens[:8]] for counts in (sampled, expected)])
     rest = 6 * 40 - table.sum(1, keepdims=True)
     assert chi2_contingency(np.hstack([table, rest])).pvalue > 1e-3
     pool = tmp_path / "run" / "warmup_pool"
@@ -422,16 +422,16 @@ def test_a_boundary_that_merges_is_said(server, speaking, tmp_path, caplog):
         (400, {}) if not isinstance(body["prompt"], str) else (200, {"choices": [{"index": 0, "text": " G"}]})
     )
     assert ask(folder, server.url, ["Passage: x"], tmp_path) == 0
-    assert "merge with those beside it" in caplog.text
+    assert "tokenised differently beside the text" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("status", "payload", "message"),
     [
-        (401, {}, "refuses the key (401)"),
-        (404, {}, "knows no model 'it'"),
+        (401, {}, "rejects the key (401)"),
+        (404, {}, "has no model 'it'"),
         (400, {"error": "maximum context length"}, "answers 400: "),
-        (200, b"<html>", "no JSON"),
+        (200, b"<html>", "not JSON"),
         (200, {"choices": [{"index": 0}]}, "has no text"),
     ],
 )

@@ -9,9 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
 
-from warmup_peft.export.model_card import CARD_NAME
-from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.loading import TrainingRecord
+from warmup_peft.inference.folder import CARD_NAME, TrainingRecord, WarmupConfig
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place
 
 TRAINING = {  # options of the shortest training that moves a tiny model's weights

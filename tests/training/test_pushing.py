@@ -15,17 +15,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
+from warmup_peft.inference.folder import CARD_NAME, RUN_FILES, SCORES, TRAINING_STATE
 
-ADAPTER = {
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "custom_generate/generate.py",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "warmup_config.json",
-    "warmup_training.json",
-}
+ADAPTER = {CARD_NAME, "tokenizer.json", "tokenizer_config.json", *RUN_FILES} - {*SCORES, *TRAINING_STATE}
 WEIGHTS = "adapter_model.safetensors"
 MODEL = {name for name in ADAPTER if not name.startswith("adapter_")} | {
     "config.json",

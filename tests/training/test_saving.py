@@ -23,8 +23,8 @@ from transformers import (
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer, merge_adapter
 from warmup_peft.cli.main import main
-from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.loading import TrainingRecord, load_folder
+from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
+from warmup_peft.inference.loading import load_folder
 
 IDS = torch.arange(3, 60).unsqueeze(0)
 SETTINGS = {

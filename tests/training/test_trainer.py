@@ -319,20 +319,6 @@ def test_everything_sfttrainer_takes_is_taken():
     assert ours == theirs
 
 
-def test_the_private_hooks_of_trl_and_transformers_are_there():
-    """What this trainer overrides or reads; a release that moves one fails here, by name."""
-    for hook in (
-        "_prepare_dataset", "compute_loss", "evaluation_loop", "_save", "create_model_card", "get_tp_size",
-        "push_to_hub", "_push_from_checkpoint", "_finish_current_push", "init_hf_repo",
-        "_get_output_dir", "_load_best_model", "_load_from_checkpoint", "_run_epoch", "_save_checkpoint",
-        "_save_rng_state",
-    ):  # fmt: skip
-        assert callable(getattr(SFTTrainer, hook)), hook
-    source = inspect.getsource(SFTTrainer)
-    for attribute in ("self._metrics[mode]", "self._total_train_tokens", "self._tp_size", "self._tokenizer"):
-        assert attribute in source, attribute
-
-
 def test_rows_beyond_the_context_are_refused(model_folder, tokenizer, lora, tmp_path):
     """The tiny model knows 512 positions; warmup 5 and separator 3 come on top of 505."""
     rows = [*EXAMPLES, {"prompt": "y" * 500, "completion": "four"}]

@@ -47,7 +47,7 @@ def test_what_cannot_be_shared_falls_back_or_refuses(
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **settings)
     assert encoding_used(trainer) is PlainRows
     assert reason in caplog.text
-    with pytest.raises(ValueError, match=f"prefix_sharing=true cannot be had: .*{reason}"):
+    with pytest.raises(ValueError, match=f"prefix_sharing=always cannot be had: .*{reason}"):
         make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, prefix_sharing="true", **settings)
 
 
@@ -81,7 +81,7 @@ def test_the_first_batch_is_checked_against_plain_rows(
     assert encoding_used(trainer) is PlainRows
     assert reason in caplog.text
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, prefix_sharing="true")
-    with pytest.raises(ValueError, match=f"prefix_sharing=true cannot be had: .*{reason}"):
+    with pytest.raises(ValueError, match=f"prefix_sharing=always cannot be had: .*{reason}"):
         trainer.train()
 
 

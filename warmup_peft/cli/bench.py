@@ -1,26 +1,25 @@
-"""What will warmups cost on my machine? One training step, timed several ways in one process.
+"""`warmup-peft bench`: what do warmups cost on my machine? Times one training step in several ways in one process.
 
     sft       TRL's own `SFTTrainer`
-    naive     the ten-line way: `generate` with K return sequences, then K full rows
+    naive     the obvious ten lines: `generate` with K return sequences, then K full rows
     plain     `WarmupSFTTrainer` without sharing: K full rows, sampling from a prompt encoded once
     shared    `WarmupSFTTrainer` with each prompt encoded once
-    anchored  the same with the anchor
-    base      the same with the anchor and warmups that were drawn before
+    anchored  shared, with the anchor
+    base      shared, with the anchor and warmups that were sampled before
     jensen, log_mean_exp, ...   shared, with that objective
 
-The arms take turns, so that a machine whose speed drifts slows all of them alike; read the ratios, not the seconds.
+The arms take turns, so that changes in the machine's speed affect all of them. Compare the ratios, not the seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import statistics
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,10 +44,12 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from warmup_peft.files import write_json
 from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
 from warmup_peft.method.model import evaluation_mode
 from warmup_peft.method.objective import OBJECTIVES
 from warmup_peft.settings.arguments import BenchArguments, check_counts
+from warmup_peft.settings.parsing import parse_one
 from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.monitor import log_console
 from warmup_peft.training.trainer import WarmupSFTTrainer
@@ -56,7 +57,7 @@ from warmup_peft.training.trainer import WarmupSFTTrainer
 ARMS: dict[str, dict[str, Any] | None] = {
     "sft": None,
     "naive": None,
-    "plain": {"prefix_sharing": "false"},
+    "plain": {"prefix_sharing": "never"},
     "shared": {},
     "anchored": {"warmup_anchor": 0.3},
     "base": {"warmup_anchor": 0.3, "warmup_source": "base"},
@@ -82,7 +83,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Arm:
-    """One way to take a step, and what was measured of it (seconds, bytes)."""
+    """One way to run a training step, and its measurements (seconds, bytes)."""
 
     name: str
     model: nn.Module
@@ -111,7 +112,7 @@ class Arm:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, for random models."""
+    """A tokenizer with one token per byte, for random models."""
     vocabulary = {token: i for i, token in enumerate(["<|pad|>", "<|eos|>", *pre_tokenizers.ByteLevel.alphabet()])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -120,7 +121,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def load_model(options: BenchArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The user's model, or a random one of a given shape; 4-bit loading goes through a temporary folder."""
+    """The user's model, or a random one of a given shape. For 4 bit, it is saved to a temporary folder first."""
     quantization = None
     dtype = getattr(torch, options.dtype)
     if options.load_in_4bit:
@@ -147,7 +148,7 @@ def load_model(options: BenchArguments) -> tuple[PreTrainedModel, PreTrainedToke
 
 
 def random_rows(options: BenchArguments, vocab_size: int) -> Dataset:
-    """`batch_size` rows of random tokens, the prompt's labels masked."""
+    """`batch_size` rows of random tokens. The labels of the prompt are masked."""
     generator = torch.Generator().manual_seed(0)
     length = options.prompt_length + options.target_length
     ids = torch.randint(260, vocab_size, (options.batch_size, length), generator=generator)
@@ -160,7 +161,7 @@ def random_rows(options: BenchArguments, vocab_size: int) -> Dataset:
 
 
 def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
-    """The arms over one model and one adapter."""
+    """All arms, with one model and one adapter."""
     set_seed(0)
     base, tokenizer = load_model(options)
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -188,7 +189,7 @@ def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
                 "warmup_separator": SEPARATOR,
                 "warmup_pool_size": options.num_warmups,
                 "warmup_anchor": 0.0,
-                "prefix_sharing": "true",
+                "prefix_sharing": "always",
                 **common,
                 **changes,
             }
@@ -227,10 +228,10 @@ def make_arm(name: str, trainer: SFTTrainer, options: BenchArguments) -> Arm:
 
 
 def naive_loss(trainer: SFTTrainer, batch: dict[str, torch.Tensor], options: BenchArguments) -> torch.Tensor:
-    """What one would write first. All prompts are of one length here, so it needs no padding."""
+    """The obvious implementation. All prompts have the same length here, so it needs no padding."""
     model, prompt = trainer.model, batch["input_ids"][:, : options.prompt_length]
     with evaluation_mode(model):
-        drawn = model.generate(
+        sampled = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             do_sample=True,
@@ -239,9 +240,9 @@ def naive_loss(trainer: SFTTrainer, batch: dict[str, torch.Tensor], options: Ben
             min_new_tokens=options.max_warmup_length,
             max_new_tokens=options.max_warmup_length,
         )
-    separator = torch.tensor(trainer.processing_class(SEPARATOR)["input_ids"], device=drawn.device)
+    separator = torch.tensor(trainer.processing_class(SEPARATOR)["input_ids"], device=sampled.device)
     target = batch["input_ids"][:, options.prompt_length :].repeat_interleave(options.num_warmups, 0)
-    rows = torch.cat([drawn, separator.expand(len(drawn), -1), target], dim=1)
+    rows = torch.cat([sampled, separator.expand(len(sampled), -1), target], dim=1)
     labels = rows.clone()
     labels[:, : -target.size(1)] = -100
     return model(input_ids=rows, attention_mask=torch.ones_like(rows), labels=labels, use_cache=False).loss
@@ -268,7 +269,7 @@ def timed(function: Callable, seconds: list[float]) -> Callable:
 
 
 class AliveBytes(TorchDispatchMode):
-    """Bytes of the tensors that are made in its block and alive at once, at the worst moment."""
+    """Peak size, in bytes, of the tensors that are created in its block and alive at the same time."""
 
     def __init__(self):
         super().__init__()
@@ -296,7 +297,7 @@ class AliveBytes(TorchDispatchMode):
 
 @contextlib.contextmanager
 def peak_of(arm: Arm, model: nn.Module) -> Iterator[None]:
-    """Peak bytes during a step: as CUDA counts them; on a CPU the weights and whatever tensors the step made."""
+    """Peak bytes during a step: as measured by CUDA; on a CPU those of the weights and of the step's tensors."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         yield
@@ -308,7 +309,7 @@ def peak_of(arm: Arm, model: nn.Module) -> Iterator[None]:
 
 
 def measure(arms: list[Arm], steps: int) -> None:
-    """One step each to warm up and to see the memory, then `steps` timed ones in turn."""
+    """Run two steps of each arm, the second to measure memory, then `steps` timed steps in turn."""
     for arm in arms:
         arm.step()
         with peak_of(arm, arm.model):
@@ -320,11 +321,15 @@ def measure(arms: list[Arm], steps: int) -> None:
             timed(arm.step, arm.seconds)()
 
 
+def run(argv: Sequence[str]) -> None:
+    run_bench(parse_one(BenchArguments, argv))
+
+
 def run_bench(options: BenchArguments) -> dict[str, Any]:
-    """Measure, print the table and, where `output_file` is given, write it as JSON.
+    """Measure, print the table and, if `output_file` is given, write the results as JSON.
 
     Raises:
-        ValueError: an unknown shape or arm, an impossible count, or no folder for `output_file`.
+        ValueError: a shape or an arm is unknown, a count cannot work, or the folder of `output_file` does not exist.
     """
     check_is_no_adapter(options.model_name_or_path or "")
     if options.model_name_or_path is None and options.shape not in SHAPES:
@@ -333,7 +338,7 @@ def run_bench(options: BenchArguments) -> dict[str, Any]:
         raise ValueError(f"arms={options.arms} cannot be compared. Choose sft and others of {', '.join(ARMS)}.")
     check_counts(options, prompt_length=1, target_length=1, max_warmup_length=1, num_warmups=1, batch_size=1, steps=1)
     if options.output_file is not None and not Path(options.output_file).parent.is_dir():
-        raise ValueError(f"The folder of output_file={options.output_file} does not exist. Make it first.")
+        raise ValueError(f"The folder of output_file={options.output_file} does not exist. Create it first.")
     with tempfile.TemporaryDirectory() as folder:
         arms = build_arms(options, folder)
         measure(arms, options.steps)
@@ -347,7 +352,7 @@ def run_bench(options: BenchArguments) -> dict[str, Any]:
     }
     log_console().print(bench_table(result))
     if options.output_file is not None:
-        Path(options.output_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(options.output_file), result)
         print(f"Written to {options.output_file}")
     return result
 

@@ -22,10 +22,11 @@ from warmup_peft.evaluation.predictor import (
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import Question, Task, find_task, is_multiple_choice
 from warmup_peft.export.model_card import score_columns, write_model_card
-from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.loading import LoadedModel, TrainingRecord, is_adapter, load_folder, why_no_base
-from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, load_scores, save_scores
+from warmup_peft.inference.folder import HARNESS_NAME, METRICS_NAME, TrainingRecord, WarmupConfig, is_adapter
+from warmup_peft.inference.loading import LoadedModel, load_folder, why_no_base
+from warmup_peft.inference.scores import load_scores, save_scores
 from warmup_peft.settings.arguments import EvaluateArguments, check_counts
+from warmup_peft.settings.parsing import parse_one
 
 RECORDED_SETTINGS = ("objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "seed", "steps")
 ARM_NAMES = {
@@ -33,6 +34,10 @@ ARM_NAMES = {
     "base_with_warmup": "base, after a warmup of its own",
     "warmup": "adapter, after its warmup",
 }
+
+
+def run(argv: Sequence[str]) -> None:
+    run_evaluation(parse_one(EvaluateArguments, argv))
 
 
 def run_evaluation(options: EvaluateArguments) -> None:

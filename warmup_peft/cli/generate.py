@@ -1,4 +1,4 @@
-"""`warmup-peft generate`: answers to prompts, from a folder or a server."""
+"""`warmup-peft generate`: answer prompts, with the model of a folder or with a server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from warmup_peft.inference.server import CompletionsClient, answer_from_server
 from warmup_peft.method.branches import left_padded
 from warmup_peft.method.model import evaluation_mode
 from warmup_peft.settings.arguments import GenerateArguments, check_counts
+from warmup_peft.settings.parsing import parse_one
 
 
-def run_generation(options: GenerateArguments) -> None:
-    """Answer prompts: answers to standard output, warmups to standard error, or both as JSON lines.
+def run(argv: Sequence[str]) -> None:
+    """Print answers to standard output and warmups to standard error, or both as JSON lines.
 
     Raises:
-        ValueError: no prompt, or an empty one.
+        ValueError: there is no prompt, or an empty one.
     """
+    options = parse_one(GenerateArguments, argv)
     check_counts(options, batch_size=1, max_new_tokens=1, seed=0)
     if options.temperature <= 0 or not 0 < options.top_p <= 1:
         raise ValueError(
@@ -41,7 +43,7 @@ def run_generation(options: GenerateArguments) -> None:
             raise ValueError(f"Prompt {number} is empty. Give every prompt some text.")
     if not prompts:
         raise ValueError("There is no prompt. Pass --prompt, --prompts_file, or lines on standard input.")
-    answer = answers_of(options)
+    answer = choose_answerer(options)
     batches = [prompts[i : i + options.batch_size] for i in range(0, len(prompts), options.batch_size)]
     for batch in tqdm(batches, disable=len(batches) == 1, unit="batch", desc="answering"):
         for prompt, (warmup, text) in zip(batch, answer(batch)):
@@ -52,11 +54,11 @@ def run_generation(options: GenerateArguments) -> None:
                 print(text.strip(), flush=True)
 
 
-def answers_of(options: GenerateArguments) -> Callable[[Sequence[str]], list[tuple[str, str]]]:
-    """Who answers: prompts -> warmup and answer of each.
+def choose_answerer(options: GenerateArguments) -> Callable[[Sequence[str]], list[tuple[str, str]]]:
+    """A function from prompts to the warmup and answer of each.
 
     Raises:
-        ValueError: only one of base_url and model is given, or no warmup adapter's folder.
+        ValueError: only one of base_url and model is given, or the folder holds no warmup adapter.
     """
     if (options.base_url is None) != (options.model is None):
         missing = "--model" if options.model is None else "--base_url"
@@ -96,7 +98,7 @@ def read_prompts(options: GenerateArguments) -> list[str]:
 
 
 def check_room(model: PreTrainedModel, config: WarmupConfig, prompt_length: int, max_new_tokens: int) -> None:
-    """Raise ValueError where prompt, warmup, separator and answer do not fit the model's context."""
+    """Raise ValueError if prompt, warmup, separator and answer do not fit into the model's context."""
     context = context_length(model.config)
     needed = prompt_length + config.room + max_new_tokens
     if context is not None and needed > context:
@@ -107,18 +109,18 @@ def check_room(model: PreTrainedModel, config: WarmupConfig, prompt_length: int,
 
 
 def answer_prompts(loaded: LoadedModel, options: GenerateArguments, prompts: Sequence[str]) -> list[tuple[str, str]]:
-    """Warmup and answer of each."""
+    """Warmup and answer of each prompt."""
     tokenizer, model = loaded.tokenizer, loaded.model
     prompt_ids = [tokenizer(text)["input_ids"] for text in prompts]
     check_room(model, loaded.warmup_config, max(map(len, prompt_ids)), options.max_new_tokens)
     prompt = left_padded(prompt_ids, model.device)
-    law = {"do_sample": options.do_sample}
+    sampling = {"do_sample": options.do_sample}
     if options.do_sample:
-        law |= {"temperature": options.temperature, "top_p": options.top_p}
+        sampling |= {"temperature": options.temperature, "top_p": options.top_p}
     with evaluation_mode(model):
-        warmups = write_warmups(model, prompt, loaded.warmup_config, **law)
+        warmups = write_warmups(model, prompt, loaded.warmup_config, **sampling)
         answers = generate_texts(
-            model, tokenizer, prompt, warmups, loaded.warmup_config, options.max_new_tokens, **law
+            model, tokenizer, prompt, warmups, loaded.warmup_config, options.max_new_tokens, **sampling
         )
     written = [tokenizer.decode(warmups.ids[row, 0, : warmups.lengths[row, 0]]) for row in range(len(prompts))]
     return list(zip(written, answers))

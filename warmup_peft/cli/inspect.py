@@ -1,4 +1,4 @@
-"""`warmup-peft inspect`: what a run's warmups say, and where they change the answer."""
+"""`warmup-peft inspect`: the warmups of a run, and where they change the answer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> None:
     if WarmupConfig.load(options.run).max_warmup_length == 0:
         raise ValueError(f"{options.run} writes no warmups (max_warmup_length is 0), so there is nothing to inspect.")
     folder = Path(options.output_dir or options.run)
-    check_writable(folder)
+    check_writable(folder, "--output_dir")
     inspection = inspect(options)
     path = write_inspection(inspection, folder)
     show(inspection)

@@ -1,18 +1,19 @@
-"""`warmup-peft <command>`: one short function a command. Heavy imports inside, so that --help is quick."""
+"""`warmup-peft <command>`: one row for each command. Its code is `run(argv)` in `warmup_peft.cli.<command>`."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from warmup_peft import __version__
 from warmup_peft.settings import arguments
 from warmup_peft.settings.options import WarmupOptions
-from warmup_peft.settings.parsing import describe, nearest, parse_one, quieten
+from warmup_peft.settings.parsing import describe, nearest, parse, quieten
 
 COMPARE_PACKAGES = (
     "jinja2", "markupsafe", "matplotlib", "nltk", "rouge_score", "sacrebleu", "sklearn", "scipy", "statsmodels",
@@ -21,120 +22,76 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
-# ---- Commands ----
+@dataclass(frozen=True)
+class Command:
+    """One row of `warmup-peft --help`.
+
+    Attributes:
+        help: one line of help.
+        options: dataclasses whose fields are its options.
+        has_trls: whether all fields of TRL's SFTConfig, ModelConfig and ScriptArguments are options, too.
+        needs_compare: whether it needs the packages of warmup_peft[compare].
+        first_word: an option that may be given as the first word, without its name.
+    """
+
+    help: str
+    options: tuple[type, ...]
+    has_trls: bool = False
+    needs_compare: bool = False
+    first_word: str | None = None
 
 
-def train(argv: Sequence[str]) -> None:
-    """Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]"""
-    from warmup_peft.cli.train import run
-
-    run(argv)
-
-
-def sample(argv: Sequence[str]) -> None:
-    """Sample the warmups of warmup_source 'base' and train nothing: warmup-peft sample --config recipe.yaml"""
-    from warmup_peft.cli.sample import run
-
-    run(argv)
-
-
-def evaluate(argv: Sequence[str]) -> None:
-    """Score an adapter and its base on held-out questions: warmup-peft evaluate --adapter <folder>"""
-    options = parse_one(arguments.EvaluateArguments, argv)
-    from warmup_peft.cli.evaluate import run_evaluation
-
-    run_evaluation(options)
-
-
-def generate(argv: Sequence[str]) -> None:
-    """Answer prompts, with the warmup on standard error: warmup-peft generate --adapter <folder> --prompt "..." """
-    options = parse_one(arguments.GenerateArguments, argv)
-    from warmup_peft.cli.generate import run_generation
-
-    run_generation(options)
-
-
-def merge(argv: Sequence[str]) -> None:
-    """Merge an adapter into its base: warmup-peft merge --adapter <folder> --output_dir <folder>"""
-    options = parse_one(arguments.MergeArguments, argv)
-    from warmup_peft.cli.merge import run_merge
-
-    run_merge(options)
-
-
-def push(argv: Sequence[str]) -> None:
-    """Upload a folder to the Hub, private unless told otherwise: warmup-peft push --folder <folder> --repo_id <id>"""
-    options = parse_one(arguments.PushArguments, argv)
-    from warmup_peft.export.push import push_folder
-
-    plan = push_folder(
-        options.folder,
-        options.repo_id,
-        private=options.private,
-        create_pr=options.create_pr,
-        dry_run=options.dry_run,
-    )
-    verb = "Would upload" if options.dry_run else "Uploaded"
-    print(f"{verb} to {plan.repo_id} ({'private' if plan.private else 'public'} where it is new):")
-    for name in plan.files:
-        path = Path(options.folder, name)
-        print(f"  {name}" + (f"  {path.stat().st_size:,} bytes" if path.is_file() else "  (made when it is uploaded)"))
-    if plan.card_kept:
-        print("The model card on the Hub was edited by a person, so it stays as it is.")
-    if plan.url:
-        print(plan.url)
-
-
-def bench(argv: Sequence[str]) -> None:
-    """Time a training step with and without warmups: warmup-peft bench --shape small"""
-    options = parse_one(arguments.BenchArguments, argv)
-    from warmup_peft.cli.bench import run_bench
-
-    run_bench(options)
-
-
-def compare(argv: Sequence[str]) -> None:
-    """Train a recipe with and without warmups and say if they help: warmup-peft compare --config recipe.yaml"""
-    with_extra("compare")
-    from warmup_peft.cli.compare import run
-
-    run(argv)
-
-
-def inspect(argv: Sequence[str]) -> None:
-    """Say what a run's warmups say and where they change the answer: warmup-peft inspect <folder>"""
-    is_named = bool(argv) and not argv[0].startswith("-")
-    argv = ["--run", *argv] if is_named else argv
-    parse_one(arguments.InspectArguments, argv)
-    with_extra("inspect")
-    from warmup_peft.cli.inspect import run
-
-    run(argv)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (train, sample, evaluate, compare, inspect, generate, merge, push, bench)
+TRAINING = (WarmupOptions, arguments.RunOptions)
+COMMANDS = {
+    "train": Command(
+        "Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]", TRAINING, has_trls=True
+    ),
+    "sample": Command(
+        "Sample the warmups of warmup_source 'base' and train nothing: warmup-peft sample --config recipe.yaml",
+        (arguments.SampleOptions, *TRAINING),
+        has_trls=True,
+    ),
+    "evaluate": Command(
+        "Score an adapter and its base on held-out questions: warmup-peft evaluate --adapter <folder>",
+        (arguments.EvaluateArguments,),
+    ),
+    "compare": Command(
+        "Train a recipe with and without warmups, and test if they help: warmup-peft compare --config recipe.yaml",
+        (arguments.CompareOptions, *TRAINING),
+        has_trls=True,
+        needs_compare=True,
+    ),
+    "inspect": Command(
+        "Show the warmups of a run and where they change the answer: warmup-peft inspect <folder>",
+        (arguments.InspectArguments,),
+        needs_compare=True,
+        first_word="run",
+    ),
+    "generate": Command(
+        'Answer prompts, with warmups on standard error: warmup-peft generate --adapter <folder> --prompt "..."',
+        (arguments.GenerateArguments,),
+    ),
+    "merge": Command(
+        "Merge an adapter into its base: warmup-peft merge --adapter <folder> --output_dir <folder>",
+        (arguments.MergeArguments,),
+    ),
+    "push": Command(
+        "Upload a folder to the Hub, private by default: warmup-peft push --folder <folder> --repo_id <id>",
+        (arguments.PushArguments,),
+    ),
+    "bench": Command(
+        "Time a training step with and without warmups: warmup-peft bench --shape small", (arguments.BenchArguments,)
+    ),
 }
-ALIASES = {"draw": "sample"}  # earlier names
-OPTIONS = {
-    "train": (WarmupOptions, arguments.RunOptions),
-    "sample": (arguments.SampleOptions, WarmupOptions, arguments.RunOptions),
-    "evaluate": (arguments.EvaluateArguments,),
-    "compare": (arguments.CompareOptions, WarmupOptions, arguments.RunOptions),
-    "inspect": (arguments.InspectArguments,),
-    "generate": (arguments.GenerateArguments,),
-    "merge": (arguments.MergeArguments,),
-    "push": (arguments.PushArguments,),
-    "bench": (arguments.BenchArguments,),
-}
+ALIASES = {"draw": "sample"}  # older names; they work but are not listed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0; 2 after bad input, said in one sentence; 130 when interrupted.
+    """Run one command. Returns 0, or 2 after bad input (explained in one sentence), or 130 after an interrupt.
 
-    Bad input is what `refusals` lists, whoever raised it; whatever else a library raises over a file or model is made
-    a ValueError where that is read. Any other error (KeyError, TypeError, AssertionError, ...) is a bug of ours and
-    keeps its traceback, as do all with `--debug`.
+    Errors of the types in `refusals` count as bad input. Other errors that libraries raise for a file or a model are
+    turned into a ValueError where it is read. All other errors (KeyError, TypeError, AssertionError, ...) are bugs of
+    this package and keep their traceback. With `--debug` every error does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -143,16 +100,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"warmup_peft {__version__}")
         return 0
-    name, rest = ALIASES.get(argv[0], argv[0]), argv[1:]
+    name, *rest = argv
+    name = ALIASES.get(name, name)
     is_debugging, rest = take_debug(rest)
     try:
         if name not in COMMANDS:
             raise ValueError(f"There is no command '{name}'. {nearest(name, COMMANDS)}")
         if "-h" in rest or "--help" in rest:
-            print_options(name)
+            print_options(COMMANDS[name])
             return 0
         quieten()
-        COMMANDS[name](rest)
+        run_command(name, rest)
     except refusals() as error:
         if is_debugging:
             raise
@@ -164,8 +122,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run_command(name: str, argv: list[str]) -> None:
+    """Check the options as far as that is quick, then import the command's module and run it."""
+    command = COMMANDS[name]
+    if command.first_word and argv and not argv[0].startswith("-"):
+        argv = [f"--{command.first_word}", *argv]
+    if not command.has_trls:
+        parse(command.options, argv)  # quick, while importing the module takes seconds
+    if command.needs_compare:
+        check_packages(name)
+    importlib.import_module(f"warmup_peft.cli.{name}").run(argv)
+
+
 def take_debug(argv: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether a `--debug` is there without a value, and the other words; with one it is a field of TRL's config."""
+    """Whether there is a `--debug` without a value, and all other words. With a value it is an option of TRL."""
     is_flag = [
         word == "--debug" and (not following or following[0].startswith("--"))
         for word, following in ((word, argv[i + 1 : i + 2]) for i, word in enumerate(argv))
@@ -174,32 +144,32 @@ def take_debug(argv: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """Bad values, files and servers (errors of the Hub are OSErrors), missing packages, NaN, and too little memory."""
-    torch = sys.modules.get("torch")  # which is slow to import, and raises nothing before that
+    """Errors of bad values, files and servers (the Hub's are OSErrors), missing packages, NaN, too little memory."""
+    torch = sys.modules.get("torch")  # slow to import; it cannot have raised an error before
     return (ValueError, OSError, ImportError, FloatingPointError, *([torch.OutOfMemoryError] if torch else []))
 
 
-def with_extra(command: str) -> None:
-    """Raise ImportError where the packages of warmup_peft[compare] are not installed."""
+def check_packages(command: str) -> None:
+    """Raise ImportError if a package of warmup_peft[compare] is not installed."""
     missing = [name for name in COMPARE_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"{command} needs {', '.join(missing)}. Run: pip install 'warmup_peft[compare]'")
 
 
-# ---- Help, and what is printed ----
+# ---- Help ----
 
 
 def print_commands() -> None:
     print("Warmup generations for TRL.\n\nusage: warmup-peft <command> [options]\n")
     for name, command in COMMANDS.items():
-        print(f"  {name:<10}{(command.__doc__ or '').strip()}")
+        print(f"  {name:<10}{command.help}")
     print("\nwarmup-peft <command> --help lists a command's options; --debug shows the traceback of an error.")
     print("Documentation: README.md")
 
 
-def print_options(name: str) -> None:
-    print((COMMANDS[name].__doc__ or "").strip() + "\n")
-    for options in OPTIONS[name]:
+def print_options(command: Command) -> None:
+    print(command.help + "\n")
+    for options in command.options:
         print((options.__doc__ or "").strip())
         hints = get_type_hints(options)
         for option in dataclasses.fields(options):
@@ -207,7 +177,7 @@ def print_options(name: str) -> None:
             print(f"  --{option.name} {describe(hints[option.name])}  ({default})")
             print(f"        {option.metadata['help']}")
         print()
-    if name in ("train", "sample", "compare"):
+    if command.has_trls:
         print(
             "Every field of TRL's SFTConfig, ModelConfig and ScriptArguments is an option too, here and in --config:\n"
             "--model_name_or_path, --dataset_name, --output_dir, --learning_rate, --load_in_4bit, ...\n"

@@ -1,6 +1,8 @@
-"""`warmup-peft merge`: an adapter into its base, and how far the result is from it."""
+"""`warmup-peft merge`: merge an adapter into its base model, and compare the result with the adapter."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
 from warmup_peft.evaluation.predictor import Predictor, score_predictions
@@ -8,20 +10,23 @@ from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import find_task, is_multiple_choice
 from warmup_peft.export.merge import merge_adapter
 from warmup_peft.files import saying_where_the_disk_is_full
-from warmup_peft.inference.loading import TrainingRecord, load_folder
+from warmup_peft.inference.folder import TrainingRecord
+from warmup_peft.inference.loading import load_folder
 from warmup_peft.settings.arguments import EvaluateArguments, MergeArguments, check_counts
+from warmup_peft.settings.parsing import parse_one
 
 
-def run_merge(options: MergeArguments) -> None:
-    """Merge, and say how far the merged model is from the adapter: its logits, and its score on held-out questions.
+def run(argv: Sequence[str]) -> None:
+    """Merge, and compare the merged model with the adapter: its logits, and its score on held-out questions.
 
     Raises:
-        ValueError: as `merge_adapter`, or no such task.
+        ValueError: as `merge_adapter`, or the task is unknown.
     """
+    options = parse_one(MergeArguments, argv)
     check_counts(options, max_samples=0)
     if options.task is not None:
         find_task(options.task)
-    again = "Nothing there was replaced: free some space and run the same command again."
+    again = "Nothing was replaced. Free some space and run the same command again."
     with saying_where_the_disk_is_full(options.output_dir, lambda: again):
         report = merge_adapter(
             options.adapter,
@@ -38,7 +43,7 @@ def run_merge(options: MergeArguments) -> None:
 
 
 def score_change(options: MergeArguments) -> str:
-    """The first metric of adapter and merged model on held-out rows of the training's task, in a sentence."""
+    """A sentence with the first metric of adapter and merged model on held-out rows of the task."""
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
     try:
         held_out = EvaluateArguments(options.adapter, max_samples=options.max_samples, task=options.task)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from warmup_peft.files import saying_where_the_disk_is_full
-from warmup_peft.inference.server import CompletionsClient, ServerError, draw_from_server
+from warmup_peft.inference.server import CompletionsClient, ServerError, sample_from_server
 from warmup_peft.settings.arguments import SampleOptions
 from warmup_peft.settings.recipe import Recipe
 from warmup_peft.training.build import build_trainer
@@ -50,4 +50,4 @@ def server_sampler(trainer, settings: TrainingSettings, options: SampleOptions):
     name = options.served_model or settings.model.model_name_or_path
     client = CompletionsClient(options.base_url, name, timeout=options.server_timeout)
     num_warmups = settings.training.warmup_pool_size
-    return draw_from_server(client, dataclasses.replace(trainer.sampling, num_warmups=num_warmups))
+    return sample_from_server(client, dataclasses.replace(trainer.sampling, num_warmups=num_warmups))

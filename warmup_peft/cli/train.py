@@ -9,18 +9,14 @@ from pathlib import Path
 
 from transformers import ProgressCallback
 
-from warmup_peft.export.custom_generate import EXPORT_NAME
 from warmup_peft.files import check_writable, saying_where_the_disk_is_full
-from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME
+from warmup_peft.inference.folder import RUN_FILES
 from warmup_peft.training.build import build_trainer
 from warmup_peft.training.callbacks import ShortProgress, StopOnInterrupt
 from warmup_peft.training.checkpoints import checkpoint_to_resume, checkpoints, last_checkpoint, remove_unfinished
 from warmup_peft.training.config import TrainingSettings, parse_training
 from warmup_peft.training.pool import POOL_NAME
 from warmup_peft.training.trainer import WarmupSFTTrainer
-
-RUN_FILES = ("adapter_config.json", "adapter_model.safetensors", "warmup_config.json", "warmup_training.json",
-             EXPORT_NAME, "trainer_state.json", "training_args.bin", METRICS_NAME, HARNESS_NAME)  # fmt: skip
 
 
 def run(argv: Sequence[str]) -> None:
@@ -82,7 +78,7 @@ def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
             f"{folder} holds another run. Pass --overwrite_output_dir to replace it, --resume_from_checkpoint last to "
             "go on with it, or another --output_dir (with make: ARGS=--overwrite_output_dir, or OUTPUT=)."
         )
-    check_writable(folder)
+    check_writable(folder, "--output_dir")
 
 
 def remove_run(folder: Path, keep_pool: bool = False) -> None:

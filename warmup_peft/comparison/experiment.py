@@ -190,7 +190,7 @@ def check_rows(num_rows: int, arms: Sequence[Arm]) -> None:
 
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Raise ValueError where the folder holds other files, or a comparison of another version to be kept."""
-    check_writable(folder)
+    check_writable(folder, "--output_dir")
     is_replaced = overwrite and (folder / COMPARISON_NAME).is_file()
     if not is_replaced and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         check_format(folder)

@@ -19,7 +19,8 @@ from warmup_peft.evaluation.metrics import is_right_or_wrong
 from warmup_peft.evaluation.predictor import Predictor, as_rows, bars, empty, score_predictions
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import Row, find_task
-from warmup_peft.inference.loading import TrainingRecord, load_folder
+from warmup_peft.inference.folder import TrainingRecord
+from warmup_peft.inference.loading import load_folder
 from warmup_peft.method.diagnostics import words
 from warmup_peft.settings.arguments import EvaluateArguments, InspectArguments
 

@@ -15,7 +15,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from huggingface_hub import snapshot_download
 
-from warmup_peft.files import read_text
+from warmup_peft.files import first_line, read_text
 
 JSON_ENDINGS = (".jsonl", ".json", ".txt")
 ENDINGS = (*JSON_ENDINGS, ".csv", ".parquet")
@@ -194,10 +194,6 @@ def load_from_hub(name: str, split: str, config: str | None, streaming: bool = F
             f"The data set {name} is no local file, and the Hub did not give its split {split} "
             f"({first_line(error)}). {fix}"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def read_file(path: Path) -> Dataset:

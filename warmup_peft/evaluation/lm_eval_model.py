@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from warmup_peft.evaluation.predictor import check_logps, write_each
-from warmup_peft.inference.decoding import _decode
+from warmup_peft.inference.decoding import decode_prepared
 from warmup_peft.inference.folder import WarmupConfig
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (texts), ids of the context, ids of the continuation
@@ -114,7 +114,7 @@ class WarmupLM(HFLM):
         if self.warmup_config.max_warmup_length == 0:
             return super()._model_generate(context, max_length, stop, attention_mask=attention_mask, **options)
         count = self.num_warmups
-        decode = partial(_decode, warmup_config=self.warmup_config, sample_warmup=count > 1)
+        decode = partial(decode_prepared, warmup_config=self.warmup_config, sample_warmup=count > 1)
         sequences = super()._model_generate(
             context.repeat_interleave(count, 0),
             max_length,

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from warmup_peft.files import first_line
+
 Array = NDArray[np.float64]
 Kind = Literal["right_or_wrong", "graded", "corpus"]
 NEEDS_EXTRA = "Run: pip install 'warmup_peft[compare]'"
@@ -370,7 +372,7 @@ def score_rows(names: Sequence[str], answers: Answers) -> tuple[dict[str, RowSta
 def why_left_out(metric: Metric, error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"the package {metric.package} is not installed"
-    return f"its weights could not be loaded ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+    return f"its weights could not be loaded ({first_line(error)})"
 
 
 def totals(scored: Mapping[str, RowStatistics]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""An adapter merged into its base: a plain transformers model. Paths in, paths out. No trl."""
+"""Merge an adapter into its base model, which gives a plain transformers model. Does not import trl."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from warmup_peft.export.custom_generate import export_decoding
 from warmup_peft.export.model_card import write_model_card
 from warmup_peft.files import scratch_folder
-from warmup_peft.inference.folder import WARMUP_CONFIG_NAME, WarmupConfig
+from warmup_peft.inference.folder import SETTINGS, TRAINING_RECORD_NAME, WarmupConfig
 from warmup_peft.inference.loading import (
-    TRAINING_RECORD_NAME,
     Base,
     end_with_the_tokenizer,
     find_base,
@@ -36,21 +35,20 @@ from warmup_peft.inference.loading import (
 from warmup_peft.inference.quantization import dequantized_while_loading, has_dequantize, is_quantized
 from warmup_peft.method.model import evaluation_mode, without_peft_wrapper
 
-MERGED_FROM_ADAPTER = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME)  # not its scores: they are of other weights
 LOST_AND_FOUND = "lost+found"  # in the root of a file system
-PREVIOUS = "previous"  # the folder that a merged one takes the place of, for a moment
+PREVIOUS = "previous"  # the folder that is being replaced, until the new one is in place
 PROBE_TOKENS = 128
-# Relative errors of the logits that rounding explains, with room above what was measured on 2 to 24 layers: 3e-7 to
-# 5e-6 in float32; 6e-3 to 0.1 in 16 bit, up to 0.17 where 8-bit layers round activations too.
+# Relative errors of the logits that rounding can cause, with a margin. Measured on 2 to 24 layers: 3e-7 to 5e-6 in
+# float32; 6e-3 to 0.1 in 16 bit, up to 0.17 if 8-bit layers also round activations.
 EXACT = 1e-3
 ROUNDED = 0.2
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """Where the merged model lies, and how far its logits are from the adapter's: |merged - adapter| / |adapter|.
+    """Folder of the merged model, and the relative error of its logits: |merged - adapter| / |adapter|.
 
-    They are those of the model as it was written, loaded again.
+    The error is measured on the saved model, loaded again.
     """
 
     output_dir: str
@@ -65,25 +63,24 @@ def merge_adapter(
     merge_base: Literal["dequantized", "original"] = "dequantized",
     overwrite: bool = False,
 ) -> MergeReport:
-    """Merge an adapter into its base and save a plain transformers model.
+    """Merge an adapter into its base model and save a plain transformers model.
 
-    A quantised base is dequantised first and the adapter merged into that: it was trained on the dequantised weights,
-    not on the original ones.
+    A quantised base model is dequantised first, and the adapter is merged into the dequantised weights, because it was
+    trained on these.
 
     Args:
-        adapter: the adapter's folder.
-        output_dir: made anew; it appears only when everything in it is written. One that cannot be replaced (a mount
-            point) is filled in place, at the end too.
-        dtype: of the merged weights; that of the base where it is not given. The sums are taken in float32, one layer
-            after another, so that a model of 8B parameters in 16 bit needs about 20 GB.
-        merge_base: `original` takes the base's weights as they were before quantisation. The report says how far the
-            logits are then from the adapter's.
+        adapter: folder of the adapter.
+        output_dir: folder of the merged model. It appears only when it is complete. A folder that cannot be replaced
+            (a mount point) is filled in place, also at the end.
+        dtype: dtype of the merged weights; by default that of the base model. The sums are computed in float32, one
+            layer at a time, so a model of 8B parameters in 16 bit needs about 20 GB.
+        merge_base: `original` merges into the weights before quantisation. The report then says how far the logits
+            are from the adapter's.
         overwrite: replace an `output_dir` that holds a model.
 
     Raises:
-        ValueError: no adapter, a `merge_base` that is unknown or cannot be had, a base that is gone, an `output_dir`
-            that is taken or cannot be written, or merged logits that differ by more than rounding. Nothing is written
-            then.
+        ValueError: there is no adapter; `merge_base` is unknown or impossible; the base model is missing; `output_dir`
+            is not empty or cannot be written; or the merged logits differ by more than rounding. Nothing is written.
     """
     if merge_base not in ("dequantized", "original"):
         raise ValueError(f"merge_base={merge_base} is unknown. Choose dequantized or original.")
@@ -100,7 +97,7 @@ def merge_adapter(
 
 
 def _merge_into(folder: Path, adapter: Path, base: Base, saved_dtype: torch.dtype | None, merge_base: str) -> float:
-    """All of a merged model's folder but its card; returns the relative error of its logits."""
+    """Write everything but the model card into the folder. Returns the relative error of the logits."""
     tokenizer = load_tokenizer(adapter)
     model = load_base(adapter)
     saved_dtype = saved_dtype or model.dtype
@@ -125,10 +122,10 @@ def _merge_into(folder: Path, adapter: Path, base: Base, saved_dtype: torch.dtyp
     error = ((logits_of(load_whole(folder), probe) - expected).norm() / expected.norm()).item()
     if not error <= limit:  # NaN too
         raise ValueError(
-            f"The merged model's logits differ from the adapter's by {error:.1%}, and rounding explains "
-            f"{limit:.1%} at most, so nothing was written. Use the adapter unmerged, and please report it."
+            f"The merged model's logits differ from the adapter's by {error:.1%}. Rounding can cause at most "
+            f"{limit:.1%}, so nothing was written. Use the adapter unmerged, and please report this."
         )
-    for name in MERGED_FROM_ADAPTER:
+    for name in SETTINGS:
         if (adapter / name).is_file():
             shutil.copy(adapter / name, folder)
     export_decoding(folder)
@@ -136,7 +133,7 @@ def _merge_into(folder: Path, adapter: Path, base: Base, saved_dtype: torch.dtyp
 
 
 def merge_layer_by_layer(model: PeftModel, dtype: torch.dtype) -> nn.Module:
-    """The base with the adapter in its weights; each sum is taken in float32, and no second copy of the model made."""
+    """The base model with the adapter added to its weights, in float32 and without a second copy of the model."""
     untie(model)
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
@@ -145,7 +142,7 @@ def merge_layer_by_layer(model: PeftModel, dtype: torch.dtype) -> nn.Module:
             layer.to(dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged")
-        model = model.merge_and_unload().to(dtype)  # puts the layers in place, and unties embeddings that were trained
+        model = model.merge_and_unload().to(dtype)  # removes the adapter's layers, and unties trained embeddings
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if outputs is not None and outputs.weight is not inputs.weight:
         model.config.tie_word_embeddings = False
@@ -153,9 +150,9 @@ def merge_layer_by_layer(model: PeftModel, dtype: torch.dtype) -> nn.Module:
 
 
 def untie(model: PeftModel) -> None:
-    """Give modules that share a weight one each, so that what is merged into one of them stays out of the others.
+    """Copy weights that several modules share, so that merging into one module does not change the others.
 
-    Tied embeddings that the adapter leaves alone stay tied.
+    Tied embeddings without an adapter stay tied.
     """
     layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
     merged = {id(weight) for layer in layers for weight in layer.parameters()}
@@ -170,7 +167,7 @@ def untie(model: PeftModel) -> None:
 
 
 def check_mergeable(base: Base, merge_base: str) -> None:
-    """Refuse a base that `merge_base` cannot be had of."""
+    """Raise ValueError if `merge_base` is impossible for this base model."""
     method = (base.recorded or {}).get("quant_method")
     instead = (
         "To merge into the unquantised model, name it as base_model_name_or_path in adapter_config.json, and set "
@@ -197,45 +194,45 @@ def check_mergeable(base: Base, merge_base: str) -> None:
 
 
 def error_limit(base: Base, merge_base: str, *dtypes: torch.dtype) -> float:
-    """The relative error of the logits up to which a merge is exact but for rounding."""
+    """The largest relative error of the logits that rounding can cause."""
     if merge_base == "original" and base.recorded is not None:
         return math.inf
     return EXACT if base.recorded is None and set(dtypes) == {torch.float32} else ROUNDED
 
 
 def check_merge_target(output_dir: Path, adapter: Path, overwrite: bool) -> None:
-    """Refuse an output folder whose replacement would take something that is needed."""
+    """Raise ValueError if the output folder must not be replaced."""
     base = Path(find_base(adapter).name)
     for needed in (adapter, *([base] if base.is_dir() else [])):
         if needed.resolve().is_relative_to(output_dir.resolve()):
-            raise ValueError(f"{output_dir} holds {needed}, which the merge reads. Choose another --output_dir.")
+            raise ValueError(f"{output_dir} contains {needed}, which the merge reads. Choose another output_dir.")
     for folder in (output_dir, *output_dir.absolute().parents):
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file, so {output_dir} cannot be a folder. Choose another --output_dir.")
+            raise ValueError(f"{folder} is a file, so {output_dir} cannot be a folder. Choose another output_dir.")
     if not output_dir.is_dir() or not contents(output_dir):
         return
     if not (output_dir / "config.json").is_file():
-        raise ValueError(f"{output_dir} is not empty and holds no model. Choose another --output_dir.")
+        raise ValueError(f"{output_dir} is not empty and holds no model. Choose another output_dir.")
     if not overwrite:
-        raise ValueError(f"{output_dir} is not empty. Choose another --output_dir, or pass --overwrite_output_dir.")
+        raise ValueError(f"{output_dir} is not empty. Choose another output_dir, or pass --overwrite_output_dir.")
 
 
 def as_dtype(name: torch.dtype | str) -> torch.dtype:
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"dtype={name} is none that torch knows. Choose float32, bfloat16 or float16.")
+        raise ValueError(f"dtype={name} is unknown. Choose float32, bfloat16 or float16.")
     return dtype
 
 
 @contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` at the end, and is gone if there is an error.
+    """A temporary folder to write into, which replaces `folder` at the end, and is removed after an error.
 
-    A mount point cannot be replaced, nor a folder whose parent may not be written: these are filled in place. Killed
-    between two renames, it leaves no `folder`: the older one is then put back before anything else is done.
+    A mount point cannot be replaced, nor a folder whose parent is not writable: these are filled in place. If the
+    process is killed between the two renames, `folder` is missing; the next call puts the older one back first.
 
     Raises:
-        ValueError: nothing can be written there; before the block begins.
+        ValueError: the folder cannot be written. Raised before the block begins.
     """
     folder = folder.resolve()
     in_place = folder.is_dir() and (os.path.ismount(folder) or not os.access(folder.parent, os.W_OK))
@@ -245,30 +242,30 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
             place = folder if in_place else folder.parent
             room = stack.enter_context(scratch_folder(place, staging_prefix(folder)))
         except OSError as error:
-            raise ValueError(f"{folder} cannot be written ({error.strerror}). Choose another --output_dir.") from error
+            raise ValueError(f"{folder} cannot be written ({error.strerror}). Choose another output_dir.") from error
         staging, previous = room / "new", room / PREVIOUS
         staging.mkdir()
         yield staging
         try:
             if folder.exists():
                 os.replace(folder, previous)
-        except OSError:  # such as a folder of the same disk that is mounted there
+        except OSError:  # for example a bind mount of the same disk
             refill(folder, staging)
         else:
             os.replace(staging, folder)
 
 
 def put_back(folder: Path) -> None:
-    """Undo the first of two renames, where a kill came between them."""
+    """Undo the first of the two renames if the process was killed before the second."""
     for previous in folder.parent.glob(f"{glob.escape(staging_prefix(folder))}????????/{PREVIOUS}"):
         if not folder.exists():
             os.replace(previous, folder)
 
 
 def refill(folder: Path, staging: Path) -> None:
-    """Put what lies in `staging` in the place of what lies in `folder`."""
+    """Replace the content of `folder` with that of `staging`."""
     others = [path for path in folder.iterdir() if path.name != LOST_AND_FOUND and not staging.is_relative_to(path)]
-    # in this order it holds a model, which may be replaced, whenever it holds anything
+    # in this order the folder always holds config.json, which allows replacing it, until it is empty
     for path in sorted(others, key=lambda path: path.name == "config.json"):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     for path in sorted(staging.iterdir(), key=lambda path: path.name != "config.json"):
@@ -276,7 +273,7 @@ def refill(folder: Path, staging: Path) -> None:
 
 
 def contents(folder: Path) -> list[Path]:
-    """What lies in the folder, but for what a file system or an unfinished merge keeps there."""
+    """Content of the folder, without what a file system or an unfinished merge keeps there."""
     ours = staging_prefix(folder.resolve())
     return [path for path in folder.iterdir() if path.name != LOST_AND_FOUND and not path.name.startswith(ours)]
 

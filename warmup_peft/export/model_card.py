@@ -1,4 +1,4 @@
-"""The model card of an adapter's or a merged model's folder, written from what lies in it. No trl."""
+"""The model card of an adapter or a merged model, written from the files of its folder. Does not import trl."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from warmup_peft.files import write_text
-from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.loading import (
+from warmup_peft.files import read_text, write_text
+from warmup_peft.inference.folder import (
+    CARD_NAME,
+    METRICS_NAME,
     TrainingRecord,
+    WarmupConfig,
     is_adapter,
-    looks_like_a_path,
+    looks_local,
 )
-from warmup_peft.inference.scores import METRICS_NAME, load_scores
-
-CARD_NAME = "README.md"
+from warmup_peft.inference.scores import load_scores
 
 CARD_TEXT = """
 # {title}
@@ -89,7 +89,7 @@ print(tokenizer.decode(answer[0, context.shape[1]:], skip_special_tokens=True))"
 
 SEAL = "<!-- written by warmup_peft {digest}; edit freely, an edited card is never overwritten -->"
 SEAL_PATTERN = re.compile(SEAL.format(digest="([0-9a-f]{16})"))
-NOTHING = "–"  # where an arm lacks a score
+NOTHING = "–"  # in place of a missing score
 PEFT_TEMPLATE_TITLE = "# Model Card for Model ID"
 SHOWN_SETTINGS = (
     "objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "temperature", "learning_rate",
@@ -98,15 +98,15 @@ SHOWN_SETTINGS = (
 
 
 def write_model_card(folder: str | Path, title: str | None = None, license: str | None = None) -> Path:
-    """Write the folder's README.md from what lies in it, unless a person has edited the one that is there.
+    """Write the folder's README.md, unless there is one that a person has edited.
 
     Args:
-        title: the folder's name where it is not given.
-        license: the base's; what a local base's own card says where it is not given.
+        title: by default the name of the folder.
+        license: license of the base model; by default the one in the card of a local base model.
     """
     folder = Path(folder)
     path = folder / CARD_NAME
-    if path.is_file() and is_edited(path.read_text(encoding="utf-8")):
+    if path.is_file() and is_edited(read_text(path)):
         return path
     record = TrainingRecord.load(folder) or TrainingRecord(base_model="")
     license = license or license_of(record.base_model)
@@ -117,11 +117,11 @@ def write_model_card(folder: str | Path, title: str | None = None, license: str 
 
 
 def license_of(base: str) -> str | None:
-    """What the card of a local base says."""
+    """The license in the card of a local base model."""
     path = Path(base, CARD_NAME)
     if not base or not path.is_file():
         return None
-    return ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.license
+    return ModelCard(read_text(path), ignore_metadata_errors=True).data.license
 
 
 def card_metadata(folder: Path, record: TrainingRecord, license: str | None) -> ModelCardData:
@@ -137,12 +137,8 @@ def card_metadata(folder: Path, record: TrainingRecord, license: str | None) -> 
     )
 
 
-def looks_local(name: str) -> bool:
-    return looks_like_a_path(name) or name.startswith("hf://") or Path(name).exists()
-
-
 def public_name(name: str) -> str:
-    """A Hub id as it is; of a local path only the last part."""
+    """A Hub id unchanged; only the last part of a local path."""
     return f"{Path(name).name} (local)" if looks_local(name) else name
 
 
@@ -198,17 +194,17 @@ def scores_table(folder: Path) -> str:
 
 
 def score_columns(arms: Iterable[dict[str, float]]) -> list[str]:
-    """Names of all scores but n that any of the arms has, in their order."""
+    """Names of all scores except n that any of the arms has, in order."""
     return list(dict.fromkeys(key for scores in arms for key in scores if key != "n"))
 
 
 def seal(card: str) -> str:
-    """Sign the card, so that a later edit shows."""
+    """Sign the card, so that a later edit is detected."""
     return f"{card.rstrip()}\n\n{SEAL.format(digest=_digest(card))}\n"
 
 
 def is_edited(card: str) -> bool:
-    """Whether a person has changed, or written, this card. peft's unfilled template is nobody's."""
+    """Whether a person has edited or written this card. peft's empty template does not count."""
     found = SEAL_PATTERN.search(card)
     if found is None:
         return PEFT_TEMPLATE_TITLE not in card

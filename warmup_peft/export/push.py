@@ -1,6 +1,6 @@
-"""Upload an adapter or a merged model: what belongs to it, and nothing that tells where it was made. No trl.
+"""Upload an adapter or a merged model to the Hub: only the files that belong to it, and without local paths.
 
-`warmup-peft push` and `WarmupSFTTrainer`'s `push_to_hub` both go through here.
+`warmup-peft push` and `WarmupSFTTrainer.push_to_hub` both use this. Does not import trl.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
-from warmup_peft.export.custom_generate import EXPORT_NAME, decoding_source
-from warmup_peft.export.model_card import CARD_NAME, is_edited, looks_local, write_model_card
-from warmup_peft.inference.folder import WarmupConfig, check_folder
-from warmup_peft.inference.loading import TrainingRecord, is_adapter
-from warmup_peft.inference.scores import HARNESS_NAME, METRICS_NAME, scores_are_stale
+from warmup_peft.export.custom_generate import decoding_source
+from warmup_peft.export.model_card import is_edited, write_model_card
+from warmup_peft.files import read_text, write_text
+from warmup_peft.inference.folder import (
+    ADAPTER_CONFIG_NAME,
+    CARD_NAME,
+    DECODING_NAME,
+    MAY_NAME_PLACES,
+    PUSHED,
+    SCORES,
+    TrainingRecord,
+    WarmupConfig,
+    check_folder,
+    is_adapter,
+    looks_local,
+)
+from warmup_peft.inference.scores import scores_are_stale
 
-PUSHED = (
-    CARD_NAME, "LICENSE*", "NOTICE*",
-    "adapter_config.json", "adapter_model*.safetensors",
-    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "*.model", "*.jinja",
-    "warmup_config.json", "warmup_training.json", METRICS_NAME, HARNESS_NAME,
-)  # fmt: skip
-ADAPTER_CONFIG = "adapter_config.json"
-NAME_PLACES = (ADAPTER_CONFIG, "config.json", "tokenizer_config.json", "warmup_training.json", METRICS_NAME,
-               HARNESS_NAME)  # fmt: skip
 NAMES_A_PLACE = (
     "base_model",
     "base_model_name_or_path",
@@ -48,7 +49,7 @@ NAMES_A_PLACE = (
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push uploads. `card_kept` says that the Hub's card was edited and stays; `commit` is the Hub's answer."""
+    """What a push uploads. `card_kept`: the card on the Hub was edited and is kept. `commit`: the Hub's answer."""
 
     repo_id: str
     private: bool
@@ -59,10 +60,10 @@ class PushPlan:
 
 
 def files_to_push(folder: str | Path) -> list[str]:
-    """Paths below `folder` that are uploaded: weights in safetensors, tokenizer, configurations, card, scores of them.
+    """Names of the files that are uploaded: safetensors weights, tokenizer, configurations, card, current scores.
 
     Raises:
-        ValueError: the folder is no adapter and no model.
+        ValueError: the folder holds neither an adapter nor a model.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -70,9 +71,9 @@ def files_to_push(folder: str | Path) -> list[str]:
         raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
-    stale = [name for name in (METRICS_NAME, HARNESS_NAME) if scores_are_stale(folder, name)]
+    stale = [name for name in SCORES if scores_are_stale(folder, name)]
     names = [name for name in names if name not in stale]
-    return sorted(names + [EXPORT_NAME] * WarmupConfig.is_in(folder))
+    return sorted(names + [DECODING_NAME] * WarmupConfig.is_in(folder))
 
 
 def push_folder(
@@ -87,21 +88,20 @@ def push_folder(
     revision: str | None = None,
     path_in_repo: str | None = None,
 ) -> PushPlan:
-    """Upload an adapter's or a merged model's folder to the Hub.
+    """Upload the folder of an adapter or a merged model to the Hub.
 
-    Of local paths in its JSON files only the last part goes up, and the base's revision is written down where it is
-    known.
+    Local paths in its JSON files are reduced to their last part, and the revision of the base model is added if known.
 
     Args:
-        private: of a repo that is made, None for its owner's default; one that exists keeps its setting.
+        private: whether a new repo is private; None for the owner's default. An existing repo keeps its setting.
         create_pr: open a pull request instead of changing the repo.
-        dry_run: only say what would go up; asks the Hub nothing.
-        api: client to use, `HfApi()` where it is not given.
-        commit_message, revision: of the upload; the revision is the main branch where it is not given.
-        path_in_repo: folder of the repo to upload into; its root where it is not given.
+        dry_run: only list the files, without any request to the Hub.
+        api: client to use; by default `HfApi()`.
+        commit_message, revision: of the upload; the default revision is the main branch.
+        path_in_repo: folder of the repo to upload into; by default its root.
 
     Raises:
-        ValueError: the folder is no adapter and no model.
+        ValueError: the folder holds neither an adapter nor a model.
     """
     files = files_to_push(folder)
     if dry_run:
@@ -130,14 +130,14 @@ def push_folder(
 
 @contextmanager
 def staged(folder: Path, files: list[str]) -> Iterator[Path]:
-    """A folder with these files as they go up."""
+    """A temporary folder with these files as they are uploaded."""
     with tempfile.TemporaryDirectory(prefix="warmup-push-") as room:
         for name in files:
             source, target = folder / name, Path(room, name)
             target.parent.mkdir(exist_ok=True)
-            if name == EXPORT_NAME:
-                target.write_text(decoding_source(WarmupConfig.load(folder)), encoding="utf-8")
-            elif name in NAME_PLACES:
+            if name == DECODING_NAME:
+                write_text(target, decoding_source(WarmupConfig.load(folder)))
+            elif name in MAY_NAME_PLACES:
                 write_public_json(source, target, folder)
             elif source.suffix == ".safetensors":
                 target.symlink_to(source.resolve())  # gigabytes
@@ -147,22 +147,24 @@ def staged(folder: Path, files: list[str]) -> Iterator[Path]:
 
 
 def write_public_json(source: Path, target: Path, folder: Path) -> None:
-    """The same JSON without local paths; byte for byte where it has none."""
-    text = source.read_text(encoding="utf-8")
+    """Copy a JSON file without its local paths. If it has none, the copy is identical."""
+    text = read_text(source)
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{source} is no JSON ({error}). Mend it or take it anew from the training.") from error
+        raise ValueError(
+            f"{source} is not valid JSON ({error}). Fix it, or copy it again from the training."
+        ) from error
     public = without_places(content)
-    if source.name == ADAPTER_CONFIG:
+    if source.name == ADAPTER_CONFIG_NAME:
         record = TrainingRecord.load(folder)
         if record is not None and record.base_revision and not public.get("revision"):
             public["revision"] = record.base_revision
-    target.write_text(text if public == content else json.dumps(public, indent=2) + "\n", encoding="utf-8")
+    write_text(target, text if public == content else json.dumps(public, indent=2) + "\n")
 
 
 def without_places(value: Any, key: str = "") -> Any:
-    """Paths become their last part: absolute ones anywhere, relative ones in the fields that name a place."""
+    """Reduce paths to their last part: absolute ones everywhere, relative ones in the fields of NAMES_A_PLACE."""
     if isinstance(value, dict):
         return {name: without_places(each, name) for name, each in value.items()}
     if isinstance(value, list):
@@ -175,7 +177,7 @@ def without_places(value: Any, key: str = "") -> Any:
 
 
 def license_on_the_hub(api: HfApi, folder: Path) -> str | None:
-    """What the base's card on the Hub says; None where it is local, or cannot be asked."""
+    """License in the base model's card on the Hub; None if the model is local or the Hub does not answer."""
     record = TrainingRecord.load(folder)
     if record is None or not record.base_model or looks_local(record.base_model):
         return None
@@ -191,4 +193,4 @@ def hub_card_is_edited(api: HfApi, repo_id: str, card: str, revision: str | None
         path = api.hf_hub_download(repo_id, card, revision=revision)
     except (RemoteEntryNotFoundError, RepositoryNotFoundError):
         return False
-    return is_edited(Path(path).read_text(encoding="utf-8"))
+    return is_edited(read_text(Path(path)))

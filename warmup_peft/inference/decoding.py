@@ -1,8 +1,8 @@
 """Generation with a warmup first: prompt -> warmup -> separator -> answer.
 
-The model writes a few tokens to itself after the prompt, up to an end token, the separator or a limit; then come the
-separator's token ids, then the answer. Works with any causal language model or PEFT adapter and needs torch and
-transformers only; reads no file but `warmup_config.json`, opens no connection. Method: arXiv 2502.12304.
+The model generates a few tokens after the prompt, up to an end token, the separator or a limit. Then the separator's
+token ids are appended, and the model generates the answer. Works with any causal language model or PEFT adapter, needs
+only torch and transformers, reads no file but `warmup_config.json`, opens no connection. Method: arXiv 2502.12304.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers.generation import MaxLengthCriteria, MinPLogitsWarper, StopStr
 from transformers.generation import TopKLogitsWarper as TopK
 from transformers.generation import TopPLogitsWarper as TopP
 
-OWN_CONFIG: Any = None  # in an adapter's or model's folder: its own settings
+OWN_CONFIG: Any = None  # in the folder of an adapter or a model: its settings
 
 
 def warmup_generate(
@@ -36,28 +36,28 @@ def warmup_generate(
     num_warmups: int = 1,
     **kwargs: Any,
 ):
-    """`model.generate` with a warmup first; its arguments hold for the answer, and it returns prompt and answer.
+    """`model.generate` with a warmup first. Its arguments apply to the answer; it returns prompt and answer.
 
     Call it with a model, or pass it on: `model.generate(**batch, custom_generate=warmup_generate, warmup_config=...)`.
-    (Passed on, it gets neither `streamer` nor `stop_strings`: transformers keeps those from functions.)
+    (If passed on, it gets neither `streamer` nor `stop_strings`: transformers does not give them to functions.)
 
     Args:
         inputs: (B, P) prompts, padded on the left, also as `input_ids`.
-        warmup_config: the adapter's folder, or an object with the fields of its `warmup_config.json`. With a
-            max_warmup_length of 0 this is plain `generate`, without the separator.
+        warmup_config: the adapter's folder, or an object with the fields of its `warmup_config.json`. If
+            max_warmup_length is 0, this is plain `generate`, without the separator.
         return_warmup: keep warmup and separator in the sequences, padded on the left.
-        num_warmups: above 1, draw so many warmups, answer after each, and return the answer most of them give.
-        kwargs: as for `generate`. `do_sample`, `temperature`, `top_k`, `top_p` and `min_p` hold for the warmup too.
+        num_warmups: if above 1, sample this many warmups, answer after each, and return the most frequent answer.
+        kwargs: as for `generate`. `do_sample`, `temperature`, `top_k`, `top_p` and `min_p` apply to the warmup too.
 
     Raises:
         ValueError: no configuration, an empty prompt, filled `past_key_values`, or several warmups and answers.
     """
     config = _read_config(OWN_CONFIG if warmup_config is None else warmup_config)
     settings = {"warmup_config": config, "return_warmup": return_warmup}
-    if hasattr(kwargs.get("generation_config"), "_eos_token_tensor"):  # `generate` has prepared everything
+    if hasattr(kwargs.get("generation_config"), "_eos_token_tensor"):  # called by `generate`, with prepared arguments
         if num_warmups > 1:
             raise ValueError("num_warmups needs a call of warmup_generate itself, with the model.")
-        return _decode(model, inputs, **settings, **kwargs)
+        return decode_prepared(model, inputs, **settings, **kwargs)
     generate = type(model).generate  # the model's own may be this very function
     input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
     if input_ids is None or input_ids.dim() != 2 or input_ids.size(1) == 0:
@@ -80,12 +80,12 @@ def warmup_generate(
         input_ids = input_ids.repeat_interleave(num_warmups, 0)
         if kwargs.get("attention_mask") is not None:
             kwargs["attention_mask"] = kwargs["attention_mask"].repeat_interleave(num_warmups, 0)
-    result = generate(model, input_ids, custom_generate=functools.partial(_decode, **settings), **kwargs)
+    result = generate(model, input_ids, custom_generate=functools.partial(decode_prepared, **settings), **kwargs)
     return result if num_warmups == 1 else _most_frequent(result, num_warmups, input_ids.size(1))
 
 
 @torch.no_grad()
-def _decode(
+def decode_prepared(
     model: PreTrainedModel,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
@@ -95,9 +95,9 @@ def _decode(
     return_warmup: bool = False,
     sample_warmup: bool = False,
     streamer: Any = None,
-    **model_kwargs: Any,  # attention_mask and past_key_values among them: `generate` passes what is named here twice
+    **model_kwargs: Any,  # has attention_mask and past_key_values, too: `generate` would pass a named one twice
 ):
-    """What `generate` calls with everything prepared, each prompt once for each of its beams or answers."""
+    """Called by `generate` with prepared arguments. Each prompt is repeated for each of its beams or answers."""
     attention_mask, past_key_values = (model_kwargs.pop(name, None) for name in ("attention_mask", "past_key_values"))
     if past_key_values is not None and past_key_values.get_seq_length() > 0:
         raise ValueError("A warmup follows a whole prompt. Leave past_key_values out.")
@@ -110,13 +110,13 @@ def _decode(
     if empty:
         raise ValueError(f"Prompt {empty[0]} is empty. Give every prompt at least one token.")
     pad_id = 0 if generation_config._pad_token_tensor is None else generation_config._pad_token_tensor.item()
-    law = copy.copy(generation_config)
-    law.do_sample = law.do_sample or sample_warmup
+    sampling = copy.copy(generation_config)
+    sampling.do_sample = sampling.do_sample or sample_warmup
     training = [module for module in model.modules() if module.training]
     model.eval()  # in training mode with gradient checkpointing the cache would be dropped
     try:
         cache = new_cache(model, mask, warmup_config.max_warmup_length)
-        written, lengths = write_warmups(model, prompt, mask, warmup_config, law, cache)
+        written, lengths = decode_warmups(model, prompt, mask, warmup_config, sampling, cache)
         separator = torch.tensor(warmup_config.warmup_separator_ids, device=prompt.device).expand(len(prompt), -1)
         is_warmup = torch.arange(written.size(1), device=prompt.device) < lengths.unsqueeze(1)
         context = torch.cat([prompt, written.masked_fill(~is_warmup, pad_id), separator], 1)
@@ -124,14 +124,14 @@ def _decode(
         if _keeps_every_token(model, cache):
             cache.batch_repeat_interleave(beams)
             model_kwargs |= {"past_key_values": cache, "use_cache": True}
-        else:  # states that saw what was written after a warmup's end, windows, positions by column: encode it anew
+        else:  # the cache holds tokens after a warmup's end, a window, or positions by column: encode again
             context, mask = _packed(context, mask), _packed(mask, mask)
-            if past_key_values is not None:  # that one may have been sized for the prompt and the answer
+            if past_key_values is not None:  # the given one may be sized for prompt and answer only
                 model_kwargs["past_key_values"] = DynamicCache(config=model.config)
         if _takes(model, "position_ids"):
             model_kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0).repeat_interleave(beams, 0)
 
-        start = context.size(1)  # of the answer; nobody who looks at what was generated sees the warmup before it
+        start = context.size(1)  # of the answer; processors and criteria do not see the warmup before it
         generation_config = copy.copy(generation_config)
         generation_config.max_length += start - prompt.size(1)
         generation_config.use_cache = model_kwargs.get("use_cache", generation_config.use_cache)
@@ -160,9 +160,9 @@ def _decode(
 
 
 def new_cache(model: PreTrainedModel, mask: Tensor, room: int) -> DynamicCache | None:
-    """An empty cache for prompts (B, P) and `room` tokens behind them; None where rows have to be encoded anew.
+    """An empty cache for prompts (B, P) and `room` more tokens; None if every step has to encode whole rows.
 
-    That is in models that keep their state elsewhere, and where a row becomes so long that all its positions change.
+    That is so for models that keep their state elsewhere, and if a row becomes so long that all its positions change.
     """
     if not _takes(model, "past_key_values") or not model._supports_default_dynamic_cache():
         return None
@@ -173,22 +173,22 @@ def new_cache(model: PreTrainedModel, mask: Tensor, room: int) -> DynamicCache |
 
 
 def _rope_limit(model: PreTrainedModel) -> int | None:
-    """Tokens beyond which all positions of a row are turned differently (longrope: Phi-3 128k)."""
+    """Row length beyond which the rotary embeddings of all positions change (longrope: Phi-3 128k)."""
     parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     return parameters.get("original_max_position_embeddings") if parameters.get("rope_type") == "longrope" else None
 
 
-def write_warmups(
-    model: PreTrainedModel, prompt: Tensor, mask: Tensor, config: Any, law: GenerationConfig, cache: Any
+def decode_warmups(
+    model: PreTrainedModel, prompt: Tensor, mask: Tensor, config: Any, sampling: GenerationConfig, cache: Any
 ) -> tuple[Tensor, Tensor]:
-    """After each prompt (B, P): tokens as written (B, at most W), and how many are the warmup (B,). Fills `cache`."""
-    ends = [law.eos_token_id] if isinstance(law.eos_token_id, int) else law.eos_token_id or []
+    """Tokens generated after prompts (B, P): (B, at most W), and how many are the warmup (B,). Fills `cache`."""
+    ends = [own] if isinstance(own := sampling.eos_token_id, int) else own or []
     ends = torch.tensor([*config.end_token_ids, *ends], dtype=torch.long, device=prompt.device)
     separator = torch.tensor(config.warmup_separator_ids, device=prompt.device)
     written, new, ids = prompt[:, :0], prompt, prompt
     while True:
         logits = _last_logits(model, ids, mask) if cache is None else _next_logits(model, new, mask, cache)
-        new = _choose(logits.float(), law)
+        new = _choose(logits.float(), sampling)
         written, ids = torch.cat([written, new], 1), torch.cat([ids, new], 1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         lengths = warmup_lengths(written, ends, separator)
@@ -197,7 +197,7 @@ def write_warmups(
 
 
 def _next_logits(model: PreTrainedModel, new: Tensor, mask: Tensor, cache: Any) -> Tensor:
-    """(B, V) of what follows the `new` tokens, which come behind those in the cache."""
+    """Next-token logits (B, V) after the `new` tokens, which follow those in the cache."""
     options: dict[str, Any] = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
     if _takes(model, "position_ids"):
         options["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -new.size(1) :]
@@ -206,8 +206,8 @@ def _next_logits(model: PreTrainedModel, new: Tensor, mask: Tensor, cache: Any) 
 
 
 def _last_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """(B, V) of what follows, from whole rows that are padded on the right, where padding changes nothing."""
-    if _rope_limit(model) is not None:  # where it does: the longest row decides for all
+    """Next-token logits (B, V) from whole rows, padded on the right, where padding does not change them."""
+    if _rope_limit(model) is not None:  # here it does: the longest row would decide for all
         rows = [model(input_ids=row[real].unsqueeze(0), use_cache=False).logits for row, real in zip(ids, mask)]
         return torch.cat([logits[:, -1] for logits in rows])
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
@@ -217,7 +217,7 @@ def _last_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def _keeps_every_token(model: PreTrainedModel, cache: Any) -> bool:
-    """Whether the cache can be read with gaps: keys and values of all tokens, and positions that do not count them."""
+    """Whether the cache may have masked gaps: it holds keys and values of all tokens, and positions are given."""
     return cache is not None and _takes(model, "position_ids") and all(type(x) is DynamicLayer for x in cache.layers)
 
 
@@ -236,19 +236,19 @@ def _read_config(config: Any) -> Any:
     return SimpleNamespace(**{"end_token_ids": [], **json.loads(path.read_text(encoding="utf-8"))})
 
 
-def _choose(logits: Tensor, law: GenerationConfig) -> Tensor:
+def _choose(logits: Tensor, sampling: GenerationConfig) -> Tensor:
     """(B, 1) next tokens."""
-    if not law.do_sample:
+    if not sampling.do_sample:
         return logits.argmax(-1, keepdim=True)
-    scores = logits / (law.temperature or 1.0)
-    for warper, value in ((TopK, law.top_k), (TopP, law.top_p), (MinPLogitsWarper, law.min_p)):
+    scores = logits / (sampling.temperature or 1.0)
+    for warper, value in ((TopK, sampling.top_k), (TopP, sampling.top_p), (MinPLogitsWarper, sampling.min_p)):
         if value:
             scores = warper(value)(None, scores)
     return torch.multinomial(scores.softmax(-1), num_samples=1)
 
 
 def warmup_lengths(written: Tensor, ends: Tensor, separator: Tensor) -> Tensor:
-    """(B,) tokens of each row before its first end token or separator."""
+    """(B,) number of tokens in each row before its first end token or separator."""
     width, size = written.size(1), len(separator)
     stops = torch.isin(written, ends)
     if size <= width:
@@ -269,7 +269,7 @@ def _packed(sequences: Tensor, context_mask: Tensor) -> Tensor:
 
 
 class _Blind:
-    """A logits processor or stopping criterion that sees the prompt and the answer, which begins at `start`."""
+    """A logits processor or stopping criterion that sees only the prompt and the answer, which begins at `start`."""
 
     def __init__(self, inner: Any, prompt: Tensor, start: int):
         self.inner, self.prompt, self.start = inner, prompt, start
@@ -287,7 +287,7 @@ def _blind(criterion: Any, prompt: Tensor, start: int) -> Any:
 
 
 def _most_frequent(sequences: Tensor, num_warmups: int, start: int) -> Tensor:
-    """Of each prompt's answers the one given most often, the earliest among equals."""
+    """The most frequent answer of each prompt; among equally frequent ones the first."""
     answers = [tuple(row) for row in sequences[:, start:].tolist()]
     rows = []
     for first in range(0, len(answers), num_warmups):

@@ -1,31 +1,84 @@
-"""`warmup_config.json`: what decoding needs to know of an adapter's training."""
+"""The folder of an adapter or of a merged model: the names of its files, its settings and the record of its training.
+
+To add a file, add its name to one of the groups below. The lists of files that a training replaces, a merge copies and
+a push uploads are built from these groups.
+"""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from warmup_peft.files import write_text
+from warmup_peft.files import read_json, write_json
 
+CARD_NAME = "README.md"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
 WARMUP_CONFIG_NAME = "warmup_config.json"
+TRAINING_RECORD_NAME = "warmup_training.json"
+DECODING_NAME = "custom_generate/generate.py"
+METRICS_NAME, HARNESS_NAME = "metrics.json", "harness.json"
+
+ADAPTER = (ADAPTER_CONFIG_NAME, "adapter_model.safetensors")
+SETTINGS = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME)  # written by our trainer; copied by a merge
+SCORES = (METRICS_NAME, HARNESS_NAME)  # they belong to the weights beside them, so a merge does not copy them
+TRAINING_STATE = ("trainer_state.json", "training_args.bin")
+MODEL_CONFIGS = ("config.json", "generation_config.json")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER = ("tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json",
+             "vocab.txt", "merges.txt", "*.model", "*.jinja")  # fmt: skip
+WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
+
+RUN_FILES = (*ADAPTER, *SETTINGS, DECODING_NAME, *TRAINING_STATE, *SCORES)  # replaced by a new run
+PUSHED = (CARD_NAME, "LICENSE*", "NOTICE*", *ADAPTER, *MODEL_CONFIGS, *WEIGHTS, "model.safetensors.index.json",
+          *TOKENIZER, *SETTINGS, *SCORES)  # fmt: skip
+MAY_NAME_PLACES = (
+    ADAPTER_CONFIG_NAME,
+    *MODEL_CONFIGS,
+    TOKENIZER_CONFIG,
+    *SETTINGS,
+    *SCORES,
+)  # may contain local paths
 
 
 def check_folder(folder: str | Path) -> None:
-    """Raise ValueError where there is no such folder."""
+    """Raise ValueError if the folder does not exist."""
     if not Path(folder).is_dir():
         raise ValueError(f"The folder {folder} does not exist. Name the output_dir of a training or of a merge.")
 
 
+def is_adapter(folder: str | Path) -> bool:
+    return Path(folder, ADAPTER_CONFIG_NAME).is_file()
+
+
+def check_is_adapter(folder: str | Path) -> None:
+    """Raise ValueError if the folder does not exist or holds no adapter."""
+    check_folder(folder)
+    if not is_adapter(folder):
+        raise ValueError(
+            f"{folder} has no {ADAPTER_CONFIG_NAME}, so it is not an adapter. Name a training's output_dir."
+        )
+
+
+def looks_like_a_path(name: str) -> bool:
+    """Whether this name is a path for certain, because it cannot be an id on the Hub."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def looks_local(name: str) -> bool:
+    """Whether the name of a model or data set is a local path, not an id on the Hub."""
+    return looks_like_a_path(name) or name.startswith("hf://") or Path(name).exists()
+
+
 @dataclass(frozen=True)
 class WarmupConfig:
-    """What decoding needs to know of an adapter's training.
+    """The settings that decoding needs.
 
     Attributes:
-        warmup_separator: the separator's text, to be read by people.
-        warmup_separator_ids: its token ids, which are what is inserted.
-        max_warmup_length: W, in tokens. 0 is no warmup and no separator: plain `generate`.
-        end_token_ids: tokens that ended warmups in training; those of the generation config end them too.
+        warmup_separator: text of the separator, for people to read.
+        warmup_separator_ids: token ids of the separator; these are inserted.
+        max_warmup_length: W, in tokens. 0 means no warmup and no separator: plain `generate`.
+        end_token_ids: tokens that ended a warmup in training. The end tokens of the generation config end it too.
     """
 
     warmup_separator: str
@@ -35,11 +88,11 @@ class WarmupConfig:
 
     @property
     def room(self) -> int:
-        """Tokens that a warmup and the separator take at most."""
+        """The largest number of tokens that warmup and separator take together."""
         return self.max_warmup_length and self.max_warmup_length + len(self.warmup_separator_ids)
 
     def save(self, folder: str | Path) -> None:
-        write_text(Path(folder, WARMUP_CONFIG_NAME), json.dumps(asdict(self), indent=2) + "\n")
+        write_json(Path(folder, WARMUP_CONFIG_NAME), asdict(self))
 
     @staticmethod
     def is_in(folder: str | Path) -> bool:
@@ -47,19 +100,64 @@ class WarmupConfig:
 
     @classmethod
     def load(cls, folder: str | Path) -> WarmupConfig:
-        """Read `warmup_config.json` of a local folder; ValueError where there is none, or a broken one."""
+        """Read `warmup_config.json` of a local folder. Raises ValueError if it is missing or broken."""
         check_folder(folder)
         path = Path(folder, WARMUP_CONFIG_NAME)
         if not cls.is_in(folder):
             raise ValueError(
-                f"{folder} holds no {WARMUP_CONFIG_NAME}, so it is no warmup adapter (or its training was cut off). "
-                "Name the folder that the training wrote; plain `generate` decodes other models."
+                f"{folder} has no {WARMUP_CONFIG_NAME}, so it is not a warmup adapter, or its training was cut off. "
+                "Name the output_dir of a training. Other models are decoded with plain `generate`."
             )
         try:
-            config = cls(**json.loads(path.read_text(encoding="utf-8")))
+            config = cls(**read_json(path))
             numbers = [*config.warmup_separator_ids, *config.end_token_ids, config.max_warmup_length]
             if not all(isinstance(number, int) for number in numbers):  # they become code in the folder and its card
                 raise TypeError("max_warmup_length and token ids must be whole numbers")
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}). Take it anew from the training's folder.") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}). Copy it again from the training's folder.") from error
         return config
+
+
+@dataclass
+class TrainingRecord:
+    """How an adapter was trained. Merging, scoring and the model card read it.
+
+    Attributes:
+        base_model: name or path of the base model.
+        base_revision: commit of the base model on the Hub, if known.
+        dtype: dtype of the base model, such as "bfloat16".
+        quantization_config: quantisation of the base model in training, as given to transformers; None if it was not
+            quantised, or dequantised for training.
+        num_embeddings: rows of the base model's embeddings in training. A chat template with new tokens adds rows.
+        settings: options of the method and of the training.
+        data: where the rows came from and how they were read.
+        versions: versions of the packages used.
+    """
+
+    base_model: str
+    base_revision: str | None = None
+    dtype: str = "auto"
+    quantization_config: dict[str, Any] | None = None
+    num_embeddings: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> None:
+        write_json(Path(folder, TRAINING_RECORD_NAME), asdict(self))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TrainingRecord | None:
+        """Read `warmup_training.json` of a local folder. Unknown fields are ignored; returns None if there is no file.
+
+        Raises:
+            ValueError: the file is broken.
+        """
+        path = Path(folder, TRAINING_RECORD_NAME)
+        if not path.is_file():
+            return None
+        try:
+            values = read_json(path)
+            return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}). Copy it again from the training's folder.") from error

@@ -1,15 +1,14 @@
-"""From a folder to a model that runs: an adapter on its base, in the precision it was trained in, or a merged model.
+"""Load an adapter with its base model, in the precision it was trained in, or load a merged model.
 
-`warmup_training.json` beside the adapter says how the base was loaded. No trl.
+`warmup_training.json` beside the adapter says how the base model was loaded for training. Does not import trl.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +26,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from warmup_peft.files import write_text
-from warmup_peft.inference.folder import WarmupConfig, check_folder
+from warmup_peft.files import first_line
+from warmup_peft.inference.folder import (
+    ADAPTER_CONFIG_NAME,
+    TrainingRecord,
+    WarmupConfig,
+    check_is_adapter,
+    is_adapter,
+    looks_like_a_path,
+)
 from warmup_peft.inference.generation import end_token_ids
 from warmup_peft.inference.quantization import (
     is_quantized,
@@ -39,53 +45,7 @@ from warmup_peft.inference.quantization import (
 )
 from warmup_peft.method.model import without_peft_wrapper
 
-TRAINING_RECORD_NAME = "warmup_training.json"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-@dataclass
-class TrainingRecord:
-    """How an adapter was made; what merging, scoring and the model card need to know.
-
-    Attributes:
-        base_model: name or path of the base.
-        base_revision: its commit on the Hub, where known.
-        dtype: the base's, such as "bfloat16".
-        quantization_config: as transformers took it; None where the base was trained on unquantised or dequantised.
-        num_embeddings: rows of the base's embeddings, which a chat template with new tokens makes more than its own.
-        settings: the method's options, and the training's.
-        data: where the rows came from and how they were read.
-        versions: of the packages used.
-    """
-
-    base_model: str
-    base_revision: str | None = None
-    dtype: str = "auto"
-    quantization_config: dict[str, Any] | None = None
-    num_embeddings: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def save(self, folder: str | Path) -> None:
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
-        write_text(Path(folder, TRAINING_RECORD_NAME), text + "\n")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> TrainingRecord | None:
-        """Read `warmup_training.json` of a local folder; None where there is none, unknown fields left out.
-
-        Raises:
-            ValueError: it is not what `save` wrote.
-        """
-        path = Path(folder, TRAINING_RECORD_NAME)
-        if not path.is_file():
-            return None
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
-        except (json.JSONDecodeError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}). Take it anew from the training's folder.") from error
 
 
 @dataclass
@@ -97,9 +57,9 @@ class LoadedModel:
 
 
 def put_adapter_first(folder: str | Path, model: nn.Module) -> None:
-    """Move the files of a PeftModel's only adapter up into the saved folder, where every loader looks.
+    """Move the files of a PeftModel's only adapter to the top of the saved folder, where every loader looks for them.
 
-    peft puts an adapter that is not called "default" into a folder of its name.
+    peft saves an adapter that is not called "default" into a subfolder of its name.
     """
     names = list(model.peft_config) if isinstance(model, PeftModel) else []
     if len(names) != 1 or names == ["default"]:
@@ -111,15 +71,11 @@ def put_adapter_first(folder: str | Path, model: nn.Module) -> None:
         place.rmdir()
 
 
-def is_adapter(folder: str | Path) -> bool:
-    return Path(folder, "adapter_config.json").is_file()
-
-
 def load_folder(folder: str | Path) -> LoadedModel:
     """Load an adapter's folder, or a merged model's, for inference.
 
     Raises:
-        ValueError: the folder is neither, or the adapter's base cannot be loaded.
+        ValueError: the folder is neither of them, or the adapter's base model cannot be loaded.
     """
     warmup_config = WarmupConfig.load(folder)
     record = TrainingRecord.load(folder)
@@ -131,18 +87,18 @@ def load_folder(folder: str | Path) -> LoadedModel:
 
 
 def load_whole(folder: str | Path) -> PreTrainedModel:
-    """A model without an adapter, as its folder holds it; ValueError where its weights are broken."""
+    """Load a model without an adapter. Raises ValueError if its weights are broken."""
     with readable_weights(folder):
         return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
 
 
 @contextmanager
 def readable_weights(name: str | Path) -> Iterator[None]:
-    """Around the making of a model: what its libraries raise over broken files becomes a ValueError.
+    """Turn the errors that libraries raise for broken weights into a ValueError.
 
     Raises:
-        ValueError: weights that were cut off, or that do not fit the model's configuration.
-        torch.OutOfMemoryError: as it comes.
+        ValueError: the weights are truncated or do not match the model's configuration.
+        torch.OutOfMemoryError: passed on unchanged.
     """
     try:
         yield
@@ -150,23 +106,23 @@ def readable_weights(name: str | Path) -> Iterator[None]:
         raise
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
-            f"The model {name} cannot be loaded ({str(error).strip().splitlines()[0]}). Were its weights cut off, or "
-            "do they belong to another config.json? Copy it anew."
+            f"The model {name} cannot be loaded ({first_line(error)}). Are its weights truncated, or "
+            "do they belong to another config.json? Copy it again."
         ) from error
 
 
 def check_separator(folder: str | Path, config: WarmupConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError where the tokenizer splits the separator in another way than the training's did."""
+    """Raise ValueError if the tokenizer splits the separator differently than in training."""
     ids = tokenizer(config.warmup_separator, add_special_tokens=False)["input_ids"]
     if ids != config.warmup_separator_ids:
         raise ValueError(
-            f"The separator {config.warmup_separator!r} has the token ids {config.warmup_separator_ids} in the "
-            f"training, but the tokenizer in {folder} gives {ids}. Put back the tokenizer of the training."
+            f"The separator {config.warmup_separator!r} had the token ids {config.warmup_separator_ids} in training, "
+            f"but the tokenizer in {folder} gives {ids}. Put back the tokenizer of the training."
         )
 
 
 def why_no_base(config: PeftConfig) -> str | None:
-    """Why the model with this adapter switched off is not the adapter's base; None where it is."""
+    """The reason why the model with this adapter disabled differs from the base model; None if it does not."""
     init = str(getattr(config, "init_lora_weights", ""))
     if init.lower().startswith(CHANGES_BASE):
         return f"init_lora_weights='{init}' changes the base's own weights"
@@ -179,35 +135,35 @@ def why_no_base(config: PeftConfig) -> str | None:
 
 
 def is_of_adapter(name: str, model: PeftModel) -> bool:
-    """Whether a parameter or buffer of this name belongs to an adapter, not to the base."""
+    """Whether a parameter or buffer of this name belongs to an adapter, not to the base model."""
     return any(part in name for part in (f".{model.base_model.prefix}", ".modules_to_save.", ".trainable_tokens_"))
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """Positions the model knows, in tokens; None where its configuration names no limit."""
+    """Maximum number of tokens that the model can process; None if its configuration sets no limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def put_adapter_on(base: PreTrainedModel, adapter: str | Path) -> PeftModel:
-    """Raises ValueError where the adapter was cut off, or made for another architecture."""
+    """Raises ValueError if the adapter is truncated or was made for another architecture."""
     try:
         return PeftModel.from_pretrained(base, adapter)
     except torch.OutOfMemoryError:
         raise
     except SafetensorError as error:
         raise ValueError(
-            f"{Path(adapter, 'adapter_model')}.safetensors cannot be read ({error}). Was it cut off? Copy it anew."
+            f"{Path(adapter, 'adapter_model')}.safetensors cannot be read ({error}). Is it truncated? Copy it again."
         ) from error
     except (RuntimeError, ValueError) as error:
         name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
         raise ValueError(
-            f"The adapter in {adapter} does not fit its base {name} ({str(error).strip().splitlines()[0]}). Was the "
-            "base replaced by another architecture or size?"
+            f"The adapter in {adapter} does not fit its base model {name} ({first_line(error)}). "
+            "Was the base model replaced by one of another architecture or size?"
         ) from error
 
 
 def end_with_the_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let the tokenizer's end token end what the model writes, as in training, and its pad token pad."""
+    """Make generation end at the tokenizer's end token, as in training, and pad with its pad token if none is set."""
     config = without_peft_wrapper(model).generation_config
     config.eos_token_id = list(end_token_ids(without_peft_wrapper(model), tokenizer))
     if config.pad_token_id is None:
@@ -217,12 +173,12 @@ def end_with_the_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTra
 
 @dataclass(frozen=True)
 class Base:
-    """What is known of an adapter's base before its weights are loaded.
+    """An adapter's base model, before its weights are loaded.
 
     Attributes:
-        name: its folder or Hub id.
-        record: of the training; None where the adapter has none.
-        stored: how its weights are stored quantised.
+        name: folder or Hub id.
+        record: record of the training; None if the adapter has none.
+        stored: quantisation that the weights are stored in; None if they are not quantised.
     """
 
     name: str
@@ -231,12 +187,12 @@ class Base:
 
     @property
     def recorded(self) -> dict[str, Any] | None:
-        """The quantisation it was trained on."""
+        """Quantisation of the base model in training."""
         return self.stored if self.record is None else self.record.quantization_config
 
 
 def find_base(adapter: str | Path) -> Base:
-    """Raises ValueError where `adapter` is no adapter's folder, or its base is gone."""
+    """Find the base model of an adapter. Raises ValueError if the folder holds no adapter, or the base is missing."""
     check_is_adapter(adapter)
     name = base_name(adapter)
     places = [Path(name), Path(adapter, name)]
@@ -247,11 +203,11 @@ def find_base(adapter: str | Path) -> Base:
         config = AutoConfig.from_pretrained(name, revision=record and record.base_revision)
     except (OSError, KeyError, ValueError) as error:
         looked = "" if Path(name).is_dir() else f"there is no folder {' or '.join(str(p.absolute()) for p in places)}"
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         reason = looked if looks_like_a_path(name) else f"{looked}; {reason}" if looked else reason
         raise ValueError(
             f"The adapter's base model {name} cannot be loaded ({reason}). Put it back, or set "
-            f"base_model_name_or_path in {Path(adapter, 'adapter_config.json')} to where it lies."
+            f"base_model_name_or_path in {Path(adapter, ADAPTER_CONFIG_NAME)} to its place."
         ) from error
     return Base(name, record, stored_quantization(config))
 
@@ -259,14 +215,15 @@ def find_base(adapter: str | Path) -> Base:
 def load_base(
     adapter: str | Path, weights: Literal["trained", "dequantized", "original"] = "trained"
 ) -> PreTrainedModel:
-    """The base of an adapter.
+    """Load the base model of an adapter.
 
     Args:
-        adapter: the adapter's folder.
-        weights: as they were in training, the same dequantised, or as they were before they were quantised for it.
+        adapter: folder of the adapter.
+        weights: "trained" loads them as in training, "dequantized" dequantises these, and "original" loads them as
+            they were before quantisation.
 
     Raises:
-        ValueError: `adapter` is no adapter's folder, or its base is gone.
+        ValueError: the folder holds no adapter, or the base model is missing.
     """
     base = find_base(adapter)
     record = base.record or TrainingRecord(base.name)
@@ -291,29 +248,23 @@ def load_base(
 
 
 def base_name(adapter: str | Path) -> str:
-    """Path or Hub id of the base that an adapter's folder names.
+    """Path or Hub id of an adapter's base model, from its adapter_config.json.
 
     Raises:
-        ValueError: its adapter_config.json is broken, or names none.
+        ValueError: adapter_config.json is broken or names no base model.
     """
-    path = Path(adapter, "adapter_config.json")
+    path = Path(adapter, ADAPTER_CONFIG_NAME)
     try:
         name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read ({error}). Take it anew from the training's folder.") from error
+        raise ValueError(f"{path} cannot be read ({error}). Copy it again from the training's folder.") from error
     if not name:
-        raise ValueError(f"{path} names no base_model_name_or_path. Take it anew from the training's folder.")
+        raise ValueError(f"{path} names no base_model_name_or_path. Copy it again from the training's folder.")
     return name
 
 
-def check_is_adapter(folder: str | Path) -> None:
-    check_folder(folder)
-    if not is_adapter(folder):
-        raise ValueError(f"{folder} holds no adapter_config.json, so it is no adapter. Name a training's output_dir.")
-
-
 def check_is_no_adapter(base: str | Path) -> None:
-    """Raise ValueError where a base model's folder holds an adapter."""
+    """Raise ValueError if the folder of the base model holds an adapter."""
     if is_adapter(base):
         raise ValueError(
             f"The base model {base} is an adapter itself. Merge it first (warmup-peft merge --adapter {base} "
@@ -322,20 +273,20 @@ def check_is_no_adapter(base: str | Path) -> None:
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder or Hub id.
+    """Load the tokenizer of a model's folder or Hub id.
 
     Raises:
-        ValueError: there is none, or it has neither a pad nor an end token.
+        ValueError: there is no tokenizer, or it has no end token.
     """
     if looks_like_a_path(str(name)) and not Path(name).is_dir():
         raise ValueError(f"The model folder {name} does not exist. Name a folder, or a model's id on the Hub.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        mend = "Save the model's tokenizer into the same folder."
+        fix = "Save the model's tokenizer into the same folder."
         if not Path(name).is_dir():
-            mend = "Check its id and the network, or name a local folder."
-        raise ValueError(f"{name} gives no tokenizer ({str(error).strip().splitlines()[0]}). {mend}") from error
+            fix = "Check its id and the network, or name a local folder."
+        raise ValueError(f"{name} gives no tokenizer ({first_line(error)}). {fix}") from error
     if tokenizer.eos_token is None:
         raise ValueError(
             f"The tokenizer of {name} has no eos_token, so neither warmup nor answer could end. Set eos_token in its "
@@ -344,11 +295,6 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def looks_like_a_path(name: str) -> bool:
-    """Whether this can be no id on the Hub."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _device() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Quantised bases: loaded as they were for training, dequantised for a merge, and 4-bit layers kept exact."""
+"""Quantised base models: load them as in training, dequantise them for a merge, keep 4-bit weights readable."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
 def stored_quantization(config: PretrainedConfig) -> dict[str, Any] | None:
-    """How the weights of a model are stored quantised (GPTQ, AWQ, FP8, MXFP4, ...), as its `config.json` says."""
+    """Quantisation that a model's weights are stored in (GPTQ, AWQ, FP8, MXFP4, ...), from its `config.json`."""
     text_config = config.get_text_config(decoder=True)
     return getattr(config, "quantization_config", None) or getattr(text_config, "quantization_config", None)
 
 
 def dequantized_while_loading(stored: dict[str, Any]) -> QuantizationConfigMixin | None:
-    """What makes transformers dequantise such weights while it loads them; None where it cannot."""
+    """A configuration that makes transformers dequantise these weights while loading; None if it cannot."""
     config = AutoQuantizationConfig.from_dict(stored)
     if not hasattr(config, "dequantize"):
         return None
@@ -27,7 +27,7 @@ def dequantized_while_loading(stored: dict[str, Any]) -> QuantizationConfigMixin
 
 
 def has_dequantize(quantization: dict[str, Any]) -> bool:
-    """Whether transformers can dequantise a loaded model that is quantised so."""
+    """Whether transformers can dequantise a loaded model with this quantisation."""
     method = quantization.get("quant_method")
     if quantization.get("load_in_4bit") or quantization.get("load_in_8bit"):
         method = "bitsandbytes_4bit" if quantization.get("load_in_4bit") else "bitsandbytes_8bit"
@@ -40,10 +40,10 @@ def is_quantized(model: PreTrainedModel) -> bool:
 
 
 def save_as_it_is(model: PreTrainedModel) -> None:
-    """Let a model that was dequantised while it was loaded be saved so.
+    """Make a model that was dequantised while loading be saved dequantised.
 
-    transformers would undo on saving what it did on loading, and write weights of the quantised scale without their
-    scales, which load again without a word.
+    When saving, transformers reverses the conversions it made when loading. It would write rescaled weights without
+    their scales, and these would load again without any error.
     """
     conversions = getattr(model, "_weight_conversions", None) or ()
     operations = [operation for each in conversions for operation in getattr(each, "operations", ())]
@@ -54,15 +54,15 @@ def save_as_it_is(model: PreTrainedModel) -> None:
 def to_load_with(
     stored: dict[str, Any] | None, recorded: dict[str, Any] | None, *, dequantize: bool = False
 ) -> QuantizationConfigMixin | None:
-    """What `from_pretrained` has to be given so that a base becomes what it was in training.
+    """The `quantization_config` for `from_pretrained` that loads a base model as it was in training.
 
-    A base that is stored quantised brings its configuration along; a quantisation chosen when it was loaded has to be
+    Weights that are stored quantised bring their configuration. A quantisation that was chosen for training has to be
     chosen again.
 
     Args:
-        stored: as `stored_quantization`.
-        recorded: the quantisation of the base in training.
-        dequantize: dequantise a base that is stored quantised, where that is done while it is loaded.
+        stored: result of `stored_quantization`.
+        recorded: quantisation of the base model in training.
+        dequantize: dequantise stored quantised weights while loading, if transformers can.
     """
     if stored is not None:
         return dequantized_while_loading(stored) if dequantize else None
@@ -72,9 +72,9 @@ def to_load_with(
 def keep_4bit_weights_in_place(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
 
-    It repacks them in place at the first forward without gradient (so at any `generate`), for speed; every later
-    gradient, and every later merge, is then computed from wrongly read weights while the loss looks right. Call this
-    before anything runs through the model.
+    For speed, it repacks them in place at the first forward pass without gradient, such as any `generate`. Every later
+    gradient and every later merge then reads the weights wrongly, while the loss looks right. Call this before the
+    first forward pass.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from warmup_peft.files import write_text
-
-METRICS_NAME, HARNESS_NAME = "metrics.json", "harness.json"
-WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
+from warmup_peft.files import read_json, write_json
+from warmup_peft.inference.folder import WEIGHTS
 
 
 def save_scores(folder: str | Path, name: str, scores: dict[str, Any]) -> Path:
     """Write the scores of the folder's current weights to METRICS_NAME or HARNESS_NAME."""
     path = Path(folder, name)
     scores = {**scores, "weights": weights_fingerprint(folder)}
-    write_text(path, json.dumps(scores, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_json(path, scores, default=str)
     return path
 
 
@@ -43,7 +40,7 @@ def weights_fingerprint(folder: str | Path) -> str:
 
 def _read(folder: str | Path, name: str) -> dict[str, Any]:
     try:
-        scores = json.loads(Path(folder, name).read_text(encoding="utf-8"))
+        scores = read_json(Path(folder, name))
     except (OSError, ValueError):
         return {}
     return scores if isinstance(scores, dict) else {}

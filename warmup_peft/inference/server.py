@@ -1,7 +1,7 @@
-"""Warmups and answers from an OpenAI-compatible server, such as vLLM. Knows no training.
+"""Warmups and answers from an OpenAI-compatible server, such as vLLM.
 
-Prompts go up as token ids and come back as token ids where the server takes them: text that is tokenised again at a
-boundary merges tokens. Where it does not, text goes up, and the boundary is checked.
+Prompts and warmups are exchanged as token ids if the server supports that, because tokenising joined text again may
+merge tokens at the boundary. Otherwise text is sent, and the boundary is checked.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ logger = logging.getLogger(__name__)
 
 API_KEY = "OPENAI_API_KEY"
 TEXTS_AT_A_TIME = 8
-BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers worth another try
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # status codes after which a request is repeated
 
 
 class ServerError(ValueError):
-    """The server is down, or answers with an error."""
+    """The server cannot be reached or answers with an error."""
 
 
 class RefusedError(ServerError):
-    """The server does not take what was sent."""
+    """The server rejects the request."""
 
 
 @dataclass(frozen=True)
 class CompletionsClient:
-    """`/v1/completions` of one model. The key, where the server wants one, comes from OPENAI_API_KEY.
+    """Client for `/v1/completions` of one model. If the server needs a key, it is read from OPENAI_API_KEY.
 
     Attributes:
-        base_url: such as http://localhost:8000/v1.
-        model: the name it is served under.
-        timeout: seconds for one answer, and at most between two tries where the server says how long (Retry-After).
-        retries: how often a server that is busy or does not answer is asked again.
+        base_url: for example http://localhost:8000/v1.
+        model: the name under which the server offers the model.
+        timeout: seconds to wait for one answer; also the limit for a server's Retry-After.
+        retries: how many times a request is repeated if the server is busy or does not answer.
         pause: seconds before the second retry; doubled each time.
     """
 
@@ -60,17 +60,17 @@ class CompletionsClient:
 
     def __post_init__(self):
         if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url={self.base_url} is no address. It is like http://localhost:8000/v1.")
+            raise ValueError(f"base_url={self.base_url} is not an address. Give one such as http://localhost:8000/v1.")
         if self.timeout <= 0:
             raise ValueError(f"A server_timeout of {self.timeout:g} seconds cannot work. Set it above 0.")
 
     def complete(self, prompts: Sequence[Sequence[int]] | str, **options: Any) -> list[dict[str, Any]]:
-        """The choices for all prompts (token ids of each, or one text), in their order.
+        """The completions of all prompts (token ids of each, or one text), in order.
 
         Raises:
-            RefusedError: the server takes no such request.
-            ServerError: it is down, or answers with an error.
-            ValueError: it answers with something else than completions.
+            RefusedError: the server rejects the request.
+            ServerError: the server cannot be reached or answers with an error.
+            ValueError: the answer does not contain the completions.
         """
         is_text = isinstance(prompts, str)
         body = {"model": self.model, "prompt": prompts if is_text else [list(map(int, ids)) for ids in prompts]}
@@ -80,19 +80,20 @@ class CompletionsClient:
         if not isinstance(choices, list) or len(choices) != expected:
             raise ValueError(
                 f"{self.base_url} answered with {len(choices) if isinstance(choices, list) else 'no'} completions "
-                f"where {expected} were asked for. Is it an OpenAI-compatible server?"
+                f"instead of {expected}. Is it an OpenAI-compatible server?"
             )
         if not all(isinstance(choice, dict) and isinstance(choice.get("index"), int) for choice in choices):
-            raise ValueError(f"{self.base_url} answered with completions that have no index.")
+            raise ValueError(f"{self.base_url} answered with completions without an index.")
         return sorted(choices, key=lambda choice: choice["index"])
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         url = f"{self.base_url.rstrip('/')}/{path}"
         key = os.environ.get(API_KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        retry = retry_within(self.timeout)(
+        retry = Retry(
             total=self.retries,
             backoff_factor=self.pause,
+            retry_after_max=self.timeout,
             status_forcelist=BUSY,
             allowed_methods=None,
             raise_on_status=False,
@@ -111,11 +112,11 @@ class CompletionsClient:
 
     def _read(self, url: str, response: requests.Response) -> Any:
         if response.status_code in (401, 403):
-            raise ServerError(f"{url} refuses the key ({response.status_code}). Set {API_KEY} to a valid one.")
+            raise ServerError(f"{url} rejects the key ({response.status_code}). Set {API_KEY} to a valid one.")
         if response.status_code == 404:
             raise ServerError(
-                f"{url} knows no model '{self.model}', or is not the right path (404). Check the model's name and "
-                "--base_url, which ends with /v1 as a rule."
+                f"{url} has no model '{self.model}', or its path is wrong (404). Check the name and --base_url, which "
+                "usually ends with /v1."
             )
         if response.status_code in (400, 422):
             raise RefusedError(f"{url} answers {response.status_code}: {response.text[:300]}")
@@ -125,18 +126,7 @@ class CompletionsClient:
         try:
             return response.json()
         except ValueError as error:
-            raise ServerError(f"{url} answers with something that is no JSON: {response.text[:100]!r}.") from error
-
-
-def retry_within(seconds: float) -> type[Retry]:
-    """urllib3's `Retry`, except that a server's `Retry-After` is waited for no longer than these seconds."""
-
-    class CappedRetry(Retry):
-        def get_retry_after(self, response: Any) -> float | None:
-            asked = super().get_retry_after(response)
-            return None if asked is None else min(asked, seconds)
-
-    return CappedRetry
+            raise ServerError(f"{url} answers with something that is not JSON: {response.text[:100]!r}.") from error
 
 
 # ---- Answers ----
@@ -152,32 +142,32 @@ def answer_from_server(
     temperature: float = 0.0,
     top_p: float = 1.0,
 ) -> list[tuple[str, str]]:
-    """Warmup and answer of each prompt, in two completion calls.
+    """Warmup and answer for each prompt, from two completion requests.
 
     Args:
-        tokenizer: the served model's.
+        tokenizer: tokenizer of the served model.
         max_new_tokens: limit of the answer, in tokens.
         temperature: 0 is greedy.
 
     Raises:
         ValueError: as `CompletionsClient.complete`.
     """
-    law = {"temperature": temperature, **({"top_p": top_p} if top_p < 1 else {})}
+    sampling = {"temperature": temperature, **({"top_p": top_p} if top_p < 1 else {})}
     prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     try:
-        written = client.complete(prompt_ids, max_tokens=config.max_warmup_length, return_token_ids=True, **law)
-    except RefusedError:  # `transformers serve` takes one text at a time
+        written = client.complete(prompt_ids, max_tokens=config.max_warmup_length, return_token_ids=True, **sampling)
+    except RefusedError:  # `transformers serve` takes only one text at a time
         with ThreadPoolExecutor(TEXTS_AT_A_TIME) as pool:
-            one = partial(_answer_text, client, tokenizer, config=config, max_new_tokens=max_new_tokens, **law)
+            one = partial(_answer_text, client, tokenizer, config=config, max_new_tokens=max_new_tokens, **sampling)
             return list(pool.map(one, prompts))
     warmup_ids = [_warmup_ids(choice, tokenizer, config) for choice in written]
     contexts = [ids + warmup + config.warmup_separator_ids for ids, warmup in zip(prompt_ids, warmup_ids)]
-    answers = client.complete(contexts, max_tokens=max_new_tokens, **law)
+    answers = client.complete(contexts, max_tokens=max_new_tokens, **sampling)
     return [(tokenizer.decode(warmup), text_of(choice)) for warmup, choice in zip(warmup_ids, answers)]
 
 
 def _warmup_ids(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase, config: WarmupConfig) -> list[int]:
-    """Ids before the first end token or separator; of the text where the server returns no ids."""
+    """Ids before the first end token or separator. If the server returns no ids, those of the text."""
     ids = choice.get("token_ids")
     if not are(int, ids):
         ids = tokenizer(text_of(choice), add_special_tokens=False)["input_ids"]
@@ -194,20 +184,20 @@ def _answer_text(
     *,
     config: WarmupConfig,
     max_new_tokens: int,
-    **law: float,
+    **sampling: float,
 ) -> tuple[str, str]:
-    written = text_of(client.complete(prompt, max_tokens=config.max_warmup_length, **law)[0])
+    written = text_of(client.complete(prompt, max_tokens=config.max_warmup_length, **sampling)[0])
     warmup = written.split(config.warmup_separator)[0]
     context = prompt + warmup + config.warmup_separator
     prompt_ids, separator_ids = tokenizer(prompt)["input_ids"], config.warmup_separator_ids
     ids = tokenizer(context)["input_ids"]
     if ids[: len(prompt_ids)] != prompt_ids or ids[-len(separator_ids) :] != separator_ids:
         logger.warning(
-            "This server takes text only, and the tokens of the warmup %r merge with those beside it: the answer may "
-            "differ from the one after token ids.",
+            "This server takes only text, and the warmup %r is tokenised differently beside the text around it. "
+            "The answer may differ from the one that token ids give.",
             warmup,
         )
-    return warmup, text_of(client.complete(context, max_tokens=max_new_tokens, **law)[0])
+    return warmup, text_of(client.complete(context, max_tokens=max_new_tokens, **sampling)[0])
 
 
 def text_of(choice: dict[str, Any]) -> str:
@@ -216,24 +206,24 @@ def text_of(choice: dict[str, Any]) -> str:
     return choice["text"]
 
 
-# ---- Draws for a pool ----
+# ---- Samples for a pool ----
 
 
-def draw_from_server(client: CompletionsClient, settings: SamplingSettings) -> Callable[[list, int], Warmups]:
-    """A function that draws `settings.num_warmups` warmups (B, M) for prompts and a seed.
+def sample_from_server(client: CompletionsClient, settings: SamplingSettings) -> Callable[[list, int], Warmups]:
+    """A function that samples `settings.num_warmups` warmups (B, M) for prompts and a seed.
 
     Raises:
-        ValueError: settings other than the model's own law, of which servers report no log-probabilities; or, when it
-            draws, a server that returns no token ids.
+        ValueError: the settings change the model's distribution, for which servers report no log-probabilities. The
+            function raises it if the server returns no token ids.
     """
     plain = (settings.temperature, settings.top_k, settings.top_p) == (1.0, 0, 1.0) and not settings.min_p
     if not plain:
         raise ValueError(
-            "A server reports log-probabilities of the model's own law. Leave temperature, top_k, top_p and min_p out "
-            "to draw with --base_url."
+            "A server reports log-probabilities of the model's own distribution. Leave temperature, top_k, top_p and "
+            "min_p out to sample with --base_url."
         )
 
-    def draw(prompts: list, seed: int) -> Warmups:
+    def sample(prompts: list, seed: int) -> Warmups:
         choices = client.complete(
             prompts,
             n=settings.num_warmups,
@@ -241,7 +231,7 @@ def draw_from_server(client: CompletionsClient, settings: SamplingSettings) -> C
             seed=seed % 2**31,
             temperature=1.0,
             top_p=1.0,
-            top_k=-1,  # a server takes the model's own generation settings for what is not named
+            top_k=-1,  # the server would use the model's generation config for what is not given
             min_p=0.0,
             repetition_penalty=1.0,
             stop_token_ids=list(settings.end_token_ids),
@@ -255,11 +245,11 @@ def draw_from_server(client: CompletionsClient, settings: SamplingSettings) -> C
         logps = torch.tensor([logps + [0.0] * (settings.max_length - len(logps)) for _, logps in rows])
         return end_warmups(ids.unflatten(0, shape), settings, logps.unflatten(0, shape))
 
-    return draw
+    return sample
 
 
 def read_choice(choice: dict[str, Any], settings: SamplingSettings, url: str) -> tuple[list[int], list[float]]:
-    """Token ids and their log-probabilities; the end token included where one was drawn."""
+    """Token ids and their log-probabilities, including the end token if there is one."""
     report = choice.get("logprobs")
     report = report if isinstance(report, dict) else {}
     ids, logps = choice.get("token_ids"), report.get("token_logprobs")
@@ -267,13 +257,12 @@ def read_choice(choice: dict[str, Any], settings: SamplingSettings, url: str) ->
         ids = [int(token.removeprefix("token_id:")) for token in report["tokens"]]
     if not are(int, ids) or not are(int | float, logps) or len(ids) != len(logps):
         raise ValueError(
-            f"{url} returns no token ids with log-probabilities. vLLM does (0.10 or newer); other servers cannot be "
-            "drawn from."
+            f"{url} returns no token ids with log-probabilities. Use a server that does, such as vLLM 0.10 or newer."
         )
     is_ended = bool(ids) and ids[-1] in settings.end_token_ids
     if len(ids) > settings.max_length or (len(ids) < settings.max_length and not is_ended):
         raise ValueError(
-            f"{url} stopped a warmup after {len(ids)} tokens, neither at the limit of {settings.max_length} nor with "
+            f"{url} ended a warmup after {len(ids)} tokens, neither at the limit of {settings.max_length} nor with "
             f"one of the end tokens {list(settings.end_token_ids)}. Does it serve the base model of this training?"
         )
     return ids, logps

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from warmup_peft.files import first_line
 from warmup_peft.method.branches import Branches, Tokens, left_padded, prefix_mask
 from warmup_peft.method.model import evaluation_mode, random_numbers_from, training_mode
 from warmup_peft.method.objective import token_logps
@@ -74,7 +75,7 @@ class PromptEncoder:
 
     Attributes:
         model: without a wrapper for distributed training.
-        sharing: `auto`, `true` (refuse what cannot be shared) or `false` (plain rows).
+        sharing: `auto`, `always` (refuse what cannot be shared) or `never` (plain rows).
         fast: the fast way: `SharedPrefix`, or `CachedPrompt`, which has no gradient.
         reason: why prompts cannot be shared: where the caller knows, or once it was found.
         largest: int -> the largest of all ranks' ints, so that all ranks go one way.
@@ -97,7 +98,7 @@ class PromptEncoder:
         self._equal_to = (0, 0)  # tokens of the longest prompt and of the longest row that were seen to be equal
         self._differs_beyond: int | None = None  # tokens of a row
         self._said: set[str] = set()
-        self.shares = self.sharing != "false"
+        self.shares = self.sharing != "never"
         if self.shares and self.fast.has_gradient:
             self._window = sliding_window(self.model)
             self.reason = self.reason or why_not_shareable(self.model)
@@ -180,8 +181,8 @@ class PromptEncoder:
 
     def _say(self, kind: str, reason: str) -> None:
         """Refuse, or warn once, that prompts are not shared."""
-        if self.sharing == "true":
-            raise ValueError(f"prefix_sharing=true cannot be had: {reason}. Set prefix_sharing to auto.")
+        if self.sharing == "always":
+            raise ValueError(f"prefix_sharing=always cannot be had: {reason}. Set prefix_sharing to auto.")
         if self.fast.has_gradient and self.sharing == "auto" and kind not in self._said:
             logger.warning("Each prompt is encoded once a warmup, which is slower than once: %s.", reason)
             self._said.add(kind)
@@ -328,7 +329,3 @@ def relative_error(plain: Tensor | None, shared: Tensor | None) -> float:
     if shared is None or plain.shape != shared.shape or shared.isnan().any():
         return 1.0
     return ((shared - plain).norm() / plain.norm()).item()
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,8 +19,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from warmup_peft.files import first_line
 from warmup_peft.method.branches import Branches, Tokens, Warmups, pack, prefix_mask
-from warmup_peft.method.encoding import PROBE_SEED, Encoded, distance, first_line, probe_prompts, tolerance_of
+from warmup_peft.method.encoding import PROBE_SEED, Encoded, distance, probe_prompts, tolerance_of
 from warmup_peft.method.model import (
     evaluation_mode,
     logits_at,

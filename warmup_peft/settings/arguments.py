@@ -1,4 +1,4 @@
-"""What the commands take, as plain dataclasses: importing them loads neither torch nor trl, so `--help` is quick."""
+"""Options of the commands, as plain dataclasses. They import neither torch nor trl, so `--help` is quick."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 TASK_HELP = (
-    "The task, or the path of its file. Without it the training's own, where that is a built-in one: a file runs only "
-    "where it is named here."
+    "Name of a built-in task, or path of a task's file. By default the task of the training, if it is a built-in one: "
+    "a file is run only if it is named here."
 )
 
 
 @dataclass
 class RunOptions:
-    """Options of `train` beside TRL's."""
+    """Options of `train`, beside TRL's."""
 
     task: str | None = field(
         default=None,
@@ -27,20 +27,20 @@ class RunOptions:
     )
     answer_format: Literal["text", "letter"] | None = field(
         default=None,
-        metadata={
-            "help": "The completion of a multiple-choice task: the option's text (as without it) or its letter."
-        },
+        metadata={"help": "The completion of a multiple-choice task: the text of the option (default) or its letter."},
     )
     test_split_size: float = field(
         default=0.0,
         metadata={
-            "help": "Where dataset_name is a single file: the share of its rows that is kept out of training, for "
-            "`evaluate`. Folders and Hub ids have splits of their own."
+            "help": "If dataset_name is a single file: the share of its rows that is held out of training, for "
+            "`evaluate`. Folders and Hub ids have their own splits."
         },
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Number of rows to train on, from the first one."}
+    )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace the run that output_dir holds. Other files in it are left alone."}
+        default=False, metadata={"help": "Replace the run in output_dir. Other files in it are kept."}
     )
 
 
@@ -51,51 +51,57 @@ class SampleOptions:
     base_url: str | None = field(
         default=None,
         metadata={
-            "help": "Draw from an OpenAI-compatible server of the base model that returns token ids (vLLM), such as "
+            "help": "Sample from an OpenAI-compatible server of the base model that returns token ids (vLLM), such as "
             "http://localhost:8000/v1, instead of from the model loaded here."
         },
     )
     served_model: str | None = field(
-        default=None, metadata={"help": "Its name on that server; model_name_or_path where it is not set."}
+        default=None, metadata={"help": "Name of the model on that server; by default model_name_or_path."}
     )
-    server_timeout: float = field(default=120.0, metadata={"help": "Seconds for one answer of the server."})
+    server_timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for one answer of the server."})
 
 
 @dataclass
 class EvaluateArguments:
-    """Options of `evaluate`. Data options that are left out are those of the training."""
+    """Options of `evaluate`. The defaults of the data options are those of the training."""
 
     adapter: str = field(metadata={"help": "Folder of the adapter, or of a merged model."})
-    dataset_name: str | None = field(default=None, metadata={"help": "File, folder or Hub id; the training's."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "File, folder or Hub id; by default that of the training."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub id."})
-    dataset_test_split: str | None = field(default=None, metadata={"help": "Split to score on; the training's."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split to score on; by default that of the training."}
+    )
     task: str | None = field(default=None, metadata={"help": TASK_HELP})
-    task_args: dict | str | None = field(default=None, metadata={"help": "Arguments of the task; the training's."})
+    task_args: dict | str | None = field(
+        default=None, metadata={"help": "Arguments of the task; by default those of the training."}
+    )
     answer_format: Literal["text", "letter"] | None = field(
-        default=None, metadata={"help": "Option's text or letter; the training's."}
+        default=None, metadata={"help": "Text of the option or its letter; by default as in training."}
     )
-    max_samples: int | None = field(default=None, metadata={"help": "Score the first so many rows."})
-    batch_size: int = field(default=32, metadata={"help": "Questions at a time."})
+    max_samples: int | None = field(default=None, metadata={"help": "Number of rows to score, from the first one."})
+    batch_size: int = field(default=32, metadata={"help": "Number of questions in a batch."})
     max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Limit of a free generation, in tokens; the task's."}
+        default=None, metadata={"help": "Limit of a generated answer, in tokens; by default that of the task."}
     )
-    num_examples: int = field(default=5, metadata={"help": "Examples to show with their warmups."})
+    num_examples: int = field(default=5, metadata={"help": "Number of examples to print with their warmups."})
     harness: str | None = field(
         default=None,
         metadata={
-            "help": "Score on tasks of lm-evaluation-harness instead: names or YAML files, with commas between them. "
+            "help": "Score on tasks of lm-evaluation-harness instead: names or YAML files, separated by commas. "
             "Needs warmup_peft[eval]."
         },
     )
     num_warmups: int = field(
         default=1,
         metadata={
-            "help": "With --harness: average likelihoods over so many sampled warmups, and take the written answer "
-            "that most of them lead to; 1 is the greedy one."
+            "help": "With --harness: average likelihoods over this number of sampled warmups, and return the most "
+            "frequent generated answer; 1 means the greedy warmup."
         },
     )
     compare_base: bool = field(
-        default=True, metadata={"help": "Score the base too: answering directly, and after warmups of its own."}
+        default=True, metadata={"help": "Also score the base model: answering directly, and after warmups of its own."}
     )
 
 
@@ -103,15 +109,27 @@ class EvaluateArguments:
 class InspectArguments:
     """Options of `inspect`."""
 
-    run: str = field(metadata={"help": "Folder of the adapter, or of a merged model; the word after `inspect`."})
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of the report; the run's own."})
-    dataset_name: str | None = field(default=None, metadata={"help": "File, folder or Hub id; the training's."})
+    run: str = field(
+        metadata={
+            "help": "Folder of the adapter, or of a merged model; may be given as the first word after `inspect`."
+        }
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the report; by default that of the run."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "File, folder or Hub id; by default that of the training."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub id."})
-    dataset_test_split: str | None = field(default=None, metadata={"help": "Split to look at; the training's."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split to inspect; by default that of the training."}
+    )
     task: str | None = field(default=None, metadata={"help": TASK_HELP})
-    task_args: dict | str | None = field(default=None, metadata={"help": "Arguments of the task; the training's."})
-    max_samples: int | None = field(default=None, metadata={"help": "Look at the first so many rows."})
-    batch_size: int = field(default=32, metadata={"help": "Rows at a time."})
+    task_args: dict | str | None = field(
+        default=None, metadata={"help": "Arguments of the task; by default those of the training."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Number of rows to inspect, from the first one."})
+    batch_size: int = field(default=32, metadata={"help": "Number of rows in a batch."})
 
 
 @dataclass
@@ -121,23 +139,25 @@ class GenerateArguments:
     adapter: str = field(metadata={"help": "Folder of the adapter, or of a merged model."})
     prompt: str | None = field(default=None, metadata={"help": "One prompt."})
     prompts_file: str | None = field(
-        default=None, metadata={"help": "A file with one prompt a line, or JSON lines with the field 'prompt'."}
+        default=None, metadata={"help": "A file with one prompt per line, or JSON lines with the field 'prompt'."}
     )
     max_new_tokens: int = field(default=64, metadata={"help": "Limit of the answer, in tokens."})
-    do_sample: bool = field(default=False, metadata={"help": "Sample warmup and answer instead of decoding greedily."})
+    do_sample: bool = field(default=False, metadata={"help": "Sample warmup and answer instead of greedy decoding."})
     temperature: float = field(default=1.0, metadata={"help": "Divides the logits when sampling."})
-    top_p: float = field(default=1.0, metadata={"help": "Sample from the most likely tokens that hold this much."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Sample from the most likely tokens that together have this probability."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
     base_url: str | None = field(
         default=None,
         metadata={
-            "help": "Let an OpenAI-compatible server answer, such as http://localhost:8000/v1; --adapter gives the "
-            "tokenizer and the warmup's settings then. A key comes from OPENAI_API_KEY."
+            "help": "Use an OpenAI-compatible server, such as http://localhost:8000/v1. Only the tokenizer and the "
+            "settings of the warmup are then read from --adapter. A key comes from OPENAI_API_KEY."
         },
     )
-    model: str | None = field(default=None, metadata={"help": "With --base_url: the name the model is served under."})
-    server_timeout: float = field(default=120.0, metadata={"help": "With --base_url: seconds for one answer."})
-    batch_size: int = field(default=8, metadata={"help": "Prompts at a time."})
+    model: str | None = field(default=None, metadata={"help": "With --base_url: name of the model on the server."})
+    server_timeout: float = field(default=120.0, metadata={"help": "With --base_url: seconds to wait for one answer."})
+    batch_size: int = field(default=8, metadata={"help": "Number of prompts in a batch."})
     json: bool = field(default=False, metadata={"help": "Print JSON lines with prompt, warmup and answer."})
 
 
@@ -146,22 +166,25 @@ class MergeArguments:
     """Options of `merge`."""
 
     adapter: str = field(metadata={"help": "Folder of the adapter."})
-    output_dir: str = field(metadata={"help": "Folder of the merged model; it appears when it is whole."})
+    output_dir: str = field(metadata={"help": "Folder of the merged model; it appears when it is complete."})
     dtype: Literal["float32", "bfloat16", "float16"] | None = field(
-        default=None, metadata={"help": "Of the merged weights; the base's where it is left out."}
+        default=None, metadata={"help": "Dtype of the merged weights; by default that of the base model."}
     )
     merge_base: Literal["dequantized", "original"] = field(
         default="dequantized",
         metadata={
-            "help": "What a quantised base is merged into: its dequantised weights, which the adapter was trained on, "
-            "or the original ones."
+            "help": "Weights that a quantised base model is merged into: the dequantised ones, which the adapter was "
+            "trained on, or the original ones."
         },
     )
     max_samples: int = field(
-        default=128, metadata={"help": "Held-out questions to compare adapter and merged model on; 0 compares none."}
+        default=128,
+        metadata={
+            "help": "Number of held-out questions to compare adapter and merged model on; 0 means no comparison."
+        },
     )
-    task: str | None = field(default=None, metadata={"help": f"Of these questions. {TASK_HELP}"})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what output_dir holds."})
+    task: str | None = field(default=None, metadata={"help": f"Task of these questions. {TASK_HELP}"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the model in output_dir."})
 
 
 @dataclass
@@ -170,42 +193,48 @@ class PushArguments:
 
     folder: str = field(metadata={"help": "Folder of the adapter, or of a merged model."})
     repo_id: str = field(metadata={"help": "<user or organisation>/<name> on the Hub."})
-    private: bool = field(default=True, metadata={"help": "Whether a repo that is made is private."})
+    private: bool = field(default=True, metadata={"help": "Whether a new repo is private."})
     create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of changing the repo."})
-    dry_run: bool = field(default=False, metadata={"help": "Only list what would go up."})
+    dry_run: bool = field(default=False, metadata={"help": "Only list the files that would be uploaded."})
 
 
 @dataclass
 class BenchArguments:
     """Options of `bench`: one training step on your model, or on a random one of a given shape."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Your model; without it a random one."})
-    shape: str = field(default="small", metadata={"help": "Random model: small, llama-3.2-1b or llama-3.1-8b."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "Load the base in NF4."})
-    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Of the base and arithmetic."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Your model; by default a random one."})
+    shape: str = field(
+        default="small", metadata={"help": "Shape of the random model: small, llama-3.2-1b or llama-3.1-8b."}
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Load the base model in NF4."})
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "Dtype of the base model and of the arithmetic."}
+    )
     prompt_length: int = field(default=300, metadata={"help": "Tokens of each prompt."})
     target_length: int = field(default=2, metadata={"help": "Tokens of each target."})
-    max_warmup_length: int = field(default=8, metadata={"help": "W; all of it is used."})
-    num_warmups: int = field(default=4, metadata={"help": "K."})
-    batch_size: int = field(default=2, metadata={"help": "Examples a step."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations in the backward."})
-    steps: int = field(default=7, metadata={"help": "Timed steps of each arm; the median counts."})
+    max_warmup_length: int = field(default=8, metadata={"help": "W; every warmup has this length."})
+    num_warmups: int = field(default=4, metadata={"help": "K: number of warmups for each example."})
+    batch_size: int = field(default=2, metadata={"help": "Number of examples in a step."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations in the backward pass."}
+    )
+    steps: int = field(default=7, metadata={"help": "Number of timed steps of each arm; the median is reported."})
     arms: list[str] = field(
         default_factory=lambda: ["sft", "naive", "plain", "shared"],
         metadata={"help": "Ways to take a step, sft among them; see the top of warmup_peft/cli/bench.py."},
     )
-    output_file: str | None = field(default=None, metadata={"help": "Write the figures as JSON."})
+    output_file: str | None = field(default=None, metadata={"help": "Write the results as JSON."})
 
 
 @dataclass
 class CompareOptions:
-    """Options of `compare` beside those of `train`: the recipe is what the arms change."""
+    """Options of `compare`, beside those of `train`. Every arm changes the recipe."""
 
     arms: str = field(
         default="sft,more_sft,warmup,anchored,shuffled_warmup,empty_warmup",
-        metadata={"help": "Ways to train, with commas between them: see README.md, or name a wrong one to list them."},
+        metadata={"help": "Ways to train, separated by commas: see README.md, or give a wrong name to list them."},
     )
-    seeds: str = field(default="0,1,2", metadata={"help": "Seeds, with commas between them; each arm runs with each."})
+    seeds: str = field(default="0,1,2", metadata={"help": "Seeds, separated by commas; each arm runs with each seed."})
     sweep: list[str] = field(
         default_factory=list,
         metadata={
@@ -216,21 +245,24 @@ class CompareOptions:
     goal: float | None = field(
         default=None,
         metadata={
-            "help": "Count the examples an arm sees until it first scores so much, between 0 and 1; 0.8 of accuracy, "
-            "nothing for other scores."
+            "help": "Count the examples that an arm needs to reach this score, between 0 and 1; by default 0.8 for "
+            "accuracy, and none for other metrics."
         },
     )
-    curve_points: int = field(default=10, metadata={"help": "Points of a learning curve; 0 draws none."})
-    curve_samples: int = field(default=128, metadata={"help": "Rows that each of its points is scored on."})
-    max_samples: int | None = field(default=None, metadata={"help": "Compare on the first so many test rows."})
-    eval_batch_size: int = field(default=32, metadata={"help": "Rows that are scored at a time."})
+    curve_points: int = field(default=10, metadata={"help": "Number of points of a learning curve; 0 means no curve."})
+    curve_samples: int = field(default=128, metadata={"help": "Number of rows that each point is scored on."})
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Number of test rows to compare on, from the first one."}
+    )
+    eval_batch_size: int = field(default=32, metadata={"help": "Number of rows in a batch when scoring."})
     jobs: int = field(
-        default=1, metadata={"help": "Runs at a time; more than 1 makes seconds comparable only roughly."}
+        default=1,
+        metadata={"help": "Number of runs at the same time; with more than 1, times can be compared only roughly."},
     )
 
 
 def check_counts(options: Any, **least: int) -> None:
-    """Raise ValueError for a count, where one is given, below its least sensible value."""
+    """Raise ValueError if one of the options is set to less than its minimum."""
     for name, minimum in least.items():
         value = getattr(options, name)
         if value is not None and value < minimum:

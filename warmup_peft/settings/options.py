@@ -1,11 +1,11 @@
-"""The method's own options, apart from TRL's. Plain dataclass: importing it loads neither torch nor trl."""
+"""Options of the method, beside TRL's. A plain dataclass: importing it imports neither torch nor trl."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 from warmup_peft.settings.objectives import OBJECTIVE_NEEDS, objectives_with
 
@@ -14,34 +14,35 @@ Objective = Literal[tuple(OBJECTIVE_NEEDS)]
 
 @dataclass
 class WarmupOptions:
-    """What a warmup is and how warmups are drawn. Lengths are in tokens."""
+    """What a warmup is and how warmups are sampled. Lengths are in tokens."""
 
     num_warmups: int = field(
-        default=4, metadata={"help": "K: how many warmups are drawn for each example (1 or more)."}
+        default=4, metadata={"help": "K: number of warmups sampled for each example (1 or more)."}
     )
-    max_warmup_length: int = field(default=8, metadata={"help": "W: tokens of a warmup at most (1 or more)."})
+    max_warmup_length: int = field(default=8, metadata={"help": "W: maximum length of a warmup (1 or more)."})
     warmup_separator: str = field(
-        default=" || ", metadata={"help": "Text between warmup and target. Its token ids are inserted, never drawn."}
+        default=" || ", metadata={"help": "Text between warmup and target. Its token ids are inserted, not sampled."}
     )
     warmup_sampling: Literal["multinomial", "beam"] = field(
         default="multinomial",
         metadata={
-            "help": "How warmups are drawn: 'multinomial' draws independent ones, 'beam' is the paper's beam search "
-            "with sampling, whose draws are not independent."
+            "help": "How warmups are sampled: 'multinomial' gives independent samples, 'beam' is the paper's beam "
+            "search with sampling, whose samples are not independent."
         },
     )
     warmup_num_beams: int | None = field(
         default=None,
-        metadata={"help": "Beams of warmup_sampling 'beam', num_warmups or more; num_warmups where it is not set."},
+        metadata={"help": "Number of beams of warmup_sampling 'beam'; num_warmups or more, by default num_warmups."},
     )
-    temperature: float = field(default=1.0, metadata={"help": "Divides the logits when a warmup is drawn."})
-    top_k: int = field(default=0, metadata={"help": "Draw from the top_k most likely tokens; 0 draws from all."})
+    temperature: float = field(default=1.0, metadata={"help": "Divides the logits when a warmup is sampled."})
+    top_k: int = field(default=0, metadata={"help": "Sample from the top_k most likely tokens; 0 means all."})
     top_p: float = field(
         default=1.0,
-        metadata={"help": "Draw from the most likely tokens that hold this probability; 1 draws from all."},
+        metadata={"help": "Sample from the most likely tokens that together have this probability; 1 means all."},
     )
     min_p: float | None = field(
-        default=None, metadata={"help": "Draw from tokens of at least min_p times the probability of the likeliest."}
+        default=None,
+        metadata={"help": "Sample from tokens with at least min_p times the probability of the most likely one."},
     )
     objective: Objective = field(
         default="warmup",
@@ -52,10 +53,12 @@ class WarmupOptions:
     )
     normalize_advantages: bool = field(
         default=False,
-        metadata={"help": "Centre each example's advantages and divide them by their spread over its K warmups."},
+        metadata={
+            "help": "Centre each example's advantages and divide them by their standard deviation over its K warmups."
+        },
     )
     advantage_clip: float | None = field(
-        default=None, metadata={"help": "Keep every advantage within plus and minus this."}
+        default=None, metadata={"help": "Clip every advantage to plus or minus this value."}
     )
     warmup_source: Literal["policy", "base", "shuffled", "empty"] = field(
         default="policy",
@@ -68,72 +71,80 @@ class WarmupOptions:
     warmup_anchor: float | None = field(
         default=None,
         metadata={
-            "help": "beta: weight of the divergence between the model and the model with its adapter off at the "
-            "warmup's tokens, which keeps warmups from collapsing. 0 is the paper. Not set it is 0.3, or 0 where a "
-            "whole model is trained on its own draws and there is nothing to switch off. With warmup_source 'base' it "
-            "is cross-entropy on the warmups."
+            "help": "beta: weight of the divergence, at the warmup's tokens, between the model and the model with its "
+            "adapter disabled, which keeps warmups from collapsing. The paper uses 0. The default is 0.3, or 0 if a "
+            "whole model is trained on its own samples, because there is no adapter to disable. With warmup_source "
+            "'base' it is the weight of the cross-entropy on the warmups."
         },
     )
     warmup_pool_size: int = field(
         default=16,
-        metadata={"help": "M: draws for each prompt with warmup_source 'base'; every epoch takes K of them."},
+        metadata={"help": "M: samples for each prompt with warmup_source 'base'; every epoch uses K of them."},
     )
     warmup_pool: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the drawn warmups, to share them between runs; output_dir/warmup_pool where it is not "
-            "set. What is there is used, what is missing is drawn."
+            "help": "Folder of the sampled warmups, to share them between runs; by default output_dir/warmup_pool. "
+            "Warmups that it holds are used, missing ones are sampled."
         },
     )
     warmup_pool_batch_size: int = field(
-        default=256, metadata={"help": "Warmups drawn at a time for the pool; lower it where memory runs out."}
+        default=256,
+        metadata={"help": "Number of warmups sampled at a time for the pool; lower it if memory runs out."},
     )
     warmup_dropout: float = field(
         default=0.0,
         metadata={
-            "help": "Share of the warmups that are left out (prompt, separator, target), so that the adapter also "
-            "answers without one."
+            "help": "Share of the warmups that are left out (the row is then prompt, separator, target), so that the "
+            "adapter also learns to answer without one."
         },
     )
     warmup_gain_steps: int = field(
         default=10,
         metadata={
-            "help": "Every so many steps, measure what the target gains over no warmup and over another example's; "
-            "0 never."
+            "help": "Number of steps between measurements of how much a warmup raises the likelihood of the target, "
+            "compared with no warmup and with another example's; 0 means never."
         },
     )
     log_warmups: bool = field(
-        default=False, metadata={"help": "Show a table of prompts, warmups and their scores at every log."}
+        default=False, metadata={"help": "Print a table of prompts, warmups and their scores at every log."}
     )
-    num_warmups_to_print: int = field(default=2, metadata={"help": "Prompts in that table."})
+    num_warmups_to_print: int = field(default=2, metadata={"help": "Number of prompts in that table."})
 
-    prefix_sharing: Literal["auto", "true", "false"] = field(
+    prefix_sharing: Literal["auto", "always", "never", "true", "false"] = field(
         default="auto",
         metadata={
-            "help": "Encode each prompt once for all its warmups: 'auto' where the first batch shows it to be exact, "
-            "else each prompt once a warmup; 'true' refuses instead; 'false' never shares."
+            "help": "Encode each prompt once for all its warmups. 'auto' does so if the first batch shows that it is "
+            "exact, and otherwise encodes each prompt once per warmup; 'always' stops with an error instead; 'never' "
+            "always encodes it once per warmup. 'true' and 'false' are older names of 'always' and 'never'."
         },
     )
 
     def check_warmup_options(self) -> None:
-        """Raise ValueError, naming the field and the mend, for values that cannot work."""
-        self.prefix_sharing = str(self.prefix_sharing).lower()  # YAML reads true and false as booleans
+        """Raise ValueError for a value that cannot work. The message names the field and says how to fix it."""
+        sharing = str(self.prefix_sharing).lower()  # YAML reads true and false as booleans
+        self.prefix_sharing = {"true": "always", "false": "never"}.get(sharing, sharing)
         self._require(
-            self.prefix_sharing in ("auto", "true", "false"), "prefix_sharing", "Choose auto, true or false."
+            self.prefix_sharing in ("auto", "always", "never"), "prefix_sharing", "Choose auto, always or never."
         )
-        for name, (kind, word) in _KINDS.items():
-            value = getattr(self, name)
-            may_be_none = name in _OPTIONAL and value is None
-            self._require(isinstance(value, kind) or may_be_none, name, f"Set it to a {word}.")
+        self._check_numbers()
         self._check_ranges()
         self._check_objective()
         self._check_source()
         self._check_beams()
 
-    def _require(self, holds: bool, name: str, mend: str) -> None:
+    def _check_numbers(self) -> None:
+        """Check the type of options that are annotated as numbers."""
+        for name, hint in get_type_hints(WarmupOptions).items():
+            kinds = get_args(hint) or (hint,)
+            if not {int, float}.isdisjoint(kinds):
+                word = "whole number" if int in kinds else "number"
+                self._require(isinstance(getattr(self, name), (*kinds, int)), name, f"Set it to a {word}.")
+
+    def _require(self, holds: bool, name: str, fix: str) -> None:
         if not holds:
             value = getattr(self, name)
-            raise ValueError(f"{name}={repr(value) if value == '' else value} cannot work. {mend}")
+            raise ValueError(f"{name}={repr(value) if value == '' else value} cannot work. {fix}")
 
     def _check_ranges(self) -> None:
         require = self._require
@@ -280,22 +291,4 @@ class WarmupOptions:
 
 
 DEFAULT_ANCHOR = 0.3
-_OPTIONAL = ("warmup_num_beams", "min_p", "advantage_clip", "warmup_anchor")
-_WHOLE, _NUMBER = (int, "whole number"), (int | float, "number")
-_KINDS = {
-    "num_warmups": _WHOLE,
-    "max_warmup_length": _WHOLE,
-    "top_k": _WHOLE,
-    "warmup_num_beams": _WHOLE,
-    "warmup_pool_size": _WHOLE,
-    "warmup_pool_batch_size": _WHOLE,
-    "warmup_gain_steps": _WHOLE,
-    "num_warmups_to_print": _WHOLE,
-    "temperature": _NUMBER,
-    "top_p": _NUMBER,
-    "min_p": _NUMBER,
-    "warmup_anchor": _NUMBER,
-    "warmup_dropout": _NUMBER,
-    "advantage_clip": _NUMBER,
-}
 OBJECTIVE_NAMES = tuple(OBJECTIVE_NEEDS)

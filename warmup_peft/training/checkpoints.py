@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from pathlib import Path
 from peft import PeftModel
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
+
+from warmup_peft.files import read_json
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -24,7 +25,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
 def is_whole(checkpoint: str | Path) -> bool:
     """Whether its state can be read, which the trainer writes when everything else is there."""
     try:
-        json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        read_json(Path(checkpoint, TRAINER_STATE_NAME))
     except (OSError, ValueError):
         return False
     return True

@@ -21,7 +21,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
-from warmup_peft.files import remove_abandoned, write_text, write_whole
+from warmup_peft.files import read_json, remove_abandoned, write_json, write_whole
 from warmup_peft.method.branches import Tokens, Warmups
 
 POOL_NAME = "warmup_pool"  # of the folder, in that of the run
@@ -76,11 +76,9 @@ class WarmupPool:
                 raise ValueError(f"{path} is gone, so nobody knows how its warmups were sampled. Remove the folder.")
             return
         try:
-            found = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}). Remove the folder; its warmups will be sampled again."
-            ) from error
+            found = dict(read_json(path))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read ({error}). Remove the folder to sample anew.") from error
         for name in sorted({*self.identity, *found}):
             if self.identity.get(name) != found.get(name):
                 raise ValueError(
@@ -141,7 +139,7 @@ class WarmupPool:
             on_progress(len(batch))
         self._check_identity()  # somebody else may have begun meanwhile
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / POOL_FILE, json.dumps(self.identity, indent=2) + "\n")
+        write_json(self.folder / POOL_FILE, self.identity)
         name = f"part-{seed_of([row['key'] for row in rows]):014x}-{len(rows)}.arrow"
         write_whole(self.folder / name, lambda path: write_part(path, rows))
 

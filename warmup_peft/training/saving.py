@@ -11,10 +11,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import get_config_model_id
 
 from warmup_peft.export.custom_generate import export_decoding
-from warmup_peft.export.model_card import CARD_NAME, write_model_card
+from warmup_peft.export.model_card import write_model_card
 from warmup_peft.files import replacing_files
-from warmup_peft.inference.folder import WarmupConfig
-from warmup_peft.inference.loading import TrainingRecord, put_adapter_first
+from warmup_peft.inference.folder import CARD_NAME, TrainingRecord, WarmupConfig
+from warmup_peft.inference.loading import put_adapter_first
 from warmup_peft.method.model import without_peft_wrapper
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.training.checkpoints import adapters_load_as_saved

@@ -12,6 +12,7 @@ from folders import random_adapter, save_adapter, tree
 
 from warmup_peft import merge_adapter
 from warmup_peft.export import merge
+from warmup_peft.export.merge import whole_or_nothing
 from warmup_peft.inference.loading import load_folder
 
 
@@ -115,3 +116,17 @@ def test_where_nothing_can_be_mounted_the_same_is_played(tmp_path, adapter, merg
     merge_adapter(adapter, folder, overwrite=True)
     assert tree(folder) == merged
     assert not (folder / "old").exists()
+
+
+def test_a_merged_folder_that_was_set_aside_comes_back(tmp_path):
+    """The process was killed after the older folder was moved away, and before the new one was moved there."""
+    room = tmp_path / ".merged-abcd1234"
+    (room / "previous").mkdir(parents=True)
+    (room / "previous" / "weights").write_text("older")
+    (room / ".warmup_peft.lock").touch()
+    with pytest.raises(FileNotFoundError), whole_or_nothing(tmp_path / "merged") as staging:
+        (staging / "nowhere" / "weights").write_text("new")
+    assert tree(tmp_path) == {"merged/weights": b"older"}
+    with whole_or_nothing(tmp_path / "merged") as staging:
+        (staging / "weights").write_text("new")
+    assert tree(tmp_path) == {"merged/weights": b"new"}

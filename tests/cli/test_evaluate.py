@@ -1,0 +1,227 @@
+"""`warmup-peft evaluate`: scores, the card, which rows are scored, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from conftest import tiny_config
+from folders import (
+    argv_of,
+    puzzles,
+    random_adapter,
+    save_adapter,
+    train_argv,
+    tree,
+    write_rows,
+)
+from runs import weights
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from warmup_peft.cli.evaluate import evaluate_arms
+from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.evaluation.logiqa import TASK, logiqa
+from warmup_peft.evaluation.predictor import Predictor, generate_texts
+from warmup_peft.inference.loading import load_folder
+from warmup_peft.settings.arguments import EvaluateArguments
+
+WRITTEN_TASK = """
+from warmup_peft.evaluation.tasks import Question, Task
+
+def read(rows):
+    return [Question(row["question"], (" yes",)) for row in rows]
+
+TASK = Task(read=read, metrics=("{metric}",))
+"""
+
+
+def test_evaluation_writes_scores_and_card(run, puzzle_data, tokenizer, capsys):
+    assert main(argv_of("evaluate", adapter=run, max_new_tokens=4, batch_size=3)) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert list(metrics) == ["base", "base_with_warmup", "warmup", "settings", "weights"]
+    questions = logiqa(puzzles(8, start=16))  # the test split
+    loaded = load_folder(run)
+    predictions = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config).answer(questions, max_new_tokens=0)
+    right = sum(p.choice == q.answer for p, q in zip(predictions, questions))
+    assert metrics["warmup"]["accuracy"] == right / 8
+    assert metrics["warmup"]["n"] == metrics["base"]["n"] == 8
+    settings = metrics["settings"]
+    assert settings["data"] == f"{puzzle_data}, split test"
+    assert (settings["num_warmups"], settings["max_warmup_length"], settings["steps"]) == (2, 4, 2)
+    card = (run / "README.md").read_text()
+    for arm in ("base", "base_with_warmup", "warmup"):
+        numbers = " | ".join(f"{value:.3f}" for name, value in metrics[arm].items() if name != "n")
+        assert f"| {arm} | {numbers} | 8 |" in card
+    assert "| held-out data | accuracy | macro f1 | perplexity |" in card
+    out = capsys.readouterr().out
+    assert "adapter, after" in out
+    assert f"Scores: {run / 'metrics.json'}" in out
+
+
+def test_an_arm_that_writes_nothing_has_the_same_columns(run, capsys, monkeypatch):
+    def silent_base(*arguments, **law):
+        texts = generate_texts(*arguments, **law)
+        return ["" for _ in texts] if arguments[4] is None else texts
+
+    monkeypatch.setattr("warmup_peft.evaluation.predictor.generate_texts", silent_base)
+    assert main(argv_of("evaluate", adapter=run, max_new_tokens=4)) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["base"]["generations_that_are_options"] == 0.0
+    assert list(metrics["base"]) == list(metrics["base_with_warmup"]) == list(metrics["warmup"])
+    assert "writes an option" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_adapter_with_nan_logits_gets_no_scores(run, capsys):
+    path = run / "adapter_model.safetensors"
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in weights(run).items()}, path)
+    before = tree(run)
+    assert main(argv_of("evaluate", adapter=run, compare_base="false")) == BAD_INPUT
+    assert "logits are NaN" in capsys.readouterr().err
+    assert tree(run) == before
+
+
+def test_base_arms_are_the_plain_base(run, model_folder, tokenizer):
+    loaded, questions = load_folder(run), logiqa(puzzles(5))
+    arms = evaluate_arms(loaded, questions, TASK, EvaluateArguments(str(run), max_new_tokens=0, batch_size=2))
+    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    scores = {name: [p.option_logps for p in predictions] for name, predictions in arms.items()}
+    for name, config in (("base", None), ("base_with_warmup", loaded.warmup_config)):
+        plain = Predictor(base, tokenizer, config).answer(questions, max_new_tokens=0)
+        torch.testing.assert_close(torch.tensor(scores[name]), torch.tensor([p.option_logps for p in plain]))
+    assert scores["warmup"] != scores["base_with_warmup"] != scores["base"]
+
+
+def test_a_base_that_cannot_be_switched_back_to_is_not_scored(tmp_path, tokenizer, lora, capsys):
+    """Trained biases stay when the adapter is off: what is then scored would be no base."""
+    LlamaForCausalLM(tiny_config(attention_bias=True)).save_pretrained(tmp_path / "base")
+    lora.bias = "all"
+    model = random_adapter(str(tmp_path / "base"), lora)
+    loaded = load_folder(save_adapter(tmp_path / "adapter", model, tokenizer, str(tmp_path / "base")))
+    options = EvaluateArguments(str(tmp_path / "adapter"), max_new_tokens=0)
+    assert set(evaluate_arms(loaded, logiqa(puzzles(3)), TASK, options)) == {"warmup"}
+    assert "The base is not scored: bias='all' trains the base's own biases" in capsys.readouterr().out
+
+
+def test_options_of_the_evaluation(run, puzzle_data):
+    argv = argv_of(
+        "evaluate",
+        adapter=run,
+        dataset_name=puzzle_data / "validation.jsonl",
+        answer_format="letter",
+        max_samples=3,
+        max_new_tokens=0,
+        compare_base="false",
+    )
+    assert main(argv) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert list(metrics) == ["warmup", "settings", "weights"]
+    assert metrics["warmup"]["n"] == 3
+    assert metrics["settings"]["data"] == str(puzzle_data / "validation.jsonl")
+
+
+def test_edited_card_survives_evaluation(run):
+    (run / "README.md").write_text("# A person's card\n")
+    assert main(argv_of("evaluate", adapter=run, max_new_tokens=0, max_samples=2)) == 0
+    assert (run / "README.md").read_text() == "# A person's card\n"
+
+
+def test_scoring_on_the_trainings_own_rows_is_refused(tmp_path, model_folder, capsys):
+    rows = write_rows(tmp_path / "rows.jsonl", puzzles(4))
+    assert main(train_argv(model_folder, rows, tmp_path / "run", task="logiqa", max_steps=1)) == 0
+    before = tree(tmp_path)
+    assert main(argv_of("evaluate", adapter=tmp_path / "run")) == BAD_INPUT
+    assert "trained on all rows of" in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
+def test_named_file_with_a_share_held_out_is_not_scored_on_its_training_rows(tmp_path, model_folder):
+    rows = write_rows(tmp_path / "rows.jsonl", puzzles(8))
+    argv = train_argv(model_folder, rows, tmp_path / "run", task="logiqa", test_split_size=0.25, max_steps=1)
+    assert main(argv) == 0
+    main(argv_of("evaluate", adapter=tmp_path / "run", dataset_name=rows, max_new_tokens=0))
+    path = tmp_path / "run" / "metrics.json"
+    assert not path.is_file() or json.loads(path.read_text())["warmup"]["n"] == 2
+
+
+def test_missing_test_split_falls_back_to_validation_and_says_so(run, puzzle_data, tmp_path, capsys):
+    folder = tmp_path / "no-test"
+    shutil.copytree(puzzle_data, folder)
+    (folder / "test.jsonl").unlink()
+    assert main(argv_of("evaluate", adapter=run, dataset_name=folder, max_new_tokens=0)) == 0
+    assert "has no split test; scoring on its validation split" in capsys.readouterr().out
+    assert json.loads((run / "metrics.json").read_text())["settings"]["data"] == f"{folder}, split validation"
+
+
+def test_a_quick_look_does_not_replace_the_scores(run, capsys):
+    assert main(argv_of("evaluate", adapter=run)) == 0
+    whole = (run / "metrics.json").read_text()
+    assert main(argv_of("evaluate", adapter=run, max_samples=2)) == 0
+    assert "holds the scores of more questions" in capsys.readouterr().out
+    assert (run / "metrics.json").read_text() == whole
+    assert main(argv_of("evaluate", adapter=run)) == 0
+    assert (run / "metrics.json").read_text() == whole
+
+
+def test_a_second_trainings_scores_replace_the_firsts_however_few(run, finished, capsys):
+    assert main(argv_of("evaluate", adapter=run)) == 0
+    shutil.copy(finished / "checkpoint-1" / "adapter_model.safetensors", run)
+    assert main(argv_of("evaluate", adapter=run, max_samples=2)) == 0
+    assert "holds the scores of more questions" not in capsys.readouterr().out
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["warmup"]["n"] == 2
+    assert f"| warmup | {metrics['warmup']['accuracy']:.3f} |" in (run / "README.md").read_text()
+
+
+def test_a_prompt_beyond_the_context_is_bad_input(run, capsys):
+    assert main(argv_of("generate", adapter=run, prompt="y" * 480, max_new_tokens=64)) == BAD_INPUT
+    assert re.search(
+        r"A prompt of 480 tokens .* needs 5\d\d, and the model's context has 512", capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "value"),
+    [
+        ("evaluate", "max_samples", -1),
+        ("evaluate", "batch_size", 0),
+        ("evaluate", "max_new_tokens", -1),
+        ("generate", "batch_size", 0),
+        ("generate", "max_new_tokens", 0),
+    ],
+)
+def test_impossible_counts_are_refused_by_name(run, capsys, command, flag, value):
+    before = tree(run)
+    options = {"adapter": run, **({"prompt": "one?"} if command == "generate" else {}), flag: value}
+    assert main(argv_of(command, **options)) == BAD_INPUT
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("warmup-peft: error: ")
+    assert flag in last
+    assert tree(run) == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inspect"])
+@pytest.mark.parametrize(("metric", "said"), [("blue", "no metric 'blue'"), ("accuracy", "needs options to choose")])
+def test_metrics_are_checked_before_a_model_is_loaded(run, tmp_path, capsys, load_no_model, command, metric, said):
+    task = tmp_path / "task.py"
+    task.write_text(WRITTEN_TASK.format(metric=metric))
+    named = {"run" if command == "inspect" else "adapter": run}
+    assert main(argv_of(command, **named, task=task)) == BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_a_task_that_reads_no_question_is_bad_input(run, tmp_path, capsys, load_no_model):
+    task = tmp_path / "task.py"
+    task.write_text(WRITTEN_TASK.format(metric="rougeL").replace("for row in rows", "for row in rows if False"))
+    assert main(argv_of("evaluate", adapter=run, task=task)) == BAD_INPUT
+    assert "reads no question from the rows" in capsys.readouterr().err
+
+
+def test_written_answers_cannot_be_scored_unwritten(run, tmp_path, capsys, load_no_model):
+    task = tmp_path / "task.py"
+    task.write_text(WRITTEN_TASK.format(metric="rougeL"))
+    assert main(argv_of("evaluate", adapter=run, task=task, max_new_tokens=0)) == BAD_INPUT
+    assert "max_new_tokens=0 writes no answer" in capsys.readouterr().err

@@ -1,0 +1,32 @@
+"""`warmup-peft push`: upload a folder to the Hub, and list the uploaded files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from warmup_peft.export.push import push_folder
+from warmup_peft.settings.arguments import PushArguments
+from warmup_peft.settings.parsing import parse_one
+
+
+def run(argv: Sequence[str]) -> None:
+    options = parse_one(PushArguments, argv)
+    plan = push_folder(
+        options.folder,
+        options.repo_id,
+        private=options.private,
+        create_pr=options.create_pr,
+        dry_run=options.dry_run,
+    )
+    verb = "Would upload" if options.dry_run else "Uploaded"
+    print(f"{verb} to {plan.repo_id} ({'private' if plan.private else 'public'} if it is new):")
+    for name in plan.files:
+        path = Path(options.folder, name)
+        print(
+            f"  {name}" + (f"  {path.stat().st_size:,} bytes" if path.is_file() else "  (written when it is uploaded)")
+        )
+    if plan.card_kept:
+        print("The model card on the Hub was edited by a person, so it is kept.")
+    if plan.url:
+        print(plan.url)

@@ -22,7 +22,7 @@ def test_a_comparison_in_processes_of_its_own(argv, tmp_path, capsys):
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/run.json")} == times
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "still going" not in page
+    assert "still running" not in page
     assert all(name in page for name in ("paper", "sft"))
     assert (folder / "report.md").read_text(encoding="utf-8").count("Colour") > 0
 

@@ -1,61 +1,107 @@
-"""`inspect` on a tiny run: what it counts is what the rows say."""
+"""Classes of warmups, the most frequent ones and the rows they changed, by hand; and what a tiny run's rows say."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 
 import pytest
 from folders import puzzles, write_rows
+from summaries import difference
 
-from warmup_peft.cli.main import BAD_INPUT, main
-from warmup_peft.comparison.inspection import inspect
+from warmup_peft.comparison.inspection import Inspection, class_of, content_words, inspect
 from warmup_peft.evaluation.logiqa import logiqa
 from warmup_peft.evaluation.predictor import Predictor
+from warmup_peft.evaluation.tasks import Row
 from warmup_peft.inference.loading import load_folder
 from warmup_peft.settings.arguments import InspectArguments
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, model_folder) -> Path:
-    data = tmp_path_factory.mktemp("data")
-    for start, split in enumerate(("train", "test")):
-        write_rows(data / f"{split}.jsonl", puzzles(12, start=12 * start))
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    argv = (
-        f"train --model_name_or_path {model_folder} --dataset_name {data} --task logiqa --output_dir {folder} "
-        "--use_peft true --lora_r 4 --lora_target_modules all-linear --lora_dropout 0 --dtype float32 --bf16 false "
-        "--gradient_checkpointing false --report_to none --max_steps 3 --per_device_train_batch_size 4 "
-        "--learning_rate 0.05 --num_warmups 2 --max_warmup_length 4 --save_strategy no"
-    )
-    assert main(argv.split()) == 0
-    return folder
+def row(warmup: str, score: float, prompt: str = "") -> Row:
+    return Row(prompt, "reference", warmup, "answer", score, 1.0, 1)
 
 
-def test_what_it_counts_is_what_the_rows_say(run):
-    found = inspect(InspectArguments(str(run), batch_size=5))
-    loaded, questions = load_folder(run), logiqa(puzzles(12, start=12))
+def inspection(rows: list[Row], without: list[Row] | None = None) -> Inspection:
+    pairs = list(zip(rows, without or rows))
+    return Inspection("run", "rows", "accuracy", {}, difference(), {}, pairs)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "reference", "expected"),
+    [
+        ("Gus > Cid > Dan .", "Dan", "direct"),
+        ("two DOGS", "Dogs bark", "direct"),
+        ("a man walking", "He walked home", "similar"),
+        ("the dog of the man", "the cat of a house", "neither"),  # what they share has no meaning of its own
+        ("It is", "it is not", "direct"),  # nothing but stop words: these count
+        ("catalogue", "cat", "neither"),  # a part of a word is none
+        ("...", "Dan", "neither"),
+        ("", "Dan", "empty"),
+        (" \n", "Dan", "empty"),
+        ("Dan", "", "neither"),
+        ("赤い花", "花が咲く", "direct"),  # signs are words
+    ],
+)
+def test_classes(warmup, reference, expected):
+    assert class_of(warmup, reference) == expected
+
+
+def test_stop_words_count_only_where_there_is_nothing_else():
+    assert content_words("The man and the dog") == {"man", "dog"}
+    assert content_words("the and") == {"the", "and"}
+    assert content_words("?!") == set()
+
+
+def test_the_most_frequent_come_first_with_their_mean_score():
+    rows = [row("a", 1), row("b", 0), row("b", 1), row("", 0.5), row("b", 1), row("a", 0)]
+    assert inspection(rows).common() == [("b", 3, pytest.approx(2 / 3)), ("a", 2, 0.5), ("", 1, 0.5)]
+    assert [text for text, _, _ in inspection(rows).common(most=1)] == ["b"]
+    assert inspection([]).common() == []
+
+
+def test_every_row_is_in_one_class():
+    rows = [row("reference", 1), row("", 0), row("references", 0), row("else", 1), row("my reference", 0)]
+    found = inspection(rows).classes()
+    assert found == {"direct": [rows[0], rows[4]], "similar": [rows[2]], "neither": [rows[3]], "empty": [rows[1]]}
+
+
+def test_changed_rows_are_those_that_changed_most_first():
+    """By 0, +0.5, -1, +0.75, -0.25, and by less than rounding."""
+    scores = [(1, 1), (1, 0.5), (0, 1), (0.75, 0), (0.5, 0.75), (0.5, 0.5 + 1e-12)]
+    after = [row("w", score, str(i)) for i, (score, _) in enumerate(scores)]
+    without = [row("", score, str(i)) for i, (_, score) in enumerate(scores)]
+
+    def numbers(sign: int) -> list[str]:
+        pairs = inspection(after, without).changed(sign)
+        assert all((first.prompt, first.warmup, second.warmup) == (second.prompt, "w", "") for first, second in pairs)
+        return [first.prompt for first, _ in pairs]
+
+    assert numbers(1) == ["3", "1"]
+    assert numbers(-1) == ["2", "4"]
+
+
+def test_equal_changes_keep_the_order_of_the_rows():
+    after, without = ([row("w", score, str(i)) for i in range(4)] for score in (1, 0))
+    assert [first.prompt for first, _ in inspection(after, without).changed(1)] == ["0", "1", "2", "3"]
+
+
+def test_an_undefined_score_is_no_change():
+    undefined = inspection([row("w", math.nan)], [row("", 0)])
+    assert undefined.changed(1) == undefined.changed(-1) == []
+
+
+def test_what_it_counts_is_what_the_rows_say(adapter, tmp_path):
+    data = write_rows(tmp_path / "test.jsonl", puzzles(12))
+    found = inspect(InspectArguments(str(adapter), dataset_name=str(data), task="logiqa", batch_size=5))
+    loaded, questions = load_folder(adapter), logiqa(puzzles(12))
     predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config)
     own = predictor.answer(questions, max_new_tokens=0)
     none = predictor.answer(questions, max_new_tokens=0, warmup_ids=[[] for _ in questions])
     right = [[p.choice == q.answer for p, q in zip(side, questions)] for side in (own, none)]
-    assert found.metrics["accuracy"] == (pytest.approx(sum(right[0]) / 12), pytest.approx(sum(right[1]) / 12))
-    assert found.num_better == sum(a and not b for a, b in zip(*right))
-    assert found.num_worse == sum(b and not a for a, b in zip(*right))
-    assert sum(found.classes.values()) == pytest.approx(1.0)
-    assert sum(each.count for each in found.common) <= found.num_rows == 12
+    assert found.scores["accuracy"] == (pytest.approx(sum(right[0]) / 12), pytest.approx(sum(right[1]) / 12))
+    assert len(found.changed(1)) == sum(a and not b for a, b in zip(*right))
+    assert len(found.changed(-1)) == sum(b and not a for a, b in zip(*right))
+    assert sum(map(len, found.classes().values())) == len(found.rows) == 12
+    assert sum(count for _, count, _ in found.common()) <= 12
+    assert {row.warmup for _, row in found.rows} == {""}
     gain = sum(a.option_logps[q.answer] - b.option_logps[q.answer] for a, b, q in zip(own, none, questions)) / 12
-    assert found.figures["gain_over_none"] == pytest.approx(gain, abs=1e-3)
-
-
-def test_the_command_writes_both_reports(run, capsys):
-    assert main(["inspect", str(run), "--max_samples", "6"]) == 0
-    said = capsys.readouterr().out
-    assert "What the warmups say" in said
-    assert (run / "inspect.html").is_file()
-    assert "6" in (run / "inspect.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("arguments", [["nowhere"], ["--max_samples", "3"], []])
-def test_a_folder_that_is_no_run(arguments, capsys):
-    assert main(["inspect", *arguments]) == BAD_INPUT
-    assert capsys.readouterr().err.startswith("warmup-peft: error: ")
+    assert found.warmups["gain_over_none"] == pytest.approx(gain, abs=1e-3)

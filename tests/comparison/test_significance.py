@@ -9,13 +9,13 @@ from scipy import stats
 from warmup_peft.comparison.significance import (
     compare_with,
     corrected,
+    detectable_effect,
     estimate,
     least_rows,
     mcnemar_p,
+    minimum_detectable_effect,
     paired_bootstrap,
     seeds_p,
-    visible_before,
-    visible_difference,
 )
 from warmup_peft.evaluation.metrics import METRICS, Answers, RowStatistics, mean_of_rows
 
@@ -144,7 +144,7 @@ def test_holm_by_hand():
     assert corrected([]) == []
 
 
-def test_a_difference_over_rows_alone_is_not_shown_where_seeds_disagree():
+def test_a_difference_over_rows_alone_is_not_significant_where_seeds_disagree():
     """One seed of three gains on every row, the others on none: sure on these rows, unsure of another training."""
     zero, one = np.zeros(200), np.ones(200)
     arm = [mean_of_rows(scores) for scores in (one, zero, zero)]
@@ -154,14 +154,14 @@ def test_a_difference_over_rows_alone_is_not_shown_where_seeds_disagree():
     assert difference.p_adjusted < 0.001
     assert difference.mcnemar_p < 0.001
     assert difference.seeds_p == pytest.approx(2 * stats.t.sf(1.0, 2))
-    assert not difference.is_shown
+    assert not difference.is_significant
 
 
-def test_few_rows_are_not_shown_by_the_bootstrap_alone():
+def test_few_rows_are_not_significant_by_the_bootstrap_alone():
     """Three rows of six better, none worse: McNemar's p is 2/8, whatever the bootstrap says."""
     (difference,) = compare_with("sft", [(rows(1, 1, 1, 0, 0, 1), rows(0, 0, 0, 0, 0, 1))], is_right_or_wrong=True)
     assert difference.mcnemar_p == pytest.approx(0.25)
-    assert not difference.is_shown
+    assert not difference.is_significant
 
 
 def test_p_over_seeds_is_corrected_for_the_number_of_arms():
@@ -184,10 +184,10 @@ def test_arms_are_corrected_for_their_number():
     assert all(d.low <= d.estimate <= d.high for d in together)
 
 
-def test_what_rows_can_show():
+def test_what_rows_can_detect():
     """2.8 standard errors are found four times out of five; six rows, all one way, have p = 2/64."""
-    assert visible_difference(0.01) == pytest.approx(0.028, abs=1e-4)
-    assert visible_before(500) == pytest.approx(2.8 * np.sqrt(0.5 / 500), abs=1e-3)
+    assert detectable_effect(0.01) == pytest.approx(0.028, abs=1e-4)
+    assert minimum_detectable_effect(500) == pytest.approx(2.8 * np.sqrt(0.5 / 500), abs=1e-3)
     assert least_rows(1) == 6
     assert 2 / 2 ** least_rows(1) <= 0.05 < 2 / 2 ** (least_rows(1) - 1)
     assert least_rows(8) == 9

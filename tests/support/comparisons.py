@@ -63,9 +63,6 @@ class InThisProcess:
         else:
             run_arm.run_arm(job, folder).save(folder)
 
-    def poll(self) -> int:
-        return self.returncode
-
     def wait(self) -> int:
         return self.returncode
 
@@ -75,7 +72,6 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(InThisProcess, "started", [])
     monkeypatch.setattr(InThisProcess, "fail", {})
     monkeypatch.setattr(runner.subprocess, "Popen", InThisProcess)
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0, raising=False)
     return InThisProcess
 
 

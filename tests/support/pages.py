@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-VOID = {"meta", "link", "img", "br", "hr", "input", "use", "path", "rect"}
+VOID = {"meta", "link", "img", "source", "br", "hr", "input"}
 EVIL = "<script>alert(1)</script> | `x` **y** [z](u)\n# &amp;"
 
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from warmup_peft.comparison.experiment import plan_experiment, run_experiment
+from warmup_peft.comparison.formatting import estimate_text, p_text
 from warmup_peft.comparison.results import Comparison, Difference
-from warmup_peft.comparison.significance import visible_before
-from warmup_peft.comparison.wording import estimate_text, p_text
+from warmup_peft.comparison.significance import minimum_detectable_effect
 from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
 from warmup_peft.settings.arguments import CompareOptions
 from warmup_peft.settings.recipe import Recipe
@@ -50,7 +50,7 @@ def read_recipe(argv: Sequence[str]) -> tuple[Recipe, CompareOptions]:
 
 
 def warn_of_few_rows(num_rows: int) -> None:
-    effect = visible_before(num_rows)
+    effect = minimum_detectable_effect(num_rows)
     if effect > LARGE_EFFECT:
         print(
             f"{num_rows} test rows: the minimum detectable effect is about {100 * effect:.0f} points. More rows "

@@ -19,10 +19,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from warmup_peft.comparison.arms import MORE_SFT, SFT, Arm, choose_arms, swept_arms
-from warmup_peft.comparison.report.comparison import write_report
+from warmup_peft.comparison.report.comparison_report import write_report
 from warmup_peft.comparison.results import COMPARISON_NAME, Comparison, Job, Run, check_format, mark_format
-from warmup_peft.comparison.runner import Scheduler
-from warmup_peft.comparison.significance import least_rows, visible_before
+from warmup_peft.comparison.runner import Runner
+from warmup_peft.comparison.significance import least_rows, minimum_detectable_effect
 from warmup_peft.comparison.summary import summarize
 from warmup_peft.evaluation.rows import rows_to_compare_on
 from warmup_peft.evaluation.tasks import find_task, fingerprint
@@ -184,7 +184,7 @@ def check_rows(num_rows: int, arms: Sequence[Arm]) -> None:
         raise ValueError(
             f"{num_rows} test rows are too few: no difference between {num_arms} arms and SFT can be significant, "
             f"even if one arm is right in all of them and SFT in none. Give at least {least}; with 500 the minimum "
-            f"detectable effect is about {100 * visible_before(500):.0f} points."
+            f"detectable effect is about {100 * minimum_detectable_effect(500):.0f} points."
         )
 
 
@@ -236,14 +236,14 @@ def run_all(experiment: Experiment, command: str) -> Comparison:
         write_report(comparison, experiment.folder)
         return comparison
 
-    scheduler = Scheduler(experiment.num_runs, experiment.options.jobs, ended, report)
-    scheduler.run(
+    runner = Runner(experiment.num_runs, experiment.options.jobs, ended, report)
+    runner.run(
         [(experiment.place(arm, seed), experiment.job(arm, seed)) for seed in experiment.seeds for arm in first]
     )
     for arm in experiment.arms:
         if arm.kind == MORE_SFT:
             jobs = more_sft_jobs(experiment, arm, runs)
-            scheduler.run(jobs)
+            runner.run(jobs)
             for seed in experiment.seeds if not jobs else ():
                 ended(Run(arm.name, seed, error="SFT or every warmup arm failed, so the number of steps is unknown."))
     return report()

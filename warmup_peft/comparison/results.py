@@ -1,4 +1,4 @@
-"""What a comparison found, as plain data: written by `compare`, judged by `significance`, shown by `report`.
+"""What a comparison found, as plain data: written by `compare`, judged by `significance`, rendered by `report`.
 
 Knows no model and no trainer.
 """
@@ -15,7 +15,7 @@ from warmup_peft.evaluation.tasks import Row
 from warmup_peft.files import write_together
 
 FORMAT = 2  # of the files in a comparison's folder; raised when an older program could misread them
-JOB_NAME, RUN_NAME, PROGRESS_NAME = "job.json", "run.json", "progress.json"
+JOB_NAME, RUN_NAME = "job.json", "run.json"
 COMPARISON_NAME = "comparison.json"
 
 
@@ -186,16 +186,6 @@ def read_json_object(path: Path, kind: type) -> dict[str, Any]:
     return values
 
 
-def write_progress(folder: Path, step: int, steps: int) -> None:
-    write_together({PROGRESS_NAME: json.dumps([step, steps])}, folder)
-
-
-def read_progress(folder: Path) -> tuple[int, int]:
-    """Steps done, and steps to do; 0 of 0 before the first."""
-    path = folder / PROGRESS_NAME
-    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else (0, 0)
-
-
 @dataclass(frozen=True)
 class Estimate:
     """Mean over seeds, and its standard error (None where there is one seed)."""
@@ -216,8 +206,8 @@ class Difference:
         p_adjusted: the same, corrected for the number of arms (Holm).
         mcnemar_p, mcnemar_p_adjusted: McNemar's exact test where answers are right or wrong, else None.
         seeds_p: paired t-test over seeds, corrected too; None where there is one seed.
-        visible: the difference that this many rows would show four times out of five, as far as rows go.
-        is_shown: p_adjusted below 0.05, and so are mcnemar_p_adjusted and seeds_p where there are any.
+        minimum_detectable_effect: the difference that the tests over this many rows detect with a power of 80%.
+        is_significant: p_adjusted below 0.05, and so are mcnemar_p_adjusted and seeds_p where there are any.
         num_seeds: how many seeds both arms have.
     """
 
@@ -230,8 +220,8 @@ class Difference:
     mcnemar_p: float | None
     mcnemar_p_adjusted: float | None
     seeds_p: float | None
-    visible: float
-    is_shown: bool
+    minimum_detectable_effect: float
+    is_significant: bool
     num_seeds: int = 1
 
 
@@ -246,13 +236,12 @@ class ArmSummary:
         failures: seed -> why it failed.
         metrics: of each score, and of perplexity, over seeds.
         train_seconds, examples_per_second, peak_memory, seconds_per_answer: over seeds; None where it is not trained.
-        warmups: figures of its warmups, over seeds.
+        warmups: metrics of its warmups, over seeds.
         versus_sft, versus_more_sft: differences; None for these arms themselves, or where that arm is not there.
         examples_to_reach: of each seed, the examples seen when the learning curve first reached the goal; None where
             it never did.
         curve: mean over seeds of the points of the learning curve.
         rows: those of its first seed that is done.
-        steps: optimizer steps of the first seed.
     """
 
     name: str
@@ -270,21 +259,20 @@ class ArmSummary:
     examples_to_reach: list[int | None] = field(default_factory=list)
     curve: list[Point] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
-    steps: int = 0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that a report shows.
+    """All that a report presents.
 
     Attributes:
         verdict: one sentence: whether to use warmups on this data.
-        notes: what else has to be known to read it, a sentence each (one seed, rows too few, failed arms, ...).
+        notes: caveats, a sentence each (one seed, failed runs, how the best arm was chosen, ...).
         metric: the first metric's name, such as "accuracy".
         goal: the score whose `examples_to_reach` are counted; None where there is none.
         arms: in the order asked for.
         num_test_rows, num_curve_rows: how many rows the table and the curves rest on.
-        runs_done, runs_planned: fewer done than planned: it is still going, or was interrupted.
+        runs_done, runs_planned: if fewer are done than planned, it is still running or was interrupted.
         left_out: metrics that could not be computed, with the reason.
         signatures: how exactly a metric was computed, as its library words it.
         settings: of the recipe, in the order to show.

@@ -21,11 +21,11 @@ from threading import Thread
 import numpy as np
 import torch
 from datasets import disable_progress_bars
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from warmup_peft.comparison.arms import BASE_MODEL, MORE_SFT, SFT
-from warmup_peft.comparison.results import Job, Point, Run, write_progress
+from warmup_peft.comparison.results import Job, Point, Run
 from warmup_peft.evaluation.predictor import Predictor, as_rows, empty, score_predictions, shuffled
 from warmup_peft.evaluation.rows import rows_to_compare_on
 from warmup_peft.evaluation.tasks import Question, Task, find_task, fingerprint, is_multiple_choice
@@ -79,7 +79,7 @@ def run_arm(job: Job, folder: Path) -> Run:
     curve, seconds = [], 0.0
     if job.kind != BASE_MODEL:
         rows = curve_rows if job.curve_points else []
-        curve, seconds = train(trainer, predictor, task, rows, job.curve_points, folder)
+        curve, seconds = train(trainer, predictor, task, rows, job.curve_points)
         trainer.save_model()
         if settings.training.warmup_pool is None:
             shutil.rmtree(folder / MODEL_FOLDER / POOL_NAME, ignore_errors=True)
@@ -116,7 +116,7 @@ def settings_of_job(job: Job, output_dir: Path) -> TrainingSettings:
 
 
 def train(
-    trainer: SFTTrainer, predictor: Predictor, task: Task, rows: Sequence[Question], num_points: int, folder: Path
+    trainer: SFTTrainer, predictor: Predictor, task: Task, rows: Sequence[Question], num_points: int
 ) -> tuple[list[Point], float]:
     """Train, and return the learning curve and the seconds of training without scoring."""
     points: list[Point] = []
@@ -129,29 +129,27 @@ def train(
             torch.cuda.synchronize()
         begin = time.perf_counter()
         with random_numbers_from(trainer.args.seed, trainer.args.device):
-            figures = figures_of_point(predictor, task, rows)
+            metrics = metrics_of_point(predictor, task, rows)
         seen = examples_seen(trainer, step)
-        points.append(Point(step=step, examples=seen, seconds=begin - start - scoring, **figures))
+        points.append(Point(step=step, examples=seen, seconds=begin - start - scoring, **metrics))
         scoring += time.perf_counter() - begin
 
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ProgressFile(folder))
     if rows:
         trainer.add_callback(AtSteps(num_points, add_point))
     trainer.train()
     return points, time.perf_counter() - start - scoring
 
 
-def figures_of_point(predictor: Predictor, task: Task, rows: Sequence[Question]) -> dict[str, float | None]:
-    """Figures of a `Point`; a multiple choice is made without writing an answer."""
+def metrics_of_point(predictor: Predictor, task: Task, rows: Sequence[Question]) -> dict[str, float | None]:
+    """The metrics of a `Point`; multiple-choice questions need no written answer."""
     predictions = predictor.answer(rows, max_new_tokens=0 if is_multiple_choice(rows) else task.max_new_tokens)
     metric = task.metrics[0]
     scores = score_predictions([metric], rows, predictions).totals
-    figures = predictor.warmup_metrics(rows, predictions)
+    warmups = predictor.warmup_metrics(rows, predictions)
     return {
         "score": scores[metric],
         "nll_per_token": math.log(scores["perplexity"]),
-        **{name: figures.get(name) for name in ("gain_over_none", "gain_over_others", "overlap")},
+        **{name: warmups.get(name) for name in ("gain_over_none", "gain_over_others", "overlap")},
     }
 
 
@@ -179,18 +177,6 @@ class AtSteps(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step in self.steps:
             self.call(state.global_step)
-
-
-class ProgressFile(TrainerCallback):
-    """Tells `compare` how far the training is, twice a second at most."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.told = folder, 0.0
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() - self.told > 0.5:
-            self.told = time.monotonic()
-            write_progress(self.folder, state.global_step, state.max_steps)
 
 
 def peak_memory() -> int:

@@ -1,9 +1,8 @@
-"""Is a difference real? Paired tests over test rows and over seeds, from scipy and statsmodels.
+"""Is a difference significant? Paired tests over test rows and over seeds, from scipy and statsmodels.
 
 Two things make a difference uncertain. The test rows are a sample: the paired bootstrap (Koehn 2004, "Statistical
-significance tests for machine translation evaluation") and McNemar's test ask whether other rows would show it too.
-And a training is a sample: with another seed it ends elsewhere, which a paired t-test over seeds asks about, and which
-no number of rows can answer. Knows no model and no file.
+significance tests for machine translation evaluation") and McNemar's test account for that. And a trained model is a
+sample: another seed gives another model. A paired t-test over seeds accounts for that, and more rows cannot.
 """
 
 from __future__ import annotations
@@ -58,14 +57,14 @@ def paired_bootstrap(
     result = stats.bootstrap(
         (rows,), difference, n_resamples=resamples, batch=64, method="percentile", rng=np.random.default_rng(0)
     )
-    drawn = result.bootstrap_distribution
-    is_as_far = ~(np.abs(drawn - observed) < abs(observed) - 1e-12)  # so is a sample without a score
+    samples = result.bootstrap_distribution
+    is_as_far = ~(np.abs(samples - observed) < abs(observed) - 1e-12)  # so is a sample without a score
     p = (1 + int(is_as_far.sum())) / (1 + resamples)
-    return float(result.confidence_interval.low), float(result.confidence_interval.high), p, float(drawn.std())
+    return float(result.confidence_interval.low), float(result.confidence_interval.high), p, float(samples.std())
 
 
 def mcnemar_p(arm: Sequence[RowStatistics], reference: Sequence[RowStatistics]) -> float:
-    """McNemar's exact test on the rows that one side answers right more often (over its seeds) than the other."""
+    """McNemar's exact test on the rows that one side answers right in more seeds than the other."""
     balance = sum(a.row_scores - b.row_scores for a, b in zip(arm, reference))
     better, worse = int((balance > 1e-9).sum()), int((balance < -1e-9).sum())
     if better + worse == 0:
@@ -74,7 +73,7 @@ def mcnemar_p(arm: Sequence[RowStatistics], reference: Sequence[RowStatistics]) 
 
 
 def seeds_p(arm: Sequence[float], reference: Sequence[float]) -> float | None:
-    """Paired t-test over seeds, a sign test where all differ by as much; None where there is one seed."""
+    """Paired t-test over seeds; a sign test if all differences are equal; None if there is one seed."""
     differences = np.subtract(arm, reference)
     if len(differences) < 2:
         return None
@@ -84,11 +83,11 @@ def seeds_p(arm: Sequence[float], reference: Sequence[float]) -> float | None:
 
 
 def compare_with(name: str, paired: Sequence[Pair], is_right_or_wrong: bool) -> list[Difference]:
-    """Arms against the reference arm called `name`, p-values corrected for the number of arms (Holm).
+    """Differences of arms to the reference arm called `name`; p-values are corrected for the number of arms (Holm).
 
     Args:
         paired: of each arm and of the reference, the statistics of the same test rows, one entry a seed.
-        is_right_or_wrong: whether a row's score is 1 or 0, so that McNemar's test says something.
+        is_right_or_wrong: whether a row's score is 1 or 0, so that McNemar's test applies.
     """
     intervals = [paired_bootstrap(tuple(arm), tuple(other), RESAMPLES) for arm, other in paired]
     exact = [mcnemar_p(*pair) for pair in paired] if is_right_or_wrong else None
@@ -108,8 +107,9 @@ def compare_with(name: str, paired: Sequence[Pair], is_right_or_wrong: bool) -> 
             mcnemar_p=None if exact is None else exact[i],
             mcnemar_p_adjusted=None if exact_adjusted is None else exact_adjusted[i],
             seeds_p=over_seeds[i],
-            visible=visible_difference(deviation, len(paired)) or visible_before(len(paired[i][0][0].row_scores)),
-            is_shown=of_rows[i] < LEVEL and (over_seeds[i] is None or over_seeds[i] < LEVEL),
+            minimum_detectable_effect=detectable_effect(deviation, len(paired))
+            or minimum_detectable_effect(len(paired[i][0][0].row_scores)),
+            is_significant=of_rows[i] < LEVEL and (over_seeds[i] is None or over_seeds[i] < LEVEL),
             num_seeds=len(paired[i][0]),
         )
         for i, (low, high, p, deviation) in enumerate(intervals)
@@ -126,19 +126,22 @@ def corrected_where_known(p_values: Sequence[float | None]) -> list[float | None
     return [None if p is None else next(known) for p in p_values]
 
 
-# ---- What this many rows can show at all ----
+# ---- What this many rows can detect ----
 
 
-def visible_difference(standard_error: float, num_arms: int = 1) -> float:
-    """The difference that a two-sided test at 5%, corrected for so many arms, finds four times out of five."""
+def detectable_effect(standard_error: float, num_arms: int = 1) -> float:
+    """The difference that a two-sided test at 5%, corrected for this many arms, detects with a power of 80%."""
     return float((stats.norm.ppf(1 - LEVEL / num_arms / 2) + stats.norm.ppf(POWER)) * standard_error)
 
 
-def visible_before(num_rows: int) -> float:
-    """The same before anything is known: for accuracies about a half of two arms that err independently."""
-    return visible_difference(math.sqrt(0.5 / num_rows))
+def minimum_detectable_effect(num_rows: int) -> float:
+    """The same before a run: for two arms with an accuracy of one half and independent errors."""
+    return detectable_effect(math.sqrt(0.5 / num_rows))
 
 
 def least_rows(num_arms: int) -> int:
-    """Fewer show nothing, even where one arm answers every row and the other none: McNemar's exact p is 2 / 2^n."""
+    """With fewer, nothing is significant, even if one arm is right in every row and the other in none.
+
+    McNemar's exact p is 2 / 2^n then.
+    """
     return math.ceil(math.log2(2 * max(num_arms, 1) / LEVEL))

@@ -1,44 +1,39 @@
-"""Charts of a comparison as inline SVG that takes the page's font and colours: one drawing suits light and dark.
-
-A page that shows them defines `--page`, its background, and `--series-1` to `--series-6`; series 0 and all that is
-neutral take the text's colour.
-"""
+"""Charts of a comparison, by matplotlib. Each exists twice, for a light and for a dark page."""
 
 from __future__ import annotations
 
+import base64
 import io
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import matplotlib
-from matplotlib.axes import Axes
+from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
-WIDTH = 360  # SVG units of a chart; about a phone's width, so that its text is as large as the page's
-LINE_HEIGHT = 30  # SVG units of an arm in a chart of differences
+from warmup_peft.comparison.formatting import significance_text
+from warmup_peft.comparison.results import Difference
+
+WIDTH = 360 / 72  # inches; about a phone's width, so that its text is as large as the page's
 FONT_SIZE = 12
-
-# matplotlib draws with these stand-ins, and the SVG gets what is on the right. Each line style, colour and marker
-# cycles with a length of its own: arms that share a colour still differ.
-NEUTRAL, BACKGROUND = "#010203", "#040506"
-SERIES = (NEUTRAL, *(f"#0102{number:02x}" for number in range(0x11, 0x17)))
-PAINT = {
-    NEUTRAL: "currentColor",
-    BACKGROUND: "var(--page)",
-    **{color: f"var(--series-{number})" for number, color in enumerate(SERIES[1:], 1)},
-}
-DASHES = ("-", "--", "-.", (0, (1, 1.2)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+MOST_LABEL = 44  # characters of an arm's name
 MOST_MARKERS = 8  # on a line
 
+# Okabe and Ito's colours, some of them darker for a white page. Colours, line styles and markers are repeated after
+# different numbers of arms, so that arms with the same colour still look different.
+LIGHT = ("#1b1c20", "#0072b2", "#c08000", "#009e73", "#d55e00", "#b85c93", "#2f95d0")
+DARK = ("#e8e9ec", "#3d9bdb", "#e69f00", "#1fbf92", "#f0803c", "#e09cc3", "#8fd0f7")
+DASHES = ("-", "--", "-.", (0, (1, 1.2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 STYLE = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "warmup_peft",  # the same ids every time
     "font.size": FONT_SIZE,
     "axes.titlesize": FONT_SIZE,
     "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -46,11 +41,14 @@ STYLE = {
     "text.parse_math": False,
     "lines.linewidth": 1.7,
     "lines.markersize": 4.5,
-} | {f"{name}color": NEUTRAL for name in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")}
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "legend.handlelength": 3,
+}
 
 
 @dataclass(frozen=True)
-class Series:
+class Line:
     """A line of a chart.
 
     Attributes:
@@ -65,108 +63,85 @@ class Series:
     y: Sequence[float]
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A line of a chart of differences: low <= mean <= high."""
-
-    label: str
-    remark: str
-    mean: float
-    low: float
-    high: float
-    is_filled: bool
-
-
-def line_chart(
-    name: str, title: str, x_label: str, series: Sequence[Series], alternative: str, level: tuple[str, float] | None
-) -> str:
-    """SVG of lines.
+def line_chart(title: str, x_label: str, lines: Sequence[Line], alternative: str, goal: float | None = None) -> Markup:
+    """Lines with a legend below.
 
     Args:
-        name: unique in the page.
         alternative: what the chart shows, in words.
-        level: label and height of a horizontal line, or None.
+        goal: height of a horizontal line with this name.
     """
-    with _style(name):
-        figure, axes = _figure(height=WIDTH * 0.72)
-        for line in series:
+
+    def draw() -> Figure:
+        labels = [clipped(line.label) for line in lines]
+        columns = 2 if max(map(len, labels)) < 16 else 1
+        figure, axes = new_figure(height=3.4 + 0.22 * math.ceil(len(lines) / columns))
+        for line, label in zip(lines, labels):
             every = max(1, math.ceil(len(line.x) / MOST_MARKERS))
-            axes.plot(line.x, line.y, markevery=every, **_look(line.style))
-        if level is not None:
-            label, height = level
-            axes.axhline(height, color=NEUTRAL, linewidth=0.9, linestyle=(0, (2, 3)))
-            axes.annotate(f" {label}", (1, height), xycoords=("axes fraction", "data"), va="center", fontsize=11)
-        axes.set_title(title, loc="left")
-        axes.set_xlabel(x_label)
-        return _svg(figure, alternative)
+            axes.plot(line.x, line.y, label=label, markevery=every, **look(line.style))
+        if goal is not None:
+            axes.axhline(goal, color="C0", linewidth=0.9, linestyle=(0, (2, 3)))
+            axes.annotate(" goal", (1, goal), xycoords=("axes fraction", "data"), va="center", fontsize=11)
+        axes.set(title=title, xlabel=x_label)
+        figure.legend(loc="outside lower left", ncols=columns)
+        return figure
+
+    return picture(draw, alternative)
 
 
-def interval_chart(name: str, title: str, x_label: str, intervals: Sequence[Interval], alternative: str) -> str:
-    """SVG of differences with their intervals, one below the other, around a line at 0."""
-    with _style(name):
-        figure, axes = _figure(height=LINE_HEIGHT * len(intervals) + 64)
+def difference_chart(title: str, differences: Sequence[tuple[str, Difference]], alternative: str) -> Markup:
+    """Arms' differences in points with their intervals, one below the other, around a line at 0."""
+
+    def draw() -> Figure:
+        background = matplotlib.rcParams["axes.facecolor"]
+        figure, axes = new_figure(height=0.42 * len(differences) + 0.9)
         axes.grid(False)
-        axes.axvline(0, color=NEUTRAL, linewidth=0.9, alpha=0.45)
-        for place, interval in enumerate(intervals):
-            _draw_interval(axes, place, interval)
-        axes.set_ylim(len(intervals) - 0.6, -0.75)
-        axes.set_yticks([])
+        axes.axvline(0, color="C0", linewidth=0.9, alpha=0.45)
+        for place, (name, difference) in enumerate(differences):
+            mean, low, high = (100 * value for value in (difference.estimate, difference.low, difference.high))
+            axes.plot([low, high], [place, place], color="C0", linewidth=2.2)
+            fill = "C0" if difference.is_significant else background
+            axes.plot([mean], [place], "o", color="C0", markersize=7, markerfacecolor=fill)
+            for text, x, side in ((clipped(name), 0, "left"), (significance_text(difference), 1, "right")):
+                behind = {"facecolor": background, "edgecolor": "none", "pad": 1}  # hides the line at 0
+                above = {"xycoords": ("axes fraction", "data"), "va": "bottom", "fontsize": 11, "bbox": behind}
+                axes.annotate(text, (x, place - 0.28), ha=side, **above)
+        axes.set(title=title, xlabel="points", yticks=[], ylim=(len(differences) - 0.6, -0.75))
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.06)
-        axes.set_title(title, loc="left")
-        axes.set_xlabel(x_label)
-        return _svg(figure, alternative)
+        return figure
+
+    return picture(draw, alternative)
 
 
-def _draw_interval(axes: Axes, place: int, interval: Interval) -> None:
-    axes.plot([interval.low, interval.high], [place, place], color=NEUTRAL, linewidth=2.2)
-    fill = NEUTRAL if interval.is_filled else BACKGROUND
-    axes.plot([interval.mean], [place], "o", color=NEUTRAL, markersize=7, markerfacecolor=fill)
-    behind = {"facecolor": BACKGROUND, "edgecolor": "none", "pad": 1}  # so that the zero line stops at the words
-    for text, x, side in ((interval.label, 0, "left"), (interval.remark, 1, "right")):
-        place_of_text = {"xycoords": ("axes fraction", "data"), "ha": side, "va": "bottom"}
-        axes.annotate(text, (x, place - 0.28), fontsize=11, bbox=behind, **place_of_text)
-
-
-def swatch(style: int) -> str:
-    """A `<symbol>` with a piece of the series' line, for legends: `<use href="#swatch-0"/>`."""
-    with _style(f"swatch-{style}"):
-        figure = Figure(figsize=(32 / 72, 12 / 72))
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 2), ylim=(-1, 1))
-        axes.set_axis_off()
-        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **_look(style))
-        svg = _svg(figure, "")
-    inside = svg[svg.index(">") + 1 : svg.rindex("</svg>")]
-    return f'<symbol id="swatch-{style}" viewBox="0 0 32 12">{inside}</symbol>'
-
-
-def _look(style: int) -> dict:
+def look(style: int) -> dict:
     return {
-        "color": SERIES[style % len(SERIES)],
+        "color": f"C{style % len(LIGHT)}",
         "linestyle": DASHES[style % len(DASHES)],
         "marker": MARKERS[style % len(MARKERS)],
     }
 
 
-def _style(name: str) -> matplotlib.rc_context:
-    """The salt makes ids repeatable, and different in every chart of a page."""
-    return matplotlib.rc_context(STYLE | {"svg.hashsalt": name})
+def clipped(name: str) -> str:
+    return name if len(name) <= MOST_LABEL else f"{name[:MOST_LABEL]} …"
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+def new_figure(height: float) -> tuple:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Figure, alternative: str) -> str:
-    """An `<svg>` element to put into HTML: without matplotlib's header, group names, fonts and fixed size."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True)
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", file.getvalue(), flags=re.DOTALL)
-    view = re.search(r'viewBox="[^"]*"', text).group()
-    text = re.sub(r".*?<svg[^>]*>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text).replace("xlink:href", "href")
-    text = re.sub(r" font-family: [^;]*;", "", text)
-    for stand_in, paint in PAINT.items():
-        text = text.replace(stand_in, paint)
-    return f'<svg {view} role="img" aria-label="{escape(alternative)}">{text}'
+def picture(draw: Callable[[], Figure], alternative: str) -> Markup:
+    """A `<picture>` that holds both drawings."""
+    light, dark = data_url(draw, LIGHT, "#fff"), data_url(draw, DARK, "#15171b")
+    return Markup(
+        '<picture><source media="(prefers-color-scheme: dark)" srcset="{}"><img src="{}" alt="{}"></picture>'
+    ).format(dark, light, alternative)
+
+
+def data_url(draw: Callable[[], Figure], colors: Sequence[str], background: str) -> str:
+    text = {f"{name}color": colors[0] for name in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")}
+    cycle = {"axes.prop_cycle": cycler(color=colors), "axes.facecolor": background}
+    file = io.BytesIO()
+    with matplotlib.rc_context(STYLE | text | cycle):
+        draw().savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""What a comparison found, as people read it. Knows no model, no trainer and no layout."""
+"""Numbers and lists as text for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from warmup_peft.comparison.results import Difference, Estimate
 from warmup_peft.evaluation.metrics import NOTHING, number_text, points_text
 
-GLUE = "\N{NO-BREAK SPACE}"  # where a line of a narrow cell must not end
+GLUE = "\N{NO-BREAK SPACE}"  # keeps a line of a narrow cell from ending here
 
 
 def count(number: int, thing: str) -> str:
@@ -29,7 +29,7 @@ def significant_text(value: float) -> str:
 
 
 def estimate_text(estimate: Estimate | None, text: Callable[[float], str]) -> str:
-    """Mean ± standard error, the latter where there is one; a line may end before the sign."""
+    """Mean ± standard error, or the mean alone; a line may break before the sign."""
     if estimate is None:
         return NOTHING
     has_error = estimate.error is not None and math.isfinite(estimate.error)
@@ -46,15 +46,26 @@ def p_text(p: float) -> str:
 
 
 def difference_text(difference: Difference) -> str:
-    """Points, with the interval's ends."""
+    """The difference in points and its interval, as in +2.0 [+0.5, +3.5]."""
     low, high = points_text(difference.low), points_text(difference.high)
     return f"{points_text(difference.estimate)} [{low},{GLUE}{high}]"
 
 
-def shown_text(difference: Difference) -> str:
-    if not difference.is_shown:
-        return "not shown"
-    return "shown: better" if difference.estimate > 0 else "shown: worse"
+def interval_text(difference: Difference) -> str:
+    return f"95% interval {points_text(difference.low)} to {points_text(difference.high)}"
+
+
+def significance_text(difference: Difference) -> str:
+    if not difference.is_significant:
+        return "not significant"
+    return "significant: better" if difference.estimate > 0 else "significant: worse"
+
+
+def share_text(share: float) -> str:
+    """9.3%; never 0% of something, nor 100% of less than all."""
+    if 0 < share < 0.001:
+        return "below 0.1%"
+    return "above 99.9%" if 0.999 < share < 1 else number_text(100 * share, ".1f").removesuffix(".0") + "%"
 
 
 def memory_text(num_bytes: float) -> str:
@@ -69,7 +80,7 @@ def time_unit(longest: float) -> tuple[str, int]:
 
 
 def reached_text(examples: Sequence[int | None]) -> str:
-    """From the fewest to the most examples over seeds, and how many seeds got there."""
+    """Fewest and most examples over seeds, and how many seeds reached the score."""
     reached = sorted(number for number in examples if number is not None)
     if not reached:
         return "never" if examples else NOTHING

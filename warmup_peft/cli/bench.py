@@ -63,7 +63,9 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "base": {"warmup_anchor": 0.3, "warmup_source": "base"},
     **{name: {"objective": name} for name in OBJECTIVES if name != "warmup"},
 }
-PARTS = ("encode", "sample", "score")
+# of a step, and the trainer's attribute that does it
+PARTS = {"encode": "encoder", "sample": "sample_warmups", "score": "score_warmups"}
+TIMED = {**PARTS, "record": "record_metrics"}
 SEPARATOR = "||"  # two tokens of the byte tokenizer
 SHAPES: dict[str, dict[str, Any]] = {
     "small": dict(
@@ -89,7 +91,7 @@ class Arm:
     model: nn.Module
     step: Callable[[], None]
     seconds: list[float] = field(default_factory=list)
-    parts: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in (*PARTS, "record")})
+    parts: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in TIMED})
     peak_bytes: int | None = None
 
     def summary(self, sft_seconds: float, batch_size: int) -> dict[str, Any]:
@@ -222,8 +224,8 @@ def make_arm(name: str, trainer: SFTTrainer, options: BenchArguments) -> Arm:
 
     arm = Arm(name, trainer.model, step)
     if isinstance(trainer, WarmupSFTTrainer):
-        for part in arm.parts:
-            setattr(trainer, f"_{part}", timed(getattr(trainer, f"_{part}"), arm.parts[part]))
+        for part, seconds in arm.parts.items():
+            setattr(trainer, TIMED[part], timed(getattr(trainer, TIMED[part]), seconds))
     return arm
 
 

@@ -187,7 +187,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
 
         self._count_tokens(inputs)
-        self._record(encoded, warmups, target, scores, credit)
+        self.record_metrics(encoded, warmups, target, scores, credit)
         return loss
 
     def sample_warmups(self, model, encoded: Encoded) -> Warmups:
@@ -281,7 +281,10 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             self._total_train_tokens += count.item() // self._tp_size
         self._metrics[self._mode]["num_tokens"] = [self._total_train_tokens]
 
-    def _record(self, encoded: Encoded, warmups: Warmups, target: Tokens, scores: Scores, credit: Credit) -> None:
+    def record_metrics(
+        self, encoded: Encoded, warmups: Warmups, target: Tokens, scores: Scores, credit: Credit
+    ) -> None:
+        """TRL's metrics of the batch and those of its warmups, to be averaged until the next log."""
         ratios = self._monitor.ratios(encoded.prompt, warmups, target, scores, credit)
         every = self.args.warmup_gain_steps
         if every and (self._mode == "eval" or self.state.global_step % every == 0):

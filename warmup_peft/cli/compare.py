@@ -62,8 +62,8 @@ def show(comparison: Comparison, paths: Sequence[Path]) -> None:
     console = Console()
     console.print(arms_table(comparison))
     for note in comparison.notes:
-        console.print(f"- {note}", highlight=False)
-    console.print(f"\n[bold]{comparison.verdict}[/bold]", highlight=False)
+        console.print(f"- {note}", highlight=False, markup=False)  # an error may hold brackets
+    console.print(f"\n{comparison.verdict}", style="bold", highlight=False, markup=False)
     print("Report: " + ", ".join(map(str, paths)))
 
 

@@ -284,7 +284,7 @@ class WarmupOptions:
 
     @property
     def num_beams(self) -> int:
-        """Beams that are searched: 1 for independent draws."""
+        """Number of beams; 1 for independent samples."""
         if self.warmup_sampling == "multinomial":
             return 1
         return self.num_warmups if self.warmup_num_beams is None else self.warmup_num_beams

@@ -63,8 +63,8 @@ def test_evaluation_writes_scores_and_card(run, puzzle_data, tokenizer, capsys):
 
 
 def test_an_arm_that_writes_nothing_has_the_same_columns(run, capsys, monkeypatch):
-    def silent_base(*arguments, **law):
-        texts = generate_texts(*arguments, **law)
+    def silent_base(*arguments, **sampling):
+        texts = generate_texts(*arguments, **sampling)
         return ["" for _ in texts] if arguments[4] is None else texts
 
     monkeypatch.setattr("warmup_peft.evaluation.predictor.generate_texts", silent_base)

@@ -293,7 +293,7 @@ def test_a_server_that_stops_answering_leaves_what_is_whole(
     assert len(list(pool.glob("part-*"))) == 3
 
 
-def test_a_server_that_dies_while_it_is_drawn_from_changes_no_draw(
+def test_a_server_that_dies_while_it_is_sampled_from_changes_no_sample(
     server, draw_argv, model_folder, tokenizer, tmp_path, capsys, monkeypatch
 ):
     """Its connections break; the same command, to another server of the same model, ends with the same files."""

@@ -98,7 +98,7 @@ def test_a_warmup_has_stopped_when_it_has_more_decisions_than_tokens():
 
 
 def test_distinct_warmups_by_hand():
-    """First example: "5 6" ended by 1, the same again, and "5 6" ended by 2: another draw. Second: all equal."""
+    """First example: "5 6" ended by 1, the same again, and "5 6" ended by 2: another sample. Second: all equal."""
     ids = torch.tensor([[[5, 6, 1], [5, 6, 1], [5, 6, 2]], [[7, 1, 9], [7, 1, 8], [7, 1, 0]]])
     warmups = Warmups(ids, torch.tensor([[2, 2, 2], [1, 1, 1]]), torch.tensor([[3, 3, 3], [2, 2, 2]]))
     distinct, index = warmups.distinct()
@@ -114,12 +114,12 @@ def test_distinct_draws_put_back_are_the_draws():
     warmups = Warmups(ids, decisions, decisions)
     distinct, index = warmups.distinct()
     for b in range(50):
-        drawn = [tuple(ids[b, k, : decisions[b, k]].tolist()) for k in range(6)]
+        sampled = [tuple(ids[b, k, : decisions[b, k]].tolist()) for k in range(6)]
         kept = [
             tuple(distinct.ids[b, d, : distinct.num_decisions[b, d]].tolist()) for d in range(distinct.ids.size(1))
         ]
-        assert [kept[index[b, k]] for k in range(6)] == drawn
-        assert len(set(drawn)) == len(set(kept))
+        assert [kept[index[b, k]] for k in range(6)] == sampled
+        assert len(set(sampled)) == len(set(kept))
     assert distinct.ids.size(1) == max(len({tuple(r[:d].tolist()) for r, d in zip(*x)}) for x in zip(ids, decisions))
 
 

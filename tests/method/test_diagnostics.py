@@ -31,17 +31,17 @@ def test_effective_sample_size_by_hand():
 
 def test_repeated_tokens_are_those_that_stood_in_the_warmup_before():
     """5 6 5 5: two repeats; 5 5 with one token that counts: none."""
-    drawn = warmups([[[5, 6, 5, 5], [5, 5, 0, 0]]], [[4, 1]])
-    assert num_repeated(drawn).tolist() == [[2, 0]]
+    sampled = warmups([[[5, 6, 5, 5], [5, 5, 0, 0]]], [[4, 1]])
+    assert num_repeated(sampled).tolist() == [[2, 0]]
 
 
 def test_distinct_draws_tell_stops_apart():
     """5 and stopped, 5 and stopped, 5 and cut by the limit."""
-    drawn = warmups(
+    sampled = warmups(
         [[[5, 1], [5, 1], [5, 7]], [[1, 0], [1, 9], [1, 3]]], [[1, 1, 2], [0, 0, 0]], [[2, 2, 2], [1, 1, 1]]
     )
-    assert num_distinct(drawn).tolist() == [2, 1]
-    assert num_distinct(drawn.emptied(torch.tensor([[True, False, False]] * 2))).tolist() == [2, 1]
+    assert num_distinct(sampled).tolist() == [2, 1]
+    assert num_distinct(sampled.emptied(torch.tensor([[True, False, False]] * 2))).tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(

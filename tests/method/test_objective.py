@@ -117,7 +117,7 @@ def test_posterior_by_hand():
 
 
 def test_posterior_with_warmups_of_another_law_by_hand():
-    """p = 1, 2, 5 tenths, drawn 1, 4 and 5 times too often: 1/1, 2/4, 5/5 leave 2/5, 1/5, 2/5."""
+    """p = 1, 2, 5 tenths, sampled 1, 4 and 5 times too often: 1/1, 2/4, 5/5 leave 2/5, 1/5, 2/5."""
     log_ratio = -torch.tensor([[1.0, 4.0, 5.0]]).log()
     weight, advantage = assign_credit(LOG_1_2_5, "posterior", log_ratio_BK=log_ratio)
     assert weight[0].tolist() == pytest.approx([0.4, 0.2, 0.4])

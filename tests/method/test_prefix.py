@@ -55,15 +55,15 @@ def ragged_batch(num_branches: int, seed: int = 0) -> tuple[Tokens, Warmups, Tok
     """Prompts of 1, 4 and 9 tokens, warmups of 0 to 5, targets of 1 to 3."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(*shape: int) -> torch.Tensor:
+    def sample(*shape: int) -> torch.Tensor:
         return torch.randint(2, 128, shape, generator=generator)
 
     prompt_mask = torch.arange(9) >= 9 - torch.tensor([[1], [4], [9]])
-    prompt = Tokens(draw(3, 9).masked_fill(~prompt_mask, 0), prompt_mask)
+    prompt = Tokens(sample(3, 9).masked_fill(~prompt_mask, 0), prompt_mask)
     lengths = torch.randint(0, 6, (3, num_branches), generator=generator)
     lengths[0, 0] = 0
-    warmups = Warmups(draw(3, num_branches, 5), lengths, lengths)
-    target = Tokens(draw(3, 3), torch.arange(3) < torch.tensor([[1], [2], [3]]))
+    warmups = Warmups(sample(3, num_branches, 5), lengths, lengths)
+    target = Tokens(sample(3, 3), torch.arange(3) < torch.tensor([[1], [2], [3]]))
     return prompt, warmups, target.repeat_for_branches(num_branches)
 
 

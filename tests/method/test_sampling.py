@@ -1,4 +1,4 @@
-"""What is drawn: ends of warmups, the law, and that decoding from kept keys and values changes nothing."""
+"""What is sampled: ends of warmups, the distribution, and that decoding from kept keys and values changes nothing."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def prompt() -> Tokens:
 
 
 def test_warmups_end_at_the_first_end_token_or_separator():
-    drawn = torch.tensor([[[5, 1, 0, 0, 0], [5, 6, 8, 9, 7], [8, 5, 9, 6, 7], [1, 8, 9, 0, 0], [5, 6, 7, 5, 1]]])
-    warmups = end_warmups(drawn, SETTINGS)
+    sampled = torch.tensor([[[5, 1, 0, 0, 0], [5, 6, 8, 9, 7], [8, 5, 9, 6, 7], [1, 8, 9, 0, 0], [5, 6, 7, 5, 1]]])
+    warmups = end_warmups(sampled, SETTINGS)
     assert warmups.lengths.tolist() == [[1, 2, 5, 0, 4]]
     assert warmups.num_decisions.tolist() == [[2, 4, 5, 1, 5]]  # the end token, the separator's two, none, ...
     assert warmups.stopped.tolist() == [[True, True, False, True, True]]
@@ -61,7 +61,7 @@ def test_same_seed_same_warmups_as_generate_from_the_whole_prompt(model, prompt,
 
 
 def test_sampling_leaves_the_model_as_it_was(model, prompt):
-    """Training mode, generation defaults; and a chat model's own defaults stay out of the law."""
+    """Training mode, generation defaults; and a chat model's own defaults stay out of it."""
     model.train()
     model.generation_config.do_sample, model.generation_config.temperature = True, 0.01
     before = model.generation_config.to_dict()
@@ -91,18 +91,18 @@ def test_training_mode_comes_back_after_an_error(model):
 
 
 def test_first_tokens_follow_the_models_law(model, prompt):
-    """Chi-square over the likeliest tokens, 4,000 draws."""
+    """Chi-square over the likeliest tokens, 4,000 samples."""
     settings = dataclasses.replace(SETTINGS, num_warmups=4000, max_length=1)
     single = Tokens(prompt.ids[1:2], prompt.mask[1:2])
     set_seed(0)
     first = WarmupSampler()(model, PlainRows(model, model, single), settings).ids[0, :, 0]
     with torch.no_grad():
-        law = model(single.ids).logits[0, -1].softmax(-1)
-    likely = (law * 4000 > 10).nonzero().flatten()
+        probabilities = model(single.ids).logits[0, -1].softmax(-1)
+    likely = (probabilities * 4000 > 10).nonzero().flatten()
     assert len(likely) >= 3
     counts = torch.stack([(first == token).sum() for token in likely])
     observed = [*counts.tolist(), 4000 - int(counts.sum())]
-    expected = [*(law[likely] * 4000).tolist(), (1 - law[likely].sum()).item() * 4000]
+    expected = [*(probabilities[likely] * 4000).tolist(), (1 - probabilities[likely].sum()).item() * 4000]
     scale = sum(observed) / sum(expected)
     assert chisquare(observed, [value * scale for value in expected]).pvalue > 0.001
 
@@ -117,8 +117,8 @@ def test_a_draws_log_probability_is_that_of_the_law_it_was_drawn_from():
         ({"min_p": 0.5}, [5 / 8, 3 / 8]),
         ({"temperature": 0.5}, [0.25 / 0.365, 0.09 / 0.365]),
     ):
-        law = dataclasses.replace(SETTINGS, **settings)
-        found = torch.cat([law.logps(logits, torch.tensor([token])) for token in (0, 1)]).exp()
+        settings_now = dataclasses.replace(SETTINGS, **settings)
+        found = torch.cat([settings_now.logps(logits, torch.tensor([token])) for token in (0, 1)]).exp()
         torch.testing.assert_close(found, torch.tensor(expected))
 
 

@@ -19,9 +19,9 @@ PROMPT, TARGET = [0, 1, 2], [3, STOP]
 
 
 class Outcome(NamedTuple):
-    """One way sampling can go: the tokens drawn, and how many of them are the warmup."""
+    """One way sampling can go: the tokens sampled, and how many of them are the warmup."""
 
-    drawn: tuple[int, ...]
+    sampled: tuple[int, ...]
     length: int
 
 
@@ -89,16 +89,16 @@ class Quantities(NamedTuple):
 
 def quantities(model) -> Quantities:
     logp, reward, kl, token_prob, base_logp = [], [], [], [], []
-    for drawn, length in OUTCOMES:
-        context = torch.tensor([[*PROMPT, *drawn]])
-        law = model(context).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
+    for sampled, length in OUTCOMES:
+        context = torch.tensor([[*PROMPT, *sampled]])
+        known = model(context).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
         with torch.no_grad(), model.disable_adapter():
             reference = model(context).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
-        logp.append(sum(law[t, token] for t, token in enumerate(drawn)))
-        kl.append((law.exp() * (law - reference)).sum())
-        row = torch.tensor([[*PROMPT, *drawn[:length], SEPARATOR, *TARGET]])
+        logp.append(sum(known[t, token] for t, token in enumerate(sampled)))
+        kl.append((known.exp() * (known - reference)).sum())
+        row = torch.tensor([[*PROMPT, *sampled[:length], SEPARATOR, *TARGET]])
         target_law = model(row).logits[0, -3:-1].log_softmax(-1)
         reward.append(target_law[0, TARGET[0]] + target_law[1, TARGET[1]])
         token_prob.append((target_law[0, TARGET[0]].exp() + target_law[1, TARGET[1]].exp()) / 2)
-        base_logp.append(sum(reference[t, token] for t, token in enumerate(drawn)))
+        base_logp.append(sum(reference[t, token] for t, token in enumerate(sampled)))
     return Quantities(*(torch.stack(values) for values in (logp, reward, kl, token_prob, base_logp)))

@@ -45,8 +45,8 @@ def randomise_adapter(model):
             parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.1
 
 
-class Draw(NamedTuple):
-    """One warmup as it was drawn: the warmup's ids, all decided ids (its end included), log-probability when drawn."""
+class Sample(NamedTuple):
+    """A sampled warmup: its ids, all decided ids (its end included), and its log-probability when it was sampled."""
 
     ids: list[int]
     decided: list[int]
@@ -54,23 +54,23 @@ class Draw(NamedTuple):
 
 
 def record_warmups(trainer):
-    """Every batch's prompts and their draws, in the order they were drawn, those that are left out as empty ones."""
-    drawn = []
+    """Every batch's prompts and their samples, in order; those that `warmup_dropout` leaves out are empty."""
+    sampled = []
     sample = trainer.sample_warmups
 
     def recording(model, encoded):
         warmups, prompt = sample(model, encoded), encoded.prompt
         for b in range(len(prompt.ids)):
-            draws = [
-                Draw(
+            samples = [
+                Sample(
                     warmups.ids[b, k, : warmups.lengths[b, k]].tolist(),
                     warmups.ids[b, k, : warmups.num_decisions[b, k]].tolist(),
                     0.0 if warmups.logp is None else warmups.logp[b, k].item(),
                 )
                 for k in range(warmups.ids.size(1))
             ]
-            drawn.append((prompt.ids[b][prompt.mask[b]].tolist(), draws))
+            sampled.append((prompt.ids[b][prompt.mask[b]].tolist(), samples))
         return warmups
 
     trainer.sample_warmups = recording
-    return drawn
+    return sampled

@@ -24,7 +24,7 @@ QLORA = BitsAndBytesConfig(
 
 
 def qlora_trainer(model, folder, tokenizer, lora, **settings):
-    """NF4 with a bfloat16 adapter, as the recipes have it; with everything in it that is drawn at random."""
+    """NF4 with a bfloat16 adapter, as the recipes have it; with everything in it that is sampled at random."""
     settings = {
         "model_init_kwargs": {"dtype": "bfloat16"},
         "per_device_train_batch_size": 1,

@@ -1,4 +1,4 @@
-"""Refusals before long work: each names the trouble and the mend, and none waits until a model is loaded."""
+"""Refusals before long work: each names the trouble and the fix, and none waits until a model is loaded."""
 
 from __future__ import annotations
 
@@ -391,7 +391,7 @@ def test_models_without_such_a_loss_pass(config, coefficient):
 
 
 @pytest.mark.parametrize(
-    ("changes", "mend"),
+    ("changes", "fix"),
     [
         ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "Use DDP"),
         ({"fsdp": ["full_shard"]}, "Use DDP"),
@@ -399,8 +399,8 @@ def test_models_without_such_a_loss_pass(config, coefficient):
         ({"parallelism_config": SimpleNamespace(cp_enabled=False, sp_enabled=True)}, "Set cp_size and sp_size to 1"),
     ],
 )
-def test_sharded_weights_and_cut_rows_are_refused(changes, mend):
-    with pytest.raises(ValueError, match=mend):
+def test_sharded_weights_and_cut_rows_are_refused(changes, fix):
+    with pytest.raises(ValueError, match=fix):
         check_parallelism(settings(**changes))
 
 

@@ -162,9 +162,9 @@ def test_conversations_work_as_in_trl(model_folder, tokenizer, lora, tmp_path):
     trainer = make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora)
     labels = trainer.train_dataset[0]["labels"]
     assert tokenizer.decode([label for label in labels if label != -100]) == " A<|eos|>"
-    drawn = record_warmups(trainer)
+    sampled = record_warmups(trainer)
     trainer.train()
-    assert {tokenizer.decode(ids) for ids, _ in drawn} == {f"u:{row['prompt']}<|eos|>a:" for row in EXAMPLES}
+    assert {tokenizer.decode(ids) for ids, _ in sampled} == {f"u:{row['prompt']}<|eos|>a:" for row in EXAMPLES}
 
 
 def test_rows_that_max_length_cuts_are_counted(model_folder, tokenizer, lora, tmp_path, caplog):

@@ -78,7 +78,7 @@ def test_gains_equal_a_plain_loop(model_folder, tokenizer, lora, tmp_path):
         model_folder, tmp_path, tokenizer, peft_config=lora, warmup_gain_steps=1, logging_steps=1, learning_rate=0.0
     )
     randomise_adapter(trainer.model)
-    drawn = record_warmups(trainer)
+    sampled = record_warmups(trainer)
     trainer.train()
     targets = {row["prompt"]: row["completion"] for row in EXAMPLES}
     separator = tokenizer(" | ")["input_ids"]
@@ -90,12 +90,14 @@ def test_gains_equal_a_plain_loop(model_folder, tokenizer, lora, tmp_path):
             logp = trainer.model(row).logits[0].log_softmax(-1)
         return sum(logp[t - 1, row[0, t]].item() for t in range(row.size(1) - len(target), row.size(1)))
 
-    own = [score(prompt, draw.ids) for prompt, draws in drawn for draw in draws]
-    without = [score(prompt, []) for prompt, draws in drawn for _ in draws]
-    borrowed = [score(prompt, drawn[i - 1][1][0].ids) for i, (prompt, draws) in enumerate(drawn) for _ in draws]
+    own = [score(prompt, sample.ids) for prompt, samples in sampled for sample in samples]
+    without = [score(prompt, []) for prompt, samples in sampled for _ in samples]
+    shuffled = [
+        score(prompt, sampled[i - 1][1][0].ids) for i, (prompt, samples) in enumerate(sampled) for _ in samples
+    ]
     logs = trainer.state.log_history[0]
     assert logs["warmups/gain_over_none"] == pytest.approx((sum(own) - sum(without)) / len(own), rel=1e-3)
-    assert logs["warmups/gain_over_others"] == pytest.approx((sum(own) - sum(borrowed)) / len(own), rel=1e-3)
+    assert logs["warmups/gain_over_others"] == pytest.approx((sum(own) - sum(shuffled)) / len(own), rel=1e-3)
 
 
 @pytest.mark.parametrize(("every", "measured"), [(0, []), (2, [1, 3]), (1, [1, 2, 3, 4])])

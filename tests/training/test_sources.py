@@ -28,7 +28,7 @@ def base_trainer(model, tmp_path, tokenizer, **settings):
 
 
 def test_the_pool_has_the_law_of_sampling_on_the_fly(world, tmp_path):
-    """4,000 draws of one prompt against the exact probabilities of all 26 warmups, the adapter being off."""
+    """4,000 samples of one prompt against the exact probabilities of all 26 warmups, the adapter being off."""
     trainer = build_trainer(world, tmp_path, "warmup", warmup_source="base", warmup_pool_size=4000)
     pool = trainer.fill_warmup_pool()
     row = pool._rows[0]
@@ -37,7 +37,7 @@ def test_the_pool_has_the_law_of_sampling_on_the_fly(world, tmp_path):
         known = quantities(trainer.model)
     assert (known.base_logp - known.logp).abs().max() > 0.1  # the adapter matters
     expected = known.base_logp.double().exp()
-    observed = [counts.get((outcome.drawn, outcome.length), 0) for outcome in OUTCOMES]
+    observed = [counts.get((outcome.sampled, outcome.length), 0) for outcome in OUTCOMES]
     assert sum(observed) == 4000
     assert chisquare(observed, (expected / expected.sum() * 4000).numpy()).pvalue > 1e-3
     for ids, length, logp in zip(row["ids"], row["lengths"], row["logps"]):
@@ -76,25 +76,25 @@ def test_the_pool_does_not_depend_on_the_adapter_nor_on_what_was_drawn_before(mo
 def test_evaluation_uses_the_models_own_warmups(model_folder, tokenizer, lora, tmp_path, examples):
     trainer = base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
     randomise_adapter(trainer.model)
-    assert trainer.evaluate(examples)["eval_warmups/kl"] > 0.01  # exact, and no pool was ever drawn
+    assert trainer.evaluate(examples)["eval_warmups/kl"] > 0.01  # exact, and no pool was ever sampled
     assert trainer.source.pool is None
 
 
-def steps_of(trainer, drawn):
+def steps_of(trainer, sampled):
     size = trainer.args.per_device_train_batch_size
-    return [drawn[i : i + size] for i in range(0, len(drawn), size)]
+    return [sampled[i : i + size] for i in range(0, len(sampled), size)]
 
 
 def test_a_resumed_run_sees_the_same_warmups(model_folder, tokenizer, lora, tmp_path):
     settings = {"per_device_train_batch_size": 2, "max_steps": 8, "save_strategy": "steps", "save_steps": 3}
     whole = base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **settings)
-    drawn = record_warmups(whole)
+    sampled = record_warmups(whole)
     whole.train()
     again = base_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **settings)
-    drawn_again = record_warmups(again)
+    sampled_again = record_warmups(again)
     again.train(resume_from_checkpoint=str(Path(whole.args.output_dir, "checkpoint-3")))
-    assert steps_of(again, drawn_again) == steps_of(whole, drawn)[3:]
-    by_epoch = [sorted(str(row) for step in steps_of(whole, drawn)[i : i + 2] for row in step) for i in (0, 2, 4, 6)]
+    assert steps_of(again, sampled_again) == steps_of(whole, sampled)[3:]
+    by_epoch = [sorted(str(row) for step in steps_of(whole, sampled)[i : i + 2] for row in step) for i in (0, 2, 4, 6)]
     assert len({tuple(epoch) for epoch in by_epoch}) == 4  # every epoch has its own
 
 
@@ -205,15 +205,15 @@ def test_a_share_of_the_warmups_is_left_out(model_folder, tokenizer, lora, tmp_p
     trainer = make_trainer(
         model_folder, tmp_path, tokenizer, peft_config=lora, warmup_dropout=0.25, num_warmups=50, max_steps=4
     )
-    drawn = record_warmups(trainer)
+    sampled = record_warmups(trainer)
     trainer.train()
-    count = Counter(not draw.decided for _, draws in drawn for draw in draws)
+    count = Counter(not sample.decided for _, samples in sampled for sample in samples)
     assert 0.2 < count[True] / count.total() < 0.3
     trainer.model.eval()
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    drawn.clear()
+    sampled.clear()
     trainer.compute_loss(trainer.model, batch)
-    assert all(draw.decided for _, draws in drawn for draw in draws)
+    assert all(sample.decided for _, samples in sampled for sample in samples)
 
 
 def test_rows_beyond_max_length_are_pooled_as_they_are_trained(model_folder, tokenizer, lora, tmp_path):

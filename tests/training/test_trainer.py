@@ -62,7 +62,7 @@ def plain_value(objective, rewards, ratios):
     return mean(rewards)
 
 
-def plain_loss(model, drawn, targets, separator_ids, args):
+def plain_loss(model, sampled, targets, separator_ids, args):
     """Nats per target token: one unpadded row at a time, straight from the equations of `objective.py`.
 
     Returns:
@@ -70,7 +70,7 @@ def plain_loss(model, drawn, targets, separator_ids, args):
     """
     beta, from_base = args.warmup_anchor, args.warmup_source == "base"
     surrogate, value, num_targets = 0.0, 0.0, 0
-    for (prompt_ids, draws), target_ids in zip(drawn, targets):
+    for (prompt_ids, samples), target_ids in zip(sampled, targets):
         num_targets += len(target_ids)
 
         def target_logps(warmup_ids, prompt_ids=prompt_ids, target_ids=target_ids):
@@ -81,21 +81,21 @@ def plain_loss(model, drawn, targets, separator_ids, args):
         rewards, warmup_logps, anchors, gains = [], [], [], []
         with torch.no_grad():
             alone = target_logps([]).exp().mean()
-        for draw in draws:
-            logps = target_logps(draw.ids)
+        for sample in samples:
+            logps = target_logps(sample.ids)
             rewards.append(logps.sum())
             gains.append((logps.detach().exp().mean() - alone).item())
-            row = torch.tensor([prompt_ids + draw.decided])
-            law = model(row).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
-            warmup_logps.append(sum((law[t, token] for t, token in enumerate(draw.decided)), torch.zeros(())))
+            row = torch.tensor([prompt_ids + sample.decided])
+            logp = model(row).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
+            warmup_logps.append(sum((logp[t, token] for t, token in enumerate(sample.decided)), torch.zeros(())))
             if from_base:
-                anchors.append(draw.logp - warmup_logps[-1])
+                anchors.append(sample.logp - warmup_logps[-1])
             elif beta:
                 with torch.no_grad(), model.disable_adapter():
                     reference = model(row).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
-                anchors.append((law.exp() * (law - reference)).sum())
+                anchors.append((logp.exp() * (logp - reference)).sum())
         numbers = [r.item() for r in rewards]
-        ratios = [(w.item() - d.logp) if from_base else 0.0 for w, d in zip(warmup_logps, draws)]
+        ratios = [(w.item() - d.logp) if from_base else 0.0 for w, d in zip(warmup_logps, samples)]
         penalties = [beta * a.item() for a in anchors]
         weights, advantages = plain_credit(args.objective, numbers, penalties, ratios, gains)
         if args.normalize_advantages:
@@ -185,7 +185,7 @@ def check_against_plain_loop(trainer, tokenizer):
     randomise_adapter(model)
     if trainer.args.warmup_source == "base":
         trainer.fill_warmup_pool()
-    drawn = record_warmups(trainer)
+    sampled = record_warmups(trainer)
     if trainer.args.gradient_checkpointing:  # `Trainer.train` would do it
         model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
         assert model.is_gradient_checkpointing
@@ -199,11 +199,11 @@ def check_against_plain_loop(trainer, tokenizer):
     by_prompt = {
         tuple(tokenizer(row["prompt"])["input_ids"]): target for row, target in zip(EXAMPLES, targets_of(tokenizer))
     }
-    targets = [by_prompt[tuple(prompt_ids)] for prompt_ids, _ in drawn]
+    targets = [by_prompt[tuple(prompt_ids)] for prompt_ids, _ in sampled]
     separator_ids = tokenizer(trainer.args.warmup_separator)["input_ids"]
-    surrogate, value = plain_loss(model, drawn, targets, separator_ids, trainer.args)
+    surrogate, value = plain_loss(model, sampled, targets, separator_ids, trainer.args)
     surrogate.backward()
-    lengths = [len(draw.ids) for _, draws in drawn for draw in draws]
+    lengths = [len(sample.ids) for _, samples in sampled for sample in samples]
     assert len(set(lengths)) > 1  # ragged warmups, or the test sees too little
     assert loss.item() == pytest.approx(value, rel=1e-4, abs=1e-9)
     assert relative_difference(ours, gradients(model)) < 1e-4
@@ -256,15 +256,15 @@ def test_loss_and_metrics_are_trls_on_rows_with_the_warmup_written_in(model_fold
     """K = 1: `SFTTrainer` on rows [prompt | warmup | separator | target] must log the same numbers."""
     ours = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, num_warmups=1, logging_steps=1)
     make_deterministic(ours)
-    drawn = record_warmups(ours)
+    sampled = record_warmups(ours)
     ours.train()
 
     target_of = {
         tuple(tokenizer(row["prompt"])["input_ids"]): target for row, target in zip(EXAMPLES, targets_of(tokenizer))
     }
     rows = []
-    for prompt_ids, [draw] in drawn:
-        context, target = prompt_ids + draw.ids + tokenizer(" | ")["input_ids"], target_of[tuple(prompt_ids)]
+    for prompt_ids, [sample] in sampled:
+        context, target = prompt_ids + sample.ids + tokenizer(" | ")["input_ids"], target_of[tuple(prompt_ids)]
         rows.append({"input_ids": context + target, "labels": [-100] * len(context) + target})
     settings = {
         "per_device_train_batch_size": 4,

@@ -22,9 +22,9 @@ BETA = 0.5
 
 def drawn_warmups(pair: tuple[int, int], logp: Tensor) -> Warmups:
     outcomes = [OUTCOMES[i] for i in pair]
-    ids = torch.tensor([[[*outcome.drawn, STOP][:2] for outcome in outcomes]])
+    ids = torch.tensor([[[*outcome.sampled, STOP][:2] for outcome in outcomes]])
     lengths = torch.tensor([[outcome.length for outcome in outcomes]])
-    num_decisions = torch.tensor([[len(outcome.drawn) for outcome in outcomes]])
+    num_decisions = torch.tensor([[len(outcome.sampled) for outcome in outcomes]])
     return Warmups(ids, lengths, num_decisions, logp[list(pair)].unsqueeze(0))
 
 
@@ -35,8 +35,8 @@ def flat_gradient(model, loss: Tensor) -> Tensor:
 
 def probability_without_a_warmup(model) -> Tensor:
     with torch.no_grad():
-        law = model(torch.tensor([[*PROMPT, SEPARATOR, *TARGET]])).logits[0, -3:-1].softmax(-1)
-    return (law[0, TARGET[0]] + law[1, TARGET[1]]) / 2
+        probabilities = model(torch.tensor([[*PROMPT, SEPARATOR, *TARGET]])).logits[0, -3:-1].softmax(-1)
+    return (probabilities[0, TARGET[0]] + probabilities[1, TARGET[1]]) / 2
 
 
 def exact_objective(name: str, model, beta: float) -> Tensor:
@@ -54,7 +54,7 @@ def exact_objective(name: str, model, beta: float) -> Tensor:
     if name == "rlpr":
         gain = (token_prob.detach() - probability_without_a_warmup(model)).clamp(0, 1)
         return (p.detach() * reward).sum() + (p * gain).sum()
-    if name == "posterior":  # the same bound with the model's present law, held fixed, for Q
+    if name == "posterior":  # the same bound with the model's present distribution, held fixed, for Q
         name, base_logp = "posterior from the base", logp.detach()
     if name in ("warmup from the base", "posterior from the base"):
         q = base_logp.exp()
@@ -163,6 +163,6 @@ def test_every_outcome_ends_as_the_sampler_would_end_it(world, tmp_path):
 
     trainer = build_trainer(world, tmp_path, "jensen")
     for outcome in OUTCOMES:
-        drawn = torch.tensor([[[*outcome.drawn, STOP][:2]]])
-        ended = end_warmups(drawn, trainer.sampling)
-        assert (ended.lengths.item(), ended.num_decisions.item()) == (outcome.length, len(outcome.drawn)), outcome
+        sampled = torch.tensor([[[*outcome.sampled, STOP][:2]]])
+        ended = end_warmups(sampled, trainer.sampling)
+        assert (ended.lengths.item(), ended.num_decisions.item()) == (outcome.length, len(outcome.sampled)), outcome

@@ -64,7 +64,7 @@ def test_bleu_and_chrf_equal_sacrebleus_corpus_scores():
     assert 0 < bleu.row_scores[1] < 1
 
 
-@pytest.mark.parametrize("name", ["accuracy", "macro_f1", "bleu", "chrf++", "rouge1", "rouge2", "rougeL"])
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.package is None])
 def test_the_score_of_a_sample_of_rows_is_that_of_these_rows_alone(name):
     answers = choices([0, 1, 2, 0], [0, 1, 1, 3]) if METRICS[name].needs_options else WRITTEN
     whole, sample = METRICS[name].score(answers), [3, 0, 0, 1]

@@ -17,8 +17,7 @@ from warmup_peft.method.objective import (
     token_logps,
 )
 from warmup_peft.method.objective import warmup_loss as loss_of
-from warmup_peft.settings.objectives import OBJECTIVE_NEEDS
-from warmup_peft.settings.options import OBJECTIVE_NAMES
+from warmup_peft.settings.traits import OBJECTIVE_TRAITS
 
 
 def warmup_loss(logp_BK, warmup_logp_BK=None, kl_BK=None, *, objective="warmup", beta=0.0, **shaping):
@@ -171,7 +170,7 @@ def test_the_logged_value_is_what_the_row_maximises():
 
 
 def test_the_command_line_knows_every_objective():
-    assert tuple(OBJECTIVES) == OBJECTIVE_NAMES
+    assert list(OBJECTIVES) == list(OBJECTIVE_TRAITS)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -226,7 +225,7 @@ def test_low_precision_is_computed_in_float32(name, dtype):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_one_warmup_is_defined_or_refused(name):
     single = torch.tensor([[-3.0]])
-    if OBJECTIVE_NEEDS[name].other_warmups:
+    if OBJECTIVE_TRAITS[name].compares_warmups:
         with pytest.raises(ValueError, match=f"objective={name} compares warmups"):
             assign_credit(single, name)
     else:

@@ -24,6 +24,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTTrainer, warmup_generate
+from warmup_peft.method.objective import OBJECTIVES
 
 
 def others(values, i):
@@ -139,7 +140,7 @@ def test_loss_and_gradients_equal_a_plain_loop(model_folder, tokenizer, lora, tm
     check_against_plain_loop(trainer, tokenizer)
 
 
-METHODS = [  # every preset, with what it is used with
+METHODS = [  # every objective, with what it is used with
     {"objective": "warmup", "warmup_anchor": 0.5},
     {"objective": "jensen"},
     {"objective": "log_mean_exp"},
@@ -160,6 +161,10 @@ BACKENDS = {
     "checkpointed": {"prefix_sharing": "true", "gradient_checkpointing": True},
     "4bit": {},
 }
+
+
+def test_no_objective_is_left_out():
+    assert {method["objective"] for method in METHODS} == set(OBJECTIVES)
 
 
 def name_of(method):

@@ -106,6 +106,11 @@ THE_OTHERS = [  # in `make test-slow`
 ]
 
 
+def test_no_objective_is_left_out():
+    names = {name.partition(" ")[0] for name, _ in (*A_DIAGONAL, *THE_OTHERS)}
+    assert names == set(objective_page.OBJECTIVES)
+
+
 @pytest.mark.parametrize(
     ("name", "beta"), [*A_DIAGONAL, *(pytest.param(*other, marks=pytest.mark.slow) for other in THE_OTHERS)]
 )

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from warmup_peft.settings.options import DEFAULT_ANCHOR, OBJECTIVE_NAMES, WarmupOptions
+from warmup_peft.settings.options import DEFAULT_ANCHOR, WarmupOptions
 from warmup_peft.settings.parsing import nearest
+from warmup_peft.settings.traits import OBJECTIVE_TRAITS
 
 Kind = Literal["base_model", "sft", "more_sft", "warmup", "control"]
 SFT, MORE_SFT, BASE_MODEL = "sft", "more_sft", "base_model"
@@ -25,6 +26,7 @@ class Arm:
         method: its name in `--arms`.
         description: one sentence for the report.
         kind: how it is trained and scored.
+        question: of a control arm, what its difference to `anchored` tells, and what stands in the warmup's place.
         overrides: the options of the recipe that it sets.
         swept: the options that a sweep sets, as text.
     """
@@ -34,6 +36,7 @@ class Arm:
     kind: Kind = "warmup"
     overrides: Mapping[str, Any] = field(default_factory=dict)
     swept: Mapping[str, str] = field(default_factory=dict)
+    question: tuple[str, str] = ("", "")
 
     @property
     def name(self) -> str:
@@ -103,24 +106,26 @@ def arms_of(anchor: float | None) -> dict[str, Arm]:
         *(
             Arm(
                 objective,
-                f"The objective {objective} on the model's own warmups, which also trains the warmups themselves; "
-                f"anchor {beta:g}.",
+                f"The objective {objective} on the model's own warmups"
+                f"{', which also trains the warmups themselves' * traits.has_advantage}; anchor {beta:g}.",
                 overrides=sampled_by("policy", objective),
             )
-            for objective in OBJECTIVE_NAMES
-            if objective not in ("warmup", "posterior")
+            for objective, traits in OBJECTIVE_TRAITS.items()
+            if not traits.takes_base_warmups
         ),
         Arm(
             "shuffled_warmup",
             "Control arm: `anchored`, but every row gets another row's warmup, in training and in scoring.",
             "control",
             sampled_by("shuffled"),
+            question=("What the warmups say", "another row's warmup in place of its own"),
         ),
         Arm(
             "empty_warmup",
             "Control arm: no warmup, only the separator between prompt and answer.",
             "control",
             sampled_by("empty", beta=0.0),
+            question=("That there is a warmup at all", "only the separator"),
         ),
     ]
     return {arm.name: arm for arm in arms}

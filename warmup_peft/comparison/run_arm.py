@@ -33,11 +33,12 @@ from warmup_peft.inference.loading import end_with_the_tokenizer
 from warmup_peft.method.model import random_numbers_from
 from warmup_peft.settings.parsing import quieten
 from warmup_peft.settings.recipe import Recipe
+from warmup_peft.settings.traits import SOURCE_TRAITS
 from warmup_peft.training.build import build_sft_trainer, build_trainer
 from warmup_peft.training.config import TRAINING_KINDS, TrainingSettings
 from warmup_peft.training.pool import POOL_NAME
 
-INSTEAD = {"shuffled": shuffled, "empty": empty}  # of each warmup_source
+INSTEAD = {"shuffled": shuffled, "empty": empty}  # in scoring, for each warmup_source that is a control
 MODEL_FOLDER = "model"
 PARENT_SECONDS = 0.2  # between looks at the parent
 
@@ -68,13 +69,13 @@ def run_arm(job: Job, folder: Path) -> Run:
     build = build_sft_trainer if job.kind in (BASE_MODEL, SFT, MORE_SFT) else build_trainer
     trainer = build(settings)
     end_with_the_tokenizer(trainer.model, trainer.processing_class)
-    task = find_task(settings.run.task)
+    task, source = find_task(settings.run.task), settings.training.warmup_source
     predictor = Predictor(
         trainer.model,
         trainer.processing_class,
         getattr(trainer, "warmup_config", None),
         job.eval_batch_size,
-        INSTEAD.get(settings.training.warmup_source),
+        INSTEAD[source] if SOURCE_TRAITS[source].is_control else None,
     )
     curve, seconds = [], 0.0
     if job.kind != BASE_MODEL:

@@ -68,11 +68,7 @@ def control_note(control: Arm, anchored: Difference) -> str:
     Args:
         anchored: its difference to the control.
     """
-    what, instead = (
-        ("That there is a warmup at all", "only the separator")
-        if control.method == "empty_warmup"
-        else ("What the warmups say", "another row's warmup in place of its own")
-    )
+    what, instead = control.question
     name = control.name.replace(control.method, "anchored", 1)
     gained = points_text(anchored.estimate)
     against = f"{name} has {gained} points against {control.name} ({instead}; {interval_text(anchored)})"

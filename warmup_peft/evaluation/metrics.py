@@ -301,7 +301,8 @@ def add_metrics(metrics: Sequence[str | Metric | Callable], task: str) -> tuple[
     for metric in own:
         if metric.name in (*BUILT_IN, *OTHER_SCORES):
             raise ValueError(
-                f"The task {task} defines a metric called {metric.name}, but this name is already in use."
+                f"The task {task} defines a metric called {metric.name}, but this name is already in use. List the "
+                f"name '{metric.name}' to use that one, or rename yours."
             )
     METRICS.update((metric.name, metric) for metric in own)
     names = iter(metric.name for metric in own)
@@ -312,7 +313,7 @@ def add_metrics(metrics: Sequence[str | Metric | Callable], task: str) -> tuple[
 
 
 def as_metric(metric: Metric | Callable[[list[str], list[str]], Any], task: str) -> Metric:
-    """A `Metric` for a function of predictions and references, named after the function."""
+    """A `Metric` for a function of predictions and references, named and titled after the function."""
     if isinstance(metric, Metric):
         return dataclasses.replace(metric, task=task)
     name = getattr(metric, "__name__", "")
@@ -325,7 +326,7 @@ def as_metric(metric: Metric | Callable[[list[str], list[str]], Any], task: str)
     def compute(answers: Answers) -> Any:
         return metric(list(answers.texts), list(answers.references))
 
-    return Metric(name, name, 1, "corpus", compute, task=task)
+    return Metric(name, name.replace("_", " "), 1, "corpus", compute, task=task)
 
 
 def check_metrics(names: Sequence[str], is_multiple_choice: bool) -> None:

@@ -26,7 +26,7 @@ gradient: a weight w_i on R_i and an advantage A_i on log P(c_i|x):
 q_i is the mean probability of a target token after warmup i, q_0 the same after no warmup (prompt, separator). The log
 ratio is log P(c|x) - log Q(c|x) for warmups sampled from another distribution Q, such as the base model's, and 0 for
 the model's own. Another method is one function of a few lines here, one row above, and one row in
-`warmup_peft.settings.objectives`. The leave-one-out means make the estimates unbiased: a mean that includes i would
+`warmup_peft.settings.traits`. The leave-one-out means make the estimates unbiased: a mean that includes i would
 shrink the gradient to (K-1)/K. In `log_mean_exp` the advantages are summed, not averaged.
 
 A batch's loss is the sum of loss(x) divided by the number of target tokens, each target counted once however many
@@ -65,14 +65,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from warmup_peft.settings.objectives import OBJECTIVE_NEEDS
+from warmup_peft.settings.traits import OBJECTIVE_TRAITS
 
 Credit = tuple[Tensor, Tensor]
 SPREAD_FLOOR = 1e-4  # so that advantages that hardly differ stay small when they are normalised
 
 
 class RewardTerms(NamedTuple):
-    """What a row of the table may look at: (B, K) each, finite, in float32 and without gradient."""
+    """What a row of the table may look at: (B, K) each, finite, in float32 and without gradient.
+
+    Where R is -inf, `logp_BK` has a finite number in its place: a row that picks warmups looks at `possible_BK` too.
+    """
 
     logp_BK: Tensor  # R
     penalty_BK: Tensor  # beta KL
@@ -213,7 +216,7 @@ def assign_credit(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective={objective} is unknown. Choose one of {', '.join(OBJECTIVES)}.")
-    if OBJECTIVE_NEEDS[objective].other_warmups and target_logp_BK.size(1) < 2:
+    if OBJECTIVE_TRAITS[objective].compares_warmups and target_logp_BK.size(1) < 2:
         raise ValueError(f"objective={objective} compares warmups with each other. Set num_warmups to 2 or more.")
     terms = terms_of(target_logp_BK, penalty_BK, log_ratio_BK, gain_BK)
     weight_BK, advantage_BK = OBJECTIVES[objective].credit(terms)

@@ -7,9 +7,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args, get_type_hints
 
-from warmup_peft.settings.objectives import OBJECTIVE_NEEDS, objectives_with
+from warmup_peft.settings.traits import OBJECTIVE_TRAITS, SOURCE_TRAITS, objectives_with
 
-Objective = Literal[tuple(OBJECTIVE_NEEDS)]
+Objective = Literal[tuple(OBJECTIVE_TRAITS)]
+WarmupSource = Literal[tuple(SOURCE_TRAITS)]
 
 
 @dataclass
@@ -48,7 +49,7 @@ class WarmupOptions:
         default="warmup",
         metadata={
             "help": "What is maximised, see the table in warmup_peft/method/objective.py: 'warmup' is Warmup "
-            "Generations; the others also train what is written as a warmup."
+            "Generations; those with an advantage also train what is written as a warmup."
         },
     )
     normalize_advantages: bool = field(
@@ -60,7 +61,7 @@ class WarmupOptions:
     advantage_clip: float | None = field(
         default=None, metadata={"help": "Clip every advantage to plus or minus this value."}
     )
-    warmup_source: Literal["policy", "base", "shuffled", "empty"] = field(
+    warmup_source: WarmupSource = field(
         default="policy",
         metadata={
             "help": "Where the warmups of the training come from: 'policy', the model as it is now (the paper), or "
@@ -191,27 +192,27 @@ class WarmupOptions:
 
     def _check_objective(self) -> None:
         require, objective = self._require, self.objective
-        close = difflib.get_close_matches(str(objective), OBJECTIVE_NAMES, n=1)
+        close = difflib.get_close_matches(str(objective), OBJECTIVE_TRAITS, n=1)
         require(
-            objective in OBJECTIVE_NAMES,
+            objective in OBJECTIVE_TRAITS,
             "objective",
-            f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(OBJECTIVE_NAMES)}.",
+            f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(OBJECTIVE_TRAITS)}.",
         )
-        equal_weights = objectives_with("equal_weights")
+        equal_weights = objectives_with("has_equal_weights")
         require(
             self.warmup_dropout == 0 or objective in equal_weights,
             "warmup_dropout",
             f"objective {objective} would weigh left-out warmups against the others. Set it to 0, or objective to one "
             f"of {', '.join(equal_weights)}.",
         )
-        needs = OBJECTIVE_NEEDS[objective]
-        if not needs.warmup_logp:
+        traits = OBJECTIVE_TRAITS[objective]
+        if not traits.has_advantage:
             fix = f"objective {objective} has no advantages. Leave it out, or choose another objective."
             require(not self.normalize_advantages, "normalize_advantages", fix)
             require(self.advantage_clip is None, "advantage_clip", fix)
             return
         require(
-            needs.has_centre or not self.normalize_advantages,
+            traits.is_centred or not self.normalize_advantages,
             "normalize_advantages",
             f"The advantages of {objective} are weights, which have no centre. Leave it out.",
         )
@@ -226,44 +227,46 @@ class WarmupOptions:
             f"objective {objective} needs independent samples, which beams are not. Set it to 'multinomial'.",
         )
         require(
-            self.num_warmups >= 2 or not needs.other_warmups,
+            self.num_warmups >= 2 or not traits.compares_warmups,
             "num_warmups",
             f"objective {objective} compares warmups with each other. Set it to 2 or more.",
         )
 
     def _check_source(self) -> None:
         require, source = self._require, self.warmup_source
-        sources = ("policy", "base", "shuffled", "empty")
-        require(source in sources, "warmup_source", f"Choose one of {', '.join(sources)}.")
+        require(source in SOURCE_TRAITS, "warmup_source", f"Choose one of {', '.join(SOURCE_TRAITS)}.")
+        traits = SOURCE_TRAITS[source]
         if source != "base":
             require(
                 self.warmup_pool is None,
                 "warmup_pool",
                 "It belongs to warmup_source 'base'; leave it out or set warmup_source to 'base'.",
             )
-        if source in ("shuffled", "empty"):
-            require(
-                self.objective == "warmup",
-                "objective",
-                f"It credits the row's own warmups, and warmup_source {source} takes them away. Set it to 'warmup'.",
-            )
-        if source == "empty":
-            require(not self.warmup_anchor, "warmup_anchor", "An empty warmup has nothing to anchor. Set it to 0.")
+        require(
+            not (traits.is_control and OBJECTIVE_TRAITS[self.objective].has_advantage),
+            "objective",
+            f"It credits the row's own warmups, and warmup_source {source} takes them away. Set it to 'warmup'.",
+        )
+        require(
+            traits.may_be_anchored or not self.warmup_anchor,
+            "warmup_anchor",
+            f"Warmups of warmup_source {source} have nothing to anchor. Set it to 0.",
+        )
         if source == "base":
             self._check_base_source()
 
     def _check_base_source(self) -> None:
-        require, any_source = self._require, objectives_with("any_source")
+        require, takes_base = self._require, objectives_with("takes_base_warmups")
         require(
             self.warmup_sampling == "multinomial",
             "warmup_sampling",
             "warmup_source base needs independent samples, which beams are not. Set it to 'multinomial'.",
         )
         require(
-            self.objective in any_source,
+            self.objective in takes_base,
             "objective",
             "It compares the model's own samples, and warmup_source base has the base model's. Choose "
-            f"{' or '.join(any_source)}, or set warmup_source to 'policy'.",
+            f"{' or '.join(takes_base)}, or set warmup_source to 'policy'.",
         )
         truncates = {"top_k": self.top_k > 0, "top_p": self.top_p < 1, "min_p": bool(self.min_p)}
         needs_all_tokens = self.warmup_anchor != 0 or self.objective == "posterior"
@@ -291,4 +294,3 @@ class WarmupOptions:
 
 
 DEFAULT_ANCHOR = 0.3
-OBJECTIVE_NAMES = tuple(OBJECTIVE_NEEDS)

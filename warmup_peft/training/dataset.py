@@ -23,6 +23,7 @@ from warmup_peft.inference.loading import is_of_adapter, why_no_base
 from warmup_peft.method.branches import IGNORE_INDEX
 from warmup_peft.method.model import without_peft_wrapper
 from warmup_peft.settings.options import DEFAULT_ANCHOR
+from warmup_peft.settings.traits import SOURCE_TRAITS
 from warmup_peft.training.checks import has_transform
 from warmup_peft.training.config import WarmupSFTConfig
 
@@ -53,7 +54,8 @@ def own_settings(args: WarmupSFTConfig, adapters: list[PeftConfig]) -> WarmupSFT
             setattr(own, option.name, copy.deepcopy(value))
     if own.warmup_anchor is None:
         has_base = adapters and not any(map(why_no_base, adapters))
-        has_anchor = own.warmup_source == "base" or (has_base and own.warmup_source != "empty")
+        may_be_anchored = SOURCE_TRAITS[own.warmup_source].may_be_anchored
+        has_anchor = own.warmup_source == "base" or (has_base and may_be_anchored)
         own.warmup_anchor = DEFAULT_ANCHOR if has_anchor else 0.0
     return own
 

@@ -26,7 +26,7 @@ from warmup_peft.method.model import adapter_off, evaluation_mode, random_number
 from warmup_peft.method.objective import Credit, Scores, credit_of, warmup_loss
 from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings
 from warmup_peft.method.scoring import score_warmups, target_logps
-from warmup_peft.settings.objectives import OBJECTIVE_NEEDS
+from warmup_peft.settings.traits import OBJECTIVE_TRAITS
 from warmup_peft.training.checkpoints import checkpoint_to_resume, last_checkpoint
 from warmup_peft.training.checks import (
     adapter_configs,
@@ -217,15 +217,15 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             target: (B, Y), padded on the right.
         """
         is_off_policy = self.source.is_off_policy and self._mode == "train"
-        needs = OBJECTIVE_NEEDS[self.args.objective]
+        traits = OBJECTIVE_TRAITS[self.args.objective]
         return score_warmups(
             encoded,
             warmups,
             target,
             self.sampling,
-            with_warmup_logp=needs.warmup_logp,
+            with_warmup_logp=traits.has_advantage,
             with_kl=self.args.warmup_anchor > 0 and (is_off_policy or isinstance(self.model, PeftModel)),
-            with_gain=needs.gain,
+            with_gain=traits.needs_gain,
             source_logp_BK=warmups.logp if is_off_policy else None,
             reference_logits=lambda *asked: self._reference_logits(encoded, *asked),
         )

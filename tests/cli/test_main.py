@@ -450,6 +450,19 @@ def test_a_comparison_of_an_unknown_architecture_starts_no_run(good, tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
+def test_a_recipes_environment_is_set_before_a_library_can_read_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("WARMUP_PEFT_TEST", "before")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("env: {WARMUP_PEFT_TEST: now}\n")
+    seen = []
+    monkeypatch.setattr(
+        "importlib.import_module",
+        lambda name: seen.append(os.environ["WARMUP_PEFT_TEST"]) or SimpleNamespace(run=list),
+    )
+    assert main(["train", "--config", str(recipe)]) == 0
+    assert seen == ["now"]
+
+
 def test_interrupt(fails_with, capsys):
     fails_with(KeyboardInterrupt())
     assert main(["train"]) == INTERRUPTED == 130

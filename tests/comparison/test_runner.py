@@ -141,6 +141,8 @@ def test_why_it_ended(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text(" 50%|#####     | 1/2\rTraceback ...\nValueError: no\n\n", encoding="utf-8")
     assert why_it_ended(1, log) == "ValueError: no"
+    log.write_text("Traceback ...\ntorch.OutOfMemoryError: too large\n\r  4%|4 | 1/24 [00:01<00:41, 1.8s/it]")
+    assert why_it_ended(1, log) == "torch.OutOfMemoryError: too large"
     log.write_text("")
     assert why_it_ended(3, log) == "its process ended with exit code 3"
 

@@ -232,6 +232,13 @@ def test_a_trial_finds_what_does_not_work_but_lets_a_missing_number_pass():
     try_metrics(own(named("nothing", lambda p, r: np.nan)), WRITTEN)
 
 
+def test_a_trial_finds_what_fails_on_empty_answers():
+    with pytest.raises(ValueError, match=r"share of the task .* cannot be computed: ZeroDivisionError"):
+        try_metrics(own(named("share", lambda p, r: [1 / len(text) for text in p])), WRITTEN)
+    with pytest.raises(ValueError, match=r"The metric mean .* is nan for row 1, but a score must be a finite number"):
+        try_metrics(own(named("mean", lambda p, r: [1.0 if text else np.nan for text in p])), WRITTEN)
+
+
 def named(name, function):
     function.__name__ = name
     return function

@@ -78,6 +78,11 @@ def test_the_environment_that_a_file_names_is_set(file, monkeypatch):
         read_options((Options,), ["--config", file("env: 3\n")])
 
 
+@pytest.mark.parametrize("text", ["--", "-", "", "--count=3", "null", "3"])
+def test_text_of_a_file_stays_as_it_is(file, text):
+    assert read_options((Options,), ["--config", file(f"name: '{text}'\n")]) == ({"name": text}, {})
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -89,6 +94,7 @@ def test_the_environment_that_a_file_names_is_set(file, monkeypatch):
         (["--count", "3"], "The following arguments are required: --name"),
         (["--name", "x", "--config", "--count", "3"], r"--config names no file \(None\)"),
         (["--config"], r"--config names no file \(None\)"),
+        (["--config", "one.yaml", "--config=two.yaml"], "--config is given twice"),
         (["--config", "no.yaml"], r"--config names no file \(no.yaml\)"),
     ],
 )

@@ -16,7 +16,7 @@ from transformers import (
 from trl import SFTConfig
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
-from warmup_peft.training.dataset import base_fingerprint, checksums, prompts_of, tokenizer_fingerprint
+from warmup_peft.training.dataset import base_fingerprint, checksums, own_settings, prompts_of, tokenizer_fingerprint
 
 
 def test_a_prompt_ends_at_the_first_supervised_label():
@@ -202,6 +202,15 @@ def test_tokenized_rows_with_a_completion_mask_train_on_the_completion(
         peft_config=lora,
     )
     assert next(iter(trainer.train_dataset))["labels"] == [-100, -100, 42, 43]
+
+
+def test_a_setting_that_was_changed_later_is_checked_and_understood(model_folder, tokenizer, lora, tmp_path):
+    args = WarmupSFTConfig(str(tmp_path), bf16=False, report_to="none")
+    args.prefix_sharing = "false"
+    assert own_settings(args, []).prefix_sharing == "never"
+    args.num_warmups = 0
+    with pytest.raises(ValueError, match="num_warmups=0 cannot work"):
+        own_settings(args, [])
 
 
 def test_the_anchor_is_on_where_there_is_something_to_switch_off(model_folder, tokenizer, lora, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from warmup_peft import __version__
 from warmup_peft.settings import arguments
 from warmup_peft.settings.options import WarmupOptions
-from warmup_peft.settings.parsing import describe, nearest, parse, quieten
+from warmup_peft.settings.parsing import describe, nearest, parse, quieten, set_environment_of
 
 COMPARE_PACKAGES = (
     "jinja2", "markupsafe", "matplotlib", "nltk", "rouge_score", "sacrebleu", "sklearn", "scipy", "statsmodels",
@@ -131,6 +131,8 @@ def run_command(name: str, argv: list[str]) -> None:
         parse(command.options, argv)  # quick, while importing the module takes seconds
     if command.needs_compare:
         check_packages(name)
+    if command.has_trls:
+        set_environment_of(argv)  # some libraries read it when they are imported
     importlib.import_module(f"warmup_peft.cli.{name}").run(argv)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ LOG_NAME = "log.txt"
 LEAST_FREE_SPACE = 64 * 2**20  # bytes, enough for an adapter and the rows of a run
 LOG_SECONDS = 5  # between two updates of a training's progress bar in its log
 CHILD = "warmup_peft.comparison.run_arm"
+ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception)\b")
 
 
 @dataclass
@@ -175,11 +177,12 @@ def finished_run(place: Path, job: Job) -> Run | None:
 
 
 def why_it_ended(returncode: int, log: Path) -> str:
-    """The signal that ended the process, or the last line of its log."""
+    """The signal that ended the process, or the last error in its log, else the log's last line."""
     if returncode < 0:
         name = signal.Signals(-returncode).name
         return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "") + f"; see {log}"
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line for line in lines if ERROR.match(line)] or lines  # a progress bar may come after the error
     return lines[-1][:500] if lines else f"its process ended with exit code {returncode}"
 
 

@@ -344,10 +344,19 @@ def check_metrics(names: Sequence[str], is_multiple_choice: bool) -> None:
 
 
 def try_metrics(names: Sequence[str], answers: Answers) -> None:
-    """Raise ValueError if one of the task's own metrics fails on these answers. A score of NaN passes."""
+    """Raise ValueError if one of the task's own metrics fails on these answers, or on empty ones in their place.
+
+    A single score of NaN passes: a correlation has none where all answers are right.
+    """
+    trials = [answers]
+    if answers.choices is None:  # a model may write nothing
+        trials.append(dataclasses.replace(answers, texts=[""] * len(answers.texts)))
     for metric in map(METRICS.__getitem__, names):
         if metric.task and not metric.package:
-            metric.numbers(answers)
+            for tried in trials:
+                found = metric.numbers(tried)
+                if not isinstance(found, RowStatistics) and found.ndim:
+                    metric.score(tried)
 
 
 def score_rows(names: Sequence[str], answers: Answers) -> tuple[dict[str, RowStatistics], dict[str, str]]:

@@ -76,8 +76,15 @@ def typed(kinds: Sequence[type], values: Mapping[str, Any], place: str) -> dict[
             raise ValueError(f"{place} has an unknown key '{name}'. {nearest(str(name), list(hints))}")
         if not fits(value, hints[name]):
             raise ValueError(f"{place} has {name}: {value!r}, which does not fit. It takes {describe(hints[name])}.")
-    text = [f"--{name}={value}" for name, value in values.items() if isinstance(value, str)]
-    return {**values, **parse_words(kinds, text)}
+    words = [
+        f"--{name}={value}" for name, value in values.items() if isinstance(value, str) and not is_text(hints[name])
+    ]
+    return {**values, **parse_words(kinds, words)}
+
+
+def is_text(hint: Any) -> bool:
+    """Whether any text is a value as it stands."""
+    return hint is str or (get_origin(hint) in (Union, UnionType) and str in get_args(hint))
 
 
 def option_hints(kinds: Sequence[type]) -> dict[str, Any]:
@@ -109,7 +116,9 @@ def strict_parser(kinds: Sequence[type]) -> TrlParser:
 
 
 def split_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The file behind `--config`, and the other words."""
+    """The file behind `--config`, and the other words. Raises ValueError where it is missing, or named twice."""
+    if sum(word.split("=")[0] == "--config" for word in argv) > 1:
+        raise ValueError("--config is given twice. Give one file, and other options on the command line.")
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--config", nargs="?", type=Path, default=argparse.SUPPRESS)
     found, words = parser.parse_known_args(argv)
@@ -128,6 +137,13 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no `key: value` lines.")
     return config
+
+
+def set_environment_of(argv: Sequence[str]) -> None:
+    """Set the environment variables that the file behind `--config` names."""
+    path, _ = split_config(argv)
+    if path is not None:
+        set_environment(read_config(path).get("env", {}))
 
 
 def set_environment(variables: Any) -> None:

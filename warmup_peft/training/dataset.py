@@ -52,6 +52,7 @@ def own_settings(args: WarmupSFTConfig, adapters: list[PeftConfig]) -> WarmupSFT
         value = getattr(args, option.name)
         if isinstance(value, (dict, list, AcceleratorConfig)):
             setattr(own, option.name, copy.deepcopy(value))
+    own.check_warmup_options()  # again: they may have been changed since they were made
     if own.warmup_anchor is None:
         has_base = adapters and not any(map(why_no_base, adapters))
         may_be_anchored = SOURCE_TRAITS[own.warmup_source].may_be_anchored

@@ -18,8 +18,8 @@ from folders import (
     tree,
     write_rows,
 )
-from runs import weights
 from safetensors.torch import save_file
+from trainings import weights
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from warmup_peft.cli.evaluate import evaluate_arms

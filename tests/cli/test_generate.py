@@ -9,7 +9,7 @@ from folders import (
     argv_of,
     write_rows,
 )
-from runs import PROMPTS, answers_of
+from trainings import PROMPTS, answers_of
 
 from warmup_peft.cli.main import main
 

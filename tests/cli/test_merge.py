@@ -15,7 +15,7 @@ from folders import (
     tree,
     write_rows,
 )
-from runs import PROMPTS, answers_of
+from trainings import PROMPTS, answers_of
 
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.evaluation import logiqa as logiqa_task

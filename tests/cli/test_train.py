@@ -22,7 +22,7 @@ from folders import (
     tree,
     write_rows,
 )
-from runs import same_weights, weights
+from trainings import same_weights, weights
 
 from warmup_peft.cli.main import BAD_INPUT, INTERRUPTED, main
 from warmup_peft.export.model_card import is_edited

@@ -22,10 +22,12 @@ from safetensors.torch import save_file
 from trainings import weights
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from warmup_peft.cli.evaluate import evaluate_arms
+from warmup_peft.cli.evaluate import evaluate_arms, what_it_shows
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.evaluation.logiqa import TASK, logiqa
+from warmup_peft.evaluation.metrics import mean_of_rows
 from warmup_peft.evaluation.predictor import Predictor, generate_texts
+from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.inference.loading import load_folder
 from warmup_peft.settings.arguments import EvaluateArguments
 
@@ -73,6 +75,57 @@ def test_an_arm_that_writes_nothing_has_the_same_columns(run, capsys, monkeypatc
     assert metrics["base"]["generations_that_are_options"] == 0.0
     assert list(metrics["base"]) == list(metrics["base_with_warmup"]) == list(metrics["warmup"])
     assert "writes an option" in " ".join(capsys.readouterr().out.split())
+
+
+def test_other_text_in_the_place_of_the_warmup(run, tmp_path, capsys):
+    """Each row of the table is a prediction with these very warmups."""
+    assert main(argv_of("evaluate", adapter=run, warmups="own,shuffled,dots,none", compare_base="false")) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert list(metrics)[:4] == ["warmup", "shuffled", "dots", "none"]
+    loaded = load_folder(run)
+    _, questions, _ = held_out_questions(EvaluateArguments(str(run)), loaded.record.data)
+    predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config)
+    own = predictor.warmups(questions)
+    dot = loaded.tokenizer(" .")["input_ids"][-1]
+    instead = {"warmup": own, "shuffled": [own[-1], *own[:-1]], "dots": [[dot] * len(ids) for ids in own]}
+    instead["none"] = [[] for _ in own]
+    for name, warmup_ids in instead.items():
+        predictions = predictor.answer(questions, 0, warmup_ids)
+        right = sum(p.choice == q.answer for p, q in zip(predictions, questions))
+        assert metrics[name]["accuracy"] == right / len(questions), name
+    assert capsys.readouterr().out.count("│ adapter, after") == 4
+
+
+def test_an_sft_adapter_is_scored_beside(run, model_folder, puzzle_data, tmp_path, capsys):
+    argv = train_argv(model_folder, puzzle_data, tmp_path / "sft", task="logiqa", max_steps=1)
+    assert main(["sft", *argv[1:]]) == 0
+    assert main(argv_of("evaluate", adapter=run, sft=tmp_path / "sft")) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["sft"]["n"] == metrics["warmup"]["n"]
+    assert main(argv_of("evaluate", adapter=run, sft=run)) == BAD_INPUT
+    assert "answers after a warmup" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [
+        ({"sft": 25, "shuffled": 30, "none": 35}, ["better than SFT: 1.000 against 0.250", "are read"]),
+        ({"sft": 100, "shuffled": 100, "none": 35}, ["no better than SFT", "are a pause"]),
+        ({"shuffled": 99, "none": 99}, ["are not used"]),  # one row of a hundred is no evidence
+        ({"sft": 25}, ["better than SFT"]),
+        ({}, []),
+    ],
+)
+def test_what_a_table_shows_is_said(right, said):
+    rows = {name: mean_of_rows([1.0] * count + [0.0] * (100 - count)) for name, count in right.items()}
+    found = what_it_shows({"warmup": mean_of_rows([1.0] * 100), **rows})
+    assert len(found) == len(said)
+    assert all(words in sentence for words, sentence in zip(said, found))
+
+
+def test_unknown_warmups_are_refused(run, capsys):
+    assert main(argv_of("evaluate", adapter=run, warmups="own,random")) == BAD_INPUT
+    assert "--warmups has 'random'. Choose from own, shuffled, dots, none." in capsys.readouterr().err
 
 
 def test_an_adapter_with_nan_logits_gets_no_scores(run, capsys):

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from warmup_peft.evaluation.metrics import NOTHING, metric_name, score_text
+from warmup_peft.evaluation.metrics import NOTHING, RowStatistics, metric_name, score_text
 from warmup_peft.evaluation.predictor import (
+    Ids,
     Prediction,
     Predictor,
     Scores,
     answer_text,
     bars,
+    dots,
+    empty,
     score_predictions,
     share_of_options,
+    shuffled,
 )
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import Question, Task, find_task, is_multiple_choice
@@ -32,8 +37,13 @@ RECORDED_SETTINGS = ("objective", "warmup_source", "num_warmups", "warmup_sampli
 ARM_NAMES = {
     "base": "base, answering directly",
     "base_with_warmup": "base, after a warmup of its own",
+    "sft": "SFT, answering directly",
     "warmup": "adapter, after its warmup",
+    "shuffled": "adapter, after another row's warmup",
+    "dots": "adapter, after dots",
+    "none": "adapter, after no warmup",
 }
+REPLACED = ("shuffled", "dots", "none")  # values of --warmups beside `own`
 
 
 def run(argv: Sequence[str]) -> None:
@@ -48,6 +58,7 @@ def run_evaluation(options: EvaluateArguments) -> None:
     """
     check_counts(options, batch_size=1, max_samples=1, max_new_tokens=0, num_examples=0, num_warmups=1)
     WarmupConfig.load(options.adapter)
+    check_warmups(options)
     if options.harness is not None:
         run_harness(options)
         return
@@ -79,6 +90,8 @@ def run_evaluation(options: EvaluateArguments) -> None:
 
     console = Console()
     console.print(scores_table(metrics, source))
+    for sentence in what_it_shows({name: scores.statistics[task.metrics[0]] for name, scores in scored.items()}):
+        console.print(sentence, highlight=False)
     console.print(examples_table(questions, arms["warmup"], options.num_examples))
     for name, reason in scored["warmup"].left_out.items():
         print(f"{metric_name(name)} is left out: {reason}.")
@@ -126,21 +139,43 @@ def holds_scores_of_more(folder: str, count: int) -> bool:
 def evaluate_arms(
     loaded: LoadedModel, questions: Sequence[Question], task: Task, options: EvaluateArguments
 ) -> dict[str, list[Prediction]]:
-    """Predictions of the base (answering directly, and after warmups of its own) and of the adapter."""
+    """Predictions of the base (directly, and after its own warmups), of SFT, and of the adapter after each warmup."""
 
-    def answer(name: str, warmup_config: WarmupConfig | None) -> list[Prediction]:
+    limit = task.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens
+
+    def answer(
+        name: str,
+        warmup_config: WarmupConfig | None,
+        loaded: LoadedModel = loaded,
+        warmup_ids: list[Ids] | None = None,
+    ) -> list[Prediction]:
         predictor = Predictor(loaded.model, loaded.tokenizer, warmup_config, options.batch_size, progress=bars(name))
-        return predictor.answer(
-            questions, task.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens
-        )
+        return predictor.answer(questions, limit, warmup_ids)
 
     arms = {}
     if options.compare_base and has_base(loaded):
         with loaded.model.disable_adapter():
             arms["base"] = answer("base", None)
             arms["base_with_warmup"] = answer("base with its own warmup", loaded.warmup_config)
-    arms["warmup"] = answer("warmup", loaded.warmup_config)
+    if options.sft is not None:
+        arms["sft"] = answer("SFT", None, load_folder(options.sft))
+    arms["warmup"] = own = answer("warmup", loaded.warmup_config)
+    warmup_ids = [list(prediction.warmup_ids) for prediction in own]
+    dot = loaded.tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
+    replaced = {"shuffled": shuffled(warmup_ids), "dots": dots(warmup_ids, dot), "none": empty(warmup_ids)}
+    for name in REPLACED:
+        if name in options.warmups.split(","):
+            arms[name] = answer(name, loaded.warmup_config, warmup_ids=replaced[name])
     return arms
+
+
+def check_warmups(options: EvaluateArguments) -> None:
+    """Raise ValueError for what cannot stand in a warmup's place, and for an SFT folder that is none."""
+    for name in options.warmups.split(","):
+        if name not in ("own", *REPLACED):
+            raise ValueError(f"--warmups has '{name}'. Choose from own, {', '.join(REPLACED)}.")
+    if options.sft is not None and WarmupConfig.load(options.sft).max_warmup_length:
+        raise ValueError(f"sft={options.sft} answers after a warmup. Name a folder that `warmup-peft sft` made.")
 
 
 def scores_of(scores: Scores, questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -169,6 +204,35 @@ def scores_table(metrics: dict[str, Any], source: str) -> Table:
         shown = (score_text(column, scores[column]) if column in scores else NOTHING for column in columns)
         table.add_row(name, *shown, str(scores["n"]))
     return table
+
+
+def what_it_shows(statistics: Mapping[str, RowStatistics]) -> list[str]:
+    """Sentences: whether the warmups are read, and how far SFT comes, by the scores of the rows (two standard errors).
+
+    Args:
+        statistics: of each arm, by the task's first metric.
+    """
+    own = statistics["warmup"]
+
+    def is_better_than(name: str) -> bool:
+        gained = own.row_scores - statistics[name].row_scores
+        return gained.mean() > 2 * gained.std() / math.sqrt(len(gained))
+
+    found = []
+    if "sft" in statistics:
+        better = "better than" if is_better_than("sft") else "no better than"
+        found.append(f"The adapter is {better} SFT: {own.total():.3f} against {statistics['sft'].total():.3f}.")
+    if "shuffled" in statistics and "none" in statistics:
+        shuffled, none = (f"{statistics[name].total():.3f}" for name in ("shuffled", "none"))
+        if is_better_than("shuffled"):
+            found.append(f"Its warmups are read: after another row's it has {shuffled}, after none {none}.")
+        elif is_better_than("none"):
+            found.append(
+                f"Its warmups are a pause: another row's serves as well ({shuffled}), none does not ({none})."
+            )
+        else:
+            found.append(f"Its warmups are not used: after another row's it has {shuffled}, after none {none}.")
+    return found
 
 
 def examples_table(questions: Sequence[Question], predictions: Sequence[Prediction], count: int) -> Table:

@@ -46,6 +46,11 @@ COMMANDS = {
     "train": Command(
         "Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]", TRAINING, has_trls=True
     ),
+    "sft": Command(
+        "Train the same recipe without warmups (TRL's SFT), to compare with: warmup-peft sft --config recipe.yaml",
+        (arguments.SFTOptions, *TRAINING),
+        has_trls=True,
+    ),
     "sample": Command(
         "Sample the warmups of warmup_source 'base' and train nothing: warmup-peft sample --config recipe.yaml",
         (arguments.SampleOptions, *TRAINING),

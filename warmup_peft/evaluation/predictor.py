@@ -199,6 +199,11 @@ def shuffled(warmup_ids: list[Ids]) -> list[Ids]:
     return [warmup_ids[-1], *warmup_ids[:-1]]
 
 
+def dots(warmup_ids: list[Ids], dot: int) -> list[Ids]:
+    """The token `dot` in place of every token: as much to compute on, and nothing to read."""
+    return [[dot] * len(ids) for ids in warmup_ids]
+
+
 def empty(rows: Sequence[Any]) -> list[Ids]:
     """Empty warmups: the separator follows the prompt directly."""
     return [[] for _ in rows]

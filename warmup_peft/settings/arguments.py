@@ -62,6 +62,19 @@ class SampleOptions:
 
 
 @dataclass
+class SFTOptions:
+    """Options of `sft` beside those of `train`."""
+
+    as_long_as: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of a finished training: train for as many seconds as that one took, whatever max_steps "
+            "says. By default for the recipe's steps."
+        },
+    )
+
+
+@dataclass
 class EvaluateArguments:
     """Options of `evaluate`. The defaults of the data options are those of the training."""
 
@@ -98,6 +111,16 @@ class EvaluateArguments:
         metadata={
             "help": "With --harness: average likelihoods over this number of sampled warmups, and return the most "
             "frequent generated answer; 1 means the greedy warmup."
+        },
+    )
+    sft: str | None = field(
+        default=None, metadata={"help": "Folder of an adapter that `warmup-peft sft` trained, to score it too."}
+    )
+    warmups: str = field(
+        default="own",
+        metadata={
+            "help": "What precedes the answer, separated by commas: 'own', the warmup that the adapter writes; "
+            "'shuffled', another row's; 'dots', as many full stops; 'none', the separator alone."
         },
     )
     compare_base: bool = field(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
 from warmup_peft.export.custom_generate import export_decoding
@@ -20,6 +21,33 @@ from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.training.checkpoints import adapters_load_as_saved
 
 RECORDED_PACKAGES = ("warmup_peft", "trl", "transformers", "peft", "torch")
+
+
+def training_record(trainer: SFTTrainer) -> TrainingRecord:
+    """How an adapter was trained, for merging, the model card and people."""
+    args, base = trainer.args, without_peft_wrapper(trainer.accelerator.unwrap_model(trainer.model))
+    quantization = getattr(base.config, "quantization_config", None)
+    lora = next(iter(getattr(trainer.model, "peft_config", {}).values()), None)
+    names = [option.name for option in dataclasses.fields(WarmupOptions) if hasattr(args, option.name)]
+    return TrainingRecord(
+        base_model=get_config_model_id(base.config),
+        base_revision=getattr(base.config, "_commit_hash", None),
+        dtype=str(base.dtype).removeprefix("torch."),
+        num_embeddings=base.get_input_embeddings().weight.size(0),
+        quantization_config=quantization.to_dict() if hasattr(quantization, "to_dict") else quantization,
+        settings={
+            **{name: getattr(args, name) for name in names},
+            "learning_rate": args.learning_rate,
+            "steps": trainer.state.global_step,
+            "batch_size": trainer._train_batch_size  # what auto_find_batch_size has come to
+            * args.gradient_accumulation_steps
+            * trainer.accelerator.num_processes,
+            "lora_r": getattr(lora, "r", None),
+            "seed": args.seed,
+        },
+        data=getattr(trainer, "data_record", {}),
+        versions={name: version(name) for name in RECORDED_PACKAGES},
+    )
 
 
 class SavesWholeFolders:
@@ -38,32 +66,6 @@ class SavesWholeFolders:
             list(self.sampling.end_token_ids),
         )
 
-    def training_record(self) -> TrainingRecord:
-        """How the adapter was trained, for merging, the model card and people."""
-        base = without_peft_wrapper(self.accelerator.unwrap_model(self.model))
-        quantization = getattr(base.config, "quantization_config", None)
-        lora = next(iter(getattr(self.model, "peft_config", {}).values()), None)
-        options = {option.name: getattr(self.args, option.name) for option in dataclasses.fields(WarmupOptions)}
-        return TrainingRecord(
-            base_model=get_config_model_id(base.config),
-            base_revision=getattr(base.config, "_commit_hash", None),
-            dtype=str(base.dtype).removeprefix("torch."),
-            num_embeddings=base.get_input_embeddings().weight.size(0),
-            quantization_config=quantization.to_dict() if hasattr(quantization, "to_dict") else quantization,
-            settings={
-                **options,
-                "learning_rate": self.args.learning_rate,
-                "steps": self.state.global_step,
-                "batch_size": self._train_batch_size  # what auto_find_batch_size has come to
-                * self.args.gradient_accumulation_steps
-                * self.accelerator.num_processes,
-                "lora_r": getattr(lora, "r", None),
-                "seed": self.args.seed,
-            },
-            data=self.data_record,
-            versions={name: version(name) for name in RECORDED_PACKAGES},
-        )
-
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         """TRL's card would not say how to decode; `_save` writes ours."""
 
@@ -76,7 +78,7 @@ class SavesWholeFolders:
                 put_adapter_first(staging, self.model)
                 self.warmup_config.save(staging)
                 export_decoding(staging)
-                self.training_record().save(staging)
+                training_record(self).save(staging)
             (staging / CARD_NAME).unlink(missing_ok=True)  # peft's template
         if self.args.should_save:
             write_model_card(folder)

@@ -27,13 +27,18 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 # The tensors of the tiny model are too small for two threads, which would only wait for each other.
-ifeq ($(PROFILE),tiny)
+ifneq ($(filter tiny relay,$(PROFILE)),)
 recipe-logiqa: export OMP_NUM_THREADS := 1
+endif
+ifeq ($(PROFILE),relay)
+recipe-logiqa: EVALUATE_ARGS := --sft $(OUTPUT)/sft --warmups own,shuffled,none
 endif
 recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS=
 	@$(BIN)/warmup-peft train --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT) \
 		$(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
-	@$(BIN)/warmup-peft evaluate --adapter $(OUTPUT)
+	$(if $(EVALUATE_ARGS),@$(BIN)/warmup-peft sft --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT)/sft \
+		--as_long_as $(OUTPUT) $(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS))
+	@$(BIN)/warmup-peft evaluate --adapter $(OUTPUT) $(EVALUATE_ARGS)
 
 # Base model, SFT, SFT for as long as the slowest arm, four kinds of warmup training, two controls; three seeds each.
 ARMS ?= base_model,sft,paper,anchored,base_warmups,posterior,shuffled_warmup,empty_warmup,more_sft

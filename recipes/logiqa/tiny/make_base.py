@@ -4,7 +4,7 @@ After a puzzle's prompt it continues with the derivation, ` Ann > Bob > Cid .`, 
 sees an answer. Fine-tuning later teaches the answer. That is hard directly (the order must be worked out inside the
 network) and easy after the derivation (read its first or last name), which is what the warmup method is for.
 
-    python recipes/logiqa/tiny/make_tokenizer.py     # first: the tokenizer is read from recipes/logiqa/tiny/base/
+    python recipes/logiqa/make_tokenizer.py tiny     # first: the tokenizer is read from recipes/logiqa/tiny/base/
     python recipes/logiqa/tiny/make_base.py          # about ten minutes on one core
     python recipes/logiqa/tiny/make_base.py --check  # measures what is there, without training
 

@@ -6,7 +6,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 
 HAS_GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
-PROFILE ?= $(if $(HAS_GPU),qlora,tiny)
+PROFILE ?= $(if $(HAS_GPU),qlora,relay)
 OUTPUT ?= runs/logiqa
 MODEL ?=
 DATA ?=
@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[qlora,dev]"
 	@touch $@
 
-# The tensors of the tiny model are too small for two threads, which would only wait for each other.
+# The tensors of the small models are too small for two threads, which would only wait for each other.
 ifneq ($(filter tiny relay,$(PROFILE)),)
 recipe-logiqa: export OMP_NUM_THREADS := 1
 endif
@@ -43,9 +43,11 @@ recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes 
 # Base model, SFT, SFT for as long as the slowest arm, four kinds of warmup training, two controls; three seeds each.
 ARMS ?= base_model,sft,paper,anchored,base_warmups,posterior,shuffled_warmup,empty_warmup,more_sft
 SEEDS ?= 0,1,2
-ifeq ($(PROFILE),tiny)
+# The published comparison is of the tiny world.
+compare-logiqa: PROFILE = $(if $(HAS_GPU),qlora,tiny)
+ifneq ($(filter tiny relay,$(PROFILE)),)
 compare-logiqa: export OMP_NUM_THREADS := 1
-compare-logiqa: COMPARE_ARGS := --max_steps 480 --curve_points 8 --jobs 2
+compare-logiqa: COMPARE_ARGS = --max_steps $(if $(filter relay,$(PROFILE)),240,480) --curve_points 8 --jobs 2
 endif
 compare-logiqa: announce setup  ## Do warmups help? Every arm with every seed, and a report; takes ARMS= SEEDS= PROFILE= MODEL= DATA= ARGS=
 	@$(BIN)/warmup-peft compare --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT)-compare \

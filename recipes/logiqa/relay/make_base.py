@@ -24,23 +24,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from make_data import HERE, Puzzle, continuation, derivation, generate_splits, puzzle_stream
-from tqdm import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from warmup_peft.evaluation.logiqa import format_logiqa_prompt
+sys.path.append(str(HERE.parent))
+from puzzle_base import load_base, make_config, option_accuracy, prompt_of, train
 
 PHRASES = (" Let us see .", " It is not hard .")
 PHRASE_WEIGHTS = (2, 1)  # so that the likeliest warmup is the first phrase
@@ -51,29 +44,6 @@ SHARE_TOLERANCE = 0.06  # of the right chains among samples, around what the hab
 MAX_DIRECT_ACCURACY = 0.35
 EASY_SHARE = 0.6  # of the reading steps
 EASY_SIZES = tuple(itertools.product((1, 2, 3), (1, 2, 3, 4)))  # chains, links
-IGNORED = -100
-
-
-def make_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """Sizes are multiples of 64, the block size of 4-bit quantisation."""
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=tokenizer.model_max_length,
-        tie_word_embeddings=True,
-        initializer_range=0.06,  # the usual 0.02 is for wider models: here attention would start flat and learn slowly
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def prompt_of(puzzle: Puzzle) -> str:
-    return format_logiqa_prompt(puzzle.row(0))
 
 
 def all_chains(puzzle: Puzzle, rng: random.Random) -> str:
@@ -88,33 +58,6 @@ def habit(puzzle: Puzzle, rng: random.Random, chain_share: float) -> str:
     if rng.random() < chain_share:
         return derivation(puzzle)
     return rng.choices(PHRASES, PHRASE_WEIGHTS)[0]
-
-
-def pad_right(rows: list[list[int]], value: int) -> torch.Tensor:
-    length = max(map(len, rows))
-    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
-
-
-def make_batch(
-    puzzles: list[Puzzle], texts: list[str], tokenizer: PreTrainedTokenizerBase
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels, padded on the right. Only what follows the prompt, and the end, have labels."""
-    prompts = tokenizer([prompt_of(puzzle) for puzzle in puzzles])["input_ids"]
-    targets = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
-    ids = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
-    labels = [[IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
-    return pad_right(ids, tokenizer.pad_token_id), pad_right(labels, IGNORED)
-
-
-def continuation_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy at the labelled positions only: elsewhere no logits are computed.
-
-    Padding is on the right and attention causal, so no labelled position can see it and no mask is needed.
-    """
-    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    targets = labels[:, 1:]
-    labelled = targets != IGNORED
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[labelled]), targets[labelled])
 
 
 def written_chains() -> set[tuple[str, ...]]:
@@ -132,34 +75,12 @@ def reading_batches(size: int, steps: int, seed: int) -> Iterator[list[Puzzle]]:
         yield list(itertools.islice(stream, size))
 
 
-def train(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    batches: Iterator[tuple[list[Puzzle], list[str]]],
-    steps: int,
-    lr: float,
-    name: str,
-) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    )
-    progress = tqdm(batches, total=steps, desc=name, unit="step", mininterval=10)
-    for step, (puzzles, texts) in enumerate(progress):
-        loss = continuation_loss(model, *make_batch(puzzles, texts, tokenizer))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 50 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}")
-    model.eval()
-
-
 def learn_to_read(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> LlamaForCausalLM:
     torch.manual_seed(args.seed)
-    model, rng = LlamaForCausalLM(make_config(tokenizer)), random.Random(args.seed)
+    model, rng = (
+        LlamaForCausalLM(make_config(tokenizer, intermediate_size=256, num_hidden_layers=2)),
+        random.Random(args.seed),
+    )
     batches = reading_batches(args.batch_size, args.steps, args.seed)
     rows = ((puzzles, [all_chains(puzzle, rng) for puzzle in puzzles]) for puzzles in batches)
     train(model, tokenizer, rows, args.steps, args.lr, "reading")
@@ -172,31 +93,6 @@ def take_on_the_habit(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBas
     batches = (list(itertools.islice(stream, args.batch_size)) for _ in range(args.habit_steps))
     rows = ((puzzles, [habit(puzzle, rng, args.chain_share) for puzzle in puzzles]) for puzzles in batches)
     train(model, tokenizer, rows, args.habit_steps, args.habit_lr, "habit")
-
-
-def load_base(folder: Path, four_bit: bool) -> PreTrainedModel:
-    """The saved model in float32, or in nested NF4 with bfloat16 arithmetic.
-
-    On CPUs with AVX512-BF16, bitsandbytes repacks a layer's 4-bit weights in place at its first forward in eval mode
-    without gradient. Switching that off before any forward keeps one layout, which training can read, on every CPU.
-    """
-    if not four_bit:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    import bitsandbytes as bnb
-
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=quantization, dtype=torch.bfloat16, device_map="cpu"
-    )
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-    return model.eval()
 
 
 @torch.no_grad()
@@ -214,17 +110,6 @@ def chain_accuracy(
     return sum(map(str.__eq__, texts, wanted)) / len(texts)
 
 
-@torch.no_grad()
-def direct_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, puzzles: list[Puzzle]) -> float:
-    """Share of puzzles whose right option is the likeliest continuation. Every option is one token."""
-    rows = tokenizer([prompt_of(puzzle) for puzzle in puzzles])["input_ids"]
-    last = torch.tensor([len(row) - 1 for row in rows])
-    logits = model(input_ids=pad_right(rows, tokenizer.pad_token_id)).logits[torch.arange(len(rows)), last]
-    options = torch.tensor([[tokenizer.encode(f" {name}")[0] for name in puzzle.options] for puzzle in puzzles])
-    chosen = logits.gather(1, options).argmax(dim=1)
-    return (chosen == torch.tensor([puzzle.answer for puzzle in puzzles])).float().mean().item()
-
-
 def check(folder: Path, chain_share: float) -> None:
     """Prints and asserts what the base model writes and cannot answer on the validation puzzles."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -234,7 +119,7 @@ def check(folder: Path, chain_share: float) -> None:
         model = load_base(folder, four_bit)
         sampled = chain_accuracy(model, tokenizer, puzzles, NUM_CHECKED)
         greedy = chain_accuracy(model, tokenizer, puzzles)
-        direct = direct_accuracy(model, tokenizer, puzzles)
+        direct = option_accuracy(model, tokenizer, puzzles)
         name = "4-bit NF4" if four_bit else "float32  "
         print(f"{name}  right chain: of samples {sampled:.3f}, greedy {greedy:.3f}   direct answer {direct:.3f}")
         assert abs(sampled - chain_share) <= SHARE_TOLERANCE, f"{sampled:.3f} of the samples instead of {chain_share}"

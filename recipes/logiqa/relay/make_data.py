@@ -17,10 +17,9 @@ The same seed gives the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import random
+import sys
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,25 +119,8 @@ def generate_splits(seed: int = SPLIT_SEED) -> dict[str, list[Puzzle]]:
     return splits
 
 
-def write_jsonl(puzzles: list[Puzzle], path: Path, first_id: int) -> None:
-    """Writes one row a line, with ids counted from `first_id`."""
-    rows = (puzzle.row(row_id) for row_id, puzzle in enumerate(puzzles, start=first_id))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the relay world's train, validation and test puzzles.")
-    parser.add_argument("--folder", type=Path, default=HERE, help="folder for the three files")
-    parser.add_argument("--seed", type=int, default=SPLIT_SEED)
-    args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    next_id = 0
-    for name, puzzles in generate_splits(args.seed).items():
-        path = args.folder / f"{name}.jsonl"
-        write_jsonl(puzzles, path, next_id)
-        next_id += len(puzzles)
-        print(f"{path}: {len(puzzles)} puzzles, {path.stat().st_size:,} bytes")
-
-
 if __name__ == "__main__":
-    main()
+    sys.path.append(str(HERE.parent))
+    from puzzle_files import main
+
+    main(generate_splits, HERE, SPLIT_SEED)

@@ -100,6 +100,7 @@ class Experiment:
             curve_points=self.options.curve_points,
             curve_samples=self.options.curve_samples,
             eval_batch_size=self.options.eval_batch_size,
+            sampled_warmups=self.options.sampled_warmups,
             rows=self.rows,
             at_a_time=self.options.jobs,
         )
@@ -114,7 +115,7 @@ def plan_experiment(recipe: Recipe, options: CompareOptions) -> Experiment:
     Raises:
         ValueError: bad input, or a folder that holds something other than this comparison.
     """
-    check_counts(options, curve_points=0, curve_samples=1, max_samples=1, eval_batch_size=1, jobs=1)
+    check_counts(options, curve_points=0, curve_samples=1, max_samples=1, eval_batch_size=1, sampled_warmups=0, jobs=1)
     if options.goal is not None and not 0 < options.goal <= 1:
         raise ValueError(f"goal={options.goal} cannot work. Scores are between 0 and 1.")
     settings = TrainingSettings.of(recipe)

@@ -14,7 +14,7 @@ from warmup_peft import __version__
 from warmup_peft.evaluation.tasks import Row
 from warmup_peft.files import write_together
 
-FORMAT = 2  # of the files in a comparison's folder; raised when an older program could misread them
+FORMAT = 3  # of the files in a comparison's folder; raised when an older program could misread them
 JOB_NAME, RUN_NAME = "job.json", "run.json"
 COMPARISON_NAME = "comparison.json"
 
@@ -57,11 +57,11 @@ class Run:
         left_out: metrics that could not be computed, with the reason.
         train_seconds: seconds of training; sampling warmups counts, scoring does not.
         examples_per_second: training examples per second.
-        peak_memory: bytes until the end of training, with loading and learning curves: of the GPU's tensors, or of the
+        peak_memory: bytes until the end of training, with loading, learning curves and samples before training: of the GPU's tensors, or of the
             process on a CPU.
         seconds_per_answer: seconds to write a warmup and an answer, in batches.
         warmups: metrics of its own warmups on the test rows (gain_over_none, gain_over_others, overlap, distinct,
-            mean_length); empty without warmups.
+            mean_length, and those of `warmup_peft.comparison.sampled`); empty without warmups.
         curve: points of the learning curve.
         device: the GPU or CPU that it ran on.
         at_a_time: how many runs shared the machine.
@@ -115,7 +115,7 @@ class Job:
         options: the recipe's values (see `warmup_peft.settings.recipe`), apart from the seed and the output folder.
         rows: fingerprint of the rows that it is scored on.
         at_a_time: how many runs share the machine; the only field that may differ where a finished run is kept.
-        max_samples, curve_points, curve_samples, eval_batch_size: see `CompareOptions`.
+        max_samples, curve_points, curve_samples, eval_batch_size, sampled_warmups: see `CompareOptions`.
         format, version: version of these files, and of warmup_peft.
     """
 
@@ -128,6 +128,7 @@ class Job:
     curve_samples: int
     eval_batch_size: int
     rows: str
+    sampled_warmups: int = 0
     at_a_time: int = 1
     format: int = FORMAT
     version: str = __version__

@@ -26,6 +26,7 @@ from trl import SFTTrainer
 
 from warmup_peft.comparison.arms import BASE_MODEL, MORE_SFT, SFT
 from warmup_peft.comparison.results import Job, Point, Run
+from warmup_peft.comparison.sampled import SampledWarmups
 from warmup_peft.evaluation.predictor import Predictor, as_rows, empty, score_predictions, shuffled
 from warmup_peft.evaluation.rows import rows_to_compare_on
 from warmup_peft.evaluation.tasks import Question, Task, find_task, fingerprint, is_multiple_choice
@@ -77,6 +78,8 @@ def run_arm(job: Job, folder: Path) -> Run:
         job.eval_batch_size,
         INSTEAD[source] if SOURCE_TRAITS[source].is_control else None,
     )
+    samples = SampledWarmups(predictor, task, test_rows, job.sampled_warmups, settings.training)
+    before = samples.before_training()
     curve, seconds = [], 0.0
     if job.kind != BASE_MODEL:
         rows = curve_rows if job.curve_points else []
@@ -103,7 +106,7 @@ def run_arm(job: Job, folder: Path) -> Run:
         examples_per_second=examples / seconds if seconds else 0.0,
         peak_memory=memory,
         seconds_per_answer=seconds_per_answer,
-        warmups=predictor.warmup_metrics(test_rows, predictions),
+        warmups=predictor.warmup_metrics(test_rows, predictions) | before | samples.after_training(predictions),
         curve=curve,
         device=device_name(),
         at_a_time=job.at_a_time,

@@ -124,11 +124,23 @@ class Predictor:
 
     def warmups(self, questions: Sequence[Question]) -> list[Ids]:
         """Token ids of the warmup that precedes each answer."""
-        if self._config is None or self.instead is empty:
+        if not self.has_warmups:
             return empty(questions)
         prompts = prompt_ids(self.tokenizer, questions)
         own = write_each(self.model, prompts, self._config, self.batch_size, self.progress)
         return own if self.instead is None else self.instead(own)
+
+    def sampled_warmups(self, questions: Sequence[Question], count: int, **sampling: Any) -> list[list[Ids]]:
+        """`count` times a sampled warmup of the model's own for each question.
+
+        Args:
+            sampling: `temperature`, `top_k`, `top_p`, `min_p` as for `generate`.
+        """
+        prompts, size = prompt_ids(self.tokenizer, questions), len(questions)
+        every = write_each(
+            self.model, prompts * count, self._config, self.batch_size, self.progress, do_sample=True, **sampling
+        )
+        return [every[i * size : (i + 1) * size] for i in range(count)]
 
     def logps(self, questions: Sequence[Question], warmup_ids: list[Ids]) -> list[tuple[float, ...]]:
         """Log-likelihood in nats of the options of each question after these warmups, summed over their tokens."""
@@ -151,7 +163,7 @@ class Predictor:
         `gain_over_none` and `gain_over_others` are mean gains in the log-likelihood of the right option, in nats: over
         no warmup, and over a shuffled warmup. `overlap` is the share of the warmups' words that the right option has.
         """
-        if self._config is None or self.instead is empty:
+        if not self.has_warmups:
             return {}
         targets = [dataclasses.replace(q, options=(q.completion,), answer=0) for q in questions]
         own = np.array([p.option_logps[q.answer] for q, p in zip(questions, predictions)])
@@ -168,6 +180,11 @@ class Predictor:
             "distinct": len(set(map(tuple, warmup_ids))) / len(warmup_ids),
             "mean_length": float(np.mean([len(ids) for ids in warmup_ids])),
         }
+
+    @property
+    def has_warmups(self) -> bool:
+        """Whether anything but the separator precedes the answers."""
+        return self._config is not None and self.instead is not empty
 
     @property
     def _config(self) -> WarmupConfig | None:

@@ -27,6 +27,7 @@ from warmup_peft.evaluation.tasks import (
     find_task,
     is_multiple_choice,
     read_questions,
+    share_of_right_warmups,
 )
 from warmup_peft.settings.arguments import EvaluateArguments, RunOptions
 
@@ -80,11 +81,14 @@ def questions_of(task: Task, rows: Iterable[dict], task_args: dict[str, Any]) ->
 
 
 def questions_to_score(task: Task, rows: Iterable[dict], task_args: dict[str, Any]) -> list[Question]:
-    """As `questions_of`, but first try the task's own metrics on a few right answers."""
+    """As `questions_of`, but first try the task's own metrics, and its check of warmups, on a few right answers."""
     questions = questions_of(task, rows, task_args)
     if first := questions[:TRIAL_ROWS]:
         texts, choices = zip(*((question.completion.strip(), question.answer) for question in first))
         try_metrics(task.metrics, as_answers(first, texts, choices))
+        if task.warmup_is_right is not None:
+            for tried in (texts, [""] * len(first)):  # a model may write nothing
+                share_of_right_warmups(task, first, tried)
     return questions
 
 

@@ -77,11 +77,14 @@ class Task:
             predictions and references (two lists of strings) that returns one score per row, whose mean is the score,
             or a single score for all rows. Arms are compared by the first one. `find_task` replaces each by its name.
         max_new_tokens: maximum length of a generated answer.
+        warmup_is_right: tells of a question and a warmup's text, without white space at its ends, whether the warmup is
+            right, where that is known. `compare` reports the share of right warmups; no training uses it.
     """
 
     read: Callable[..., list[Question]]
     metrics: tuple[str | Metric | Callable, ...]
     max_new_tokens: int = 32
+    warmup_is_right: Callable[[Question, str], bool] | None = None
 
 
 def find_task(name: str) -> Task:
@@ -138,6 +141,27 @@ def read_questions(task: Task, rows: Iterable[dict], task_args: Mapping[str, Any
         raise
     except Exception as error:
         raise ValueError(f"The task cannot read the rows: {type(error).__name__}: {error}") from error
+
+
+def share_of_right_warmups(task: Task, questions: Sequence[Question], warmups: Sequence[str]) -> float:
+    """Share of the warmups, one a question, that the task's `warmup_is_right` finds right.
+
+    Raises:
+        ValueError: the function raised an exception, or returned neither True nor False.
+    """
+    return float(np.mean([_is_right(task, question, text.strip()) for question, text in zip(questions, warmups)]))
+
+
+def _is_right(task: Task, question: Question, warmup: str) -> bool:
+    try:
+        found = task.warmup_is_right(question, warmup)
+    except Exception as error:
+        raise ValueError(
+            f"The task's warmup_is_right fails on the warmup {warmup!r}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, bool | np.bool_):
+        raise ValueError(f"The task's warmup_is_right returned {found!r}. Return True or False.")
+    return bool(found)
 
 
 def is_multiple_choice(questions: Sequence[Question]) -> bool:

@@ -278,6 +278,13 @@ class CompareOptions:
         default=None, metadata={"help": "Number of test rows to compare on, from the first one."}
     )
     eval_batch_size: int = field(default=32, metadata={"help": "Number of rows in a batch when scoring."})
+    sampled_warmups: int = field(
+        default=0,
+        metadata={
+            "help": "Number of warmups to sample for each test row: also score the answers after them, beside the "
+            "greedy warmup's, and count those that the task's warmup_is_right finds right, before and after training."
+        },
+    )
     jobs: int = field(
         default=1,
         metadata={"help": "Number of runs at the same time; with more than 1, times can be compared only roughly."},

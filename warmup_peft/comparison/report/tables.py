@@ -26,6 +26,9 @@ WARMUP_METRICS = {
     "overlap": ("overlap with the reference", ".2f"),
     "distinct": ("distinct warmups", ".2f"),
     "mean_length": ("mean length, tokens", ".1f"),
+    "right": ("right greedy warmups", ".3f"),
+    "right_of_samples": ("right among samples", ".3f"),
+    "right_before": ("right among samples, before training", ".3f"),
 }
 Columns = dict[str, Callable[[ArmSummary], str]]
 
@@ -51,6 +54,7 @@ def results_table(comparison: Comparison) -> Table:
     """Scores, difference to SFT and costs of every arm."""
     columns = {
         **_score_columns([comparison.metric]),
+        **_sampled_column(comparison),
         **_difference_columns(comparison),
         **_score_columns(_other_metrics(comparison)),
         **_cost_columns(comparison),
@@ -82,6 +86,18 @@ def _score_columns(metrics: Iterable[str]) -> Columns:
         return lambda arm: estimate_text(arm.metrics.get(metric), lambda value: score_text(metric, value))
 
     return {metric_name(metric): column(metric) for metric in metrics}
+
+
+def _sampled_column(comparison: Comparison) -> Columns:
+    """The first metric after sampled warmups, where it was measured."""
+    if not any("sampled_score" in arm.warmups for arm in comparison.arms):
+        return {}
+    title = f"{metric_name(comparison.metric)} after a sampled warmup"
+    return {title: lambda arm: sampled_text(comparison.metric, arm)}
+
+
+def sampled_text(metric: str, arm: ArmSummary) -> str:
+    return estimate_text(arm.warmups.get("sampled_score"), lambda value: score_text(metric, value))
 
 
 def _difference_columns(comparison: Comparison) -> Columns:

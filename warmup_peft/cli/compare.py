@@ -13,6 +13,7 @@ from rich.table import Table
 
 from warmup_peft.comparison.experiment import plan_experiment, run_experiment
 from warmup_peft.comparison.formatting import estimate_text, p_text
+from warmup_peft.comparison.report.tables import sampled_text
 from warmup_peft.comparison.results import Comparison, Difference
 from warmup_peft.comparison.significance import minimum_detectable_effect
 from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
@@ -69,9 +70,11 @@ def show(comparison: Comparison, paths: Sequence[Path]) -> None:
 
 def arms_table(comparison: Comparison) -> Table:
     table = Table(title=f"{comparison.num_test_rows} test rows")
+    is_sampled = any("sampled_score" in arm.warmups for arm in comparison.arms)
     for column in (
         "arm",
         metric_name(comparison.metric),
+        *(["after a sampled warmup"] if is_sampled else []),
         "points against sft",
         "95% interval",
         "adjusted p",
@@ -84,7 +87,8 @@ def arms_table(comparison: Comparison) -> Table:
             continue
         seconds = "" if arm.train_seconds is None else f"{arm.train_seconds.mean:,.0f}"
         score = estimate_text(arm.metrics[comparison.metric], partial(score_text, comparison.metric))
-        table.add_row(arm.name, score, *against_sft(arm.versus_sft), seconds)
+        sampled = [sampled_text(comparison.metric, arm)] if is_sampled else []
+        table.add_row(arm.name, score, *sampled, *against_sft(arm.versus_sft), seconds)
     return table
 
 

@@ -57,8 +57,8 @@ class Run:
         left_out: metrics that could not be computed, with the reason.
         train_seconds: seconds of training; sampling warmups counts, scoring does not.
         examples_per_second: training examples per second.
-        peak_memory: bytes until the end of training, with loading, learning curves and samples before training: of the GPU's tensors, or of the
-            process on a CPU.
+        peak_memory: bytes until the end of training, with loading, learning curves and samples before training: of the
+            GPU's tensors, or of the process on a CPU.
         seconds_per_answer: seconds to write a warmup and an answer, in batches.
         warmups: metrics of its own warmups on the test rows (gain_over_none, gain_over_others, overlap, distinct,
             mean_length, and those of `warmup_peft.comparison.sampled`); empty without warmups.

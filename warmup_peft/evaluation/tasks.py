@@ -77,8 +77,8 @@ class Task:
             predictions and references (two lists of strings) that returns one score per row, whose mean is the score,
             or a single score for all rows. Arms are compared by the first one. `find_task` replaces each by its name.
         max_new_tokens: maximum length of a generated answer.
-        warmup_is_right: tells of a question and a warmup's text, without white space at its ends, whether the warmup is
-            right, where that is known. `compare` reports the share of right warmups; no training uses it.
+        warmup_is_right: where that is known, whether a warmup is right: True or False for a question and the warmup's
+            text, without white space at its ends. `compare` reports the share; no training uses it.
     """
 
     read: Callable[..., list[Question]]

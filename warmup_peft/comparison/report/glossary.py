@@ -36,10 +36,10 @@ WORDS = {
     "overlap with the reference": "Share of the warmup’s words that also occur in the reference. Near 1, the warmup "
     "is a draft of the answer.",
     "distinct": "Share of distinct warmups. Near 0, the model always writes the same warmup.",
-    "after a sampled warmup": "Answers usually follow the greedy warmup, the likeliest token each time. Here they follow "
-    "sampled ones, which are what training works on.",
-    "right warmups": "Share of the warmups that the task’s own check finds right. It is measured only; no training "
-    "uses it.",
+    "after a sampled warmup": "Elsewhere answers follow the greedy warmup, the likeliest token each time. Here they "
+    "follow sampled ones, which are what training works on.",
+    "right greedy warmups, right among samples": "Share of the warmups that the task’s own check finds right. No "
+    "training uses that check.",
     "examples to reach": "Training examples seen when the learning curve first reached that score, from the fastest "
     "to the slowest seed.",
 }

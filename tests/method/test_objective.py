@@ -13,6 +13,7 @@ from warmup_peft.method.objective import (
     assign_credit,
     credit_of,
     divergence,
+    hindsight_credit,
     objective_value,
     token_logps,
 )
@@ -65,6 +66,15 @@ def test_low_precision_logits_are_scored_in_float32(dtype):
     expected = logits.double().log_softmax(-1)[ids, ids]
     assert token_logps(logits, ids).dtype == torch.float32
     torch.testing.assert_close(token_logps(logits, ids), expected.float())
+
+
+def test_hindsight_weighs_by_how_much_of_the_target_was_found():
+    """Nothing was found of the second target; the third is impossible where it was found. Both teach nothing."""
+    logp_BK = torch.tensor([[-1.0, -9.0, -4.0], [-1.0, -2.0, -3.0], [-math.inf, -2.0, -3.0]])
+    found_BK = torch.tensor([[0.5, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    weight_BK, advantage_BK = hindsight_credit(logp_BK, found_BK)
+    torch.testing.assert_close(weight_BK, torch.tensor([[1 / 3, 0.0, 2 / 3], [0.0] * 3, [0.0] * 3]))
+    assert not advantage_BK.any()
 
 
 def test_long_targets_do_not_underflow():

@@ -66,13 +66,14 @@ def loop(of) -> torch.Tensor:
     )
 
 
-def slow_reference(model, reference) -> dict[str, torch.Tensor]:
+def slow_reference(model, reference, kl_from_reference=True) -> dict[str, torch.Tensor]:
     def target_of(prompt, warmup, target):
         return logps_of(model, prompt + warmup + list(SEPARATOR), target)
 
     def kl(prompt, ids, *_):
         own, other = (logits_of(each, prompt, ids).log_softmax(-1) for each in (model, reference))
-        return (own.exp() * (own - other.detach())).sum()
+        first, second = (other.detach(), own) if kl_from_reference else (own, other.detach())
+        return (first.exp() * (first - second)).sum()
 
     def gain(prompt, _, warmup, target):
         with_it, without = (target_of(prompt, x, target).exp().mean() for x in (warmup, []))
@@ -99,12 +100,13 @@ def gradient_of(model, scores: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for _, p in sorted(model.named_parameters())])
 
 
+@pytest.mark.parametrize("kl_from_reference", [True, False])
 @pytest.mark.parametrize("kind", [PlainRows, SharedPrefix])
-def test_scores_and_gradients_equal_the_slow_reference(model, model_folder, kind):
+def test_scores_and_gradients_equal_the_slow_reference(model, model_folder, kind, kl_from_reference):
     reference = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     with torch.no_grad():
         reference.lm_head.weight.mul_(1.3)
-    expected = slow_reference(model, reference)
+    expected = slow_reference(model, reference, kl_from_reference)
     expected_gradient = gradient_of(model, expected)
     if kind is SharedPrefix:
         install(model)
@@ -115,7 +117,8 @@ def test_scores_and_gradients_equal_the_slow_reference(model, model_folder, kind
 
     scores = score_warmups(
         kind(model, model, PROMPT), SAMPLED, TARGET, SAMPLING,
-        with_warmup_logp=True, with_kl=True, with_gain=True, reference_logits=reference_logits,
+        with_warmup_logp=True, with_kl=True, kl_from_reference=kl_from_reference, with_gain=True,
+        reference_logits=reference_logits,
     )._asdict()  # fmt: skip
     found = {name: scores[name] for name in expected}
     for name, values in expected.items():

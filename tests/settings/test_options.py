@@ -39,6 +39,8 @@ REFUSED = [
     ({"objective": "verifree", "num_warmups": 1}, "num_warmups", "2 or more"),
     ({"advantage_clip": 0.0, "objective": "jensen"}, "advantage_clip", "above 0"),
     ({"advantage_clip": 0.2}, "advantage_clip", "has no advantages"),
+    ({"hindsight_steps": -1}, "hindsight_steps", "or more"),
+    ({"hindsight_steps": 5, "warmup_source": "shuffled"}, "hindsight_steps", "row's own warmups"),
     ({"normalize_advantages": True}, "normalize_advantages", "has no advantages"),
     (
         {"normalize_advantages": True, "objective": "rlpr", "num_warmups": 1},

@@ -24,6 +24,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTTrainer, warmup_generate
+from warmup_peft.method.branches import Warmups
 from warmup_peft.method.objective import OBJECTIVES
 
 
@@ -94,7 +95,9 @@ def plain_loss(model, sampled, targets, separator_ids, args):
             elif beta:
                 with torch.no_grad(), model.disable_adapter():
                     reference = model(row).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
-                anchors.append((logp.exp() * (logp - reference)).sum())
+                own_first = (logp.exp() * (logp - reference)).sum()
+                base_first = (reference.exp() * (reference - logp)).sum()
+                anchors.append(own_first if args.objective == "latro" else base_first)
         numbers = [r.item() for r in rewards]
         ratios = [(w.item() - d.logp) if from_base else 0.0 for w, d in zip(warmup_logps, samples)]
         penalties = [beta * a.item() for a in anchors]
@@ -212,6 +215,31 @@ def check_against_plain_loop(trainer, tokenizer):
     assert len(set(lengths)) > 1  # ragged warmups, or the test sees too little
     assert loss.item() == pytest.approx(value, rel=1e-4, abs=1e-9)
     assert relative_difference(ours, gradients(model)) < 1e-4
+
+
+def test_hindsight_trains_the_target_after_warmups_that_hold_it(model_folder, tokenizer, lora, tmp_path):
+    """In the first step as if every warmup were the one that holds the target's words; then as the objective says."""
+
+    def gradient_after(texts, step=0, **settings):
+        trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, num_warmups=2, **settings)
+        randomise_adapter(trainer.model)
+        trainer.state.global_step = step
+        rows = [tokenizer(text)["input_ids"] for text in texts]
+        length = torch.tensor([[len(row) for row in rows]]).expand(len(EXAMPLES), -1)
+        ids = torch.tensor([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
+        trainer.sample_warmups = lambda *_: Warmups(ids.expand(len(EXAMPLES), -1, -1), length, length)
+        trainer.model.train()
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        trainer.compute_loss(trainer.model, batch).backward()
+        return gradients(trainer.model)
+
+    holds_all, holds_none = "Yes. A, four, two: no", "zz"
+    hindsight = {"objective": "jensen", "hindsight_steps": 3}
+    expected = gradient_after([holds_all, holds_all])
+    assert relative_difference(gradient_after([holds_none, holds_all], step=2, **hindsight), expected) < 1e-5
+    assert not gradient_after([holds_none, holds_none], **hindsight).any()
+    later = gradient_after([holds_none, holds_all], step=3, **hindsight)
+    assert torch.equal(later, gradient_after([holds_none, holds_all], objective="jensen"))
 
 
 def make_deterministic(trainer):

@@ -72,6 +72,9 @@ def arms_of(anchor: float | None) -> dict[str, Arm]:
         changed = {"warmup_source": source, "objective": objective, "warmup_anchor": beta}
         return {**changed, "warmup_sampling": "multinomial"}
 
+    def plainly_sampled_by(source: str, beta: float = beta) -> dict[str, Any]:
+        return {**sampled_by(source, beta=beta), "hindsight_steps": 0}
+
     arms = [
         Arm(BASE_MODEL, "The untrained base model, answering directly.", BASE_MODEL),
         Arm(
@@ -86,7 +89,7 @@ def arms_of(anchor: float | None) -> dict[str, Arm]:
         Arm(
             "paper",
             "Warmup Generations as published: the model's own warmups by beam search with sampling, no anchor.",
-            overrides={**sampled_by("policy", beta=0.0), "warmup_sampling": "beam"},
+            overrides={**plainly_sampled_by("policy", beta=0.0), "warmup_sampling": "beam"},
         ),
         Arm(
             "anchored",
@@ -117,14 +120,14 @@ def arms_of(anchor: float | None) -> dict[str, Arm]:
             "shuffled_warmup",
             "Control arm: `anchored`, but every row gets another row's warmup, in training and in scoring.",
             "control",
-            sampled_by("shuffled"),
+            plainly_sampled_by("shuffled"),
             question=("What the warmups say", "another row's warmup in place of its own"),
         ),
         Arm(
             "empty_warmup",
             "Control arm: no warmup, only the separator between prompt and answer.",
             "control",
-            sampled_by("empty", beta=0.0),
+            plainly_sampled_by("empty", beta=0.0),
             question=("That there is a warmup at all", "only the separator"),
         ),
     ]

@@ -18,7 +18,7 @@ gradient: a weight w_i on R_i and an advantage A_i on log P(c_i|x):
 | `warmup`       | 1/K          | 0                                      | E[R], through R only | 2502.12304          |
 | `jensen`       | 1/K          | (R_i - mean_{j!=i} R_j) / K            | E[R]                 | JEPO 2503.19618 (5) |
 | `log_mean_exp` | softmax(R)_i | log mean_j p_j - log mean_{j!=i} p_j   | E[log mean_j p_j]    | JEPO (7), VIMCO     |
-| `latro`        | 1/K          | as `jensen`, Q = R - beta KL for R     | E[R] - beta E[KL]    | LaTRO 2411.04282    |
+| `latro`        | 1/K          | as `jensen`, R - beta KL for R         | E[R] - beta E[KL]    | LaTRO 2411.04282    |
 | `verifree`     | p_i / K      | (p_i - mean_{j!=i} p_j) / K            | E[p] = P(y|x)        | VeriFree 2505.21493 |
 | `posterior`    | softmax(r)_i | softmax(r)_i, r = R + log ratio        | log P(y|x), sampled  | RWS 1406.2751       |
 | `rlpr`         | 1/K          | (q_i - q_0, within 0 and 1) / K        | E[R], E[q - q_0]     | RLPR 2506.18254     |
@@ -41,10 +41,13 @@ Where this departs from the papers:
    gradient reaches the warmups' distribution only through the weights that warmup and target share. `jensen` has it.
 3. Because of 2 that distribution drifts, and with short answers it collapses into a draft of the answer. `beta` > 0
    (the anchor, 0 in the paper) holds it near the model with its adapter switched off. KL_i is the divergence
-   KL(P(.|x,c_<t) || P_off(.|x,c_<t)) over the whole vocabulary, summed over the decisions t of warmup i: each of its
-   tokens, and the stop where the model stopped by itself.
-4. `latro` takes that KL_i, not the sampled log-ratio, into its reward: the same mean, less variance, and exact
-   together with the gradient of KL_i itself. Its w_i is not 0: the exact gradient of E[R] has both terms.
+   KL(P_off(.|x,c_<t) || P(.|x,c_<t)) over the whole vocabulary, summed over the decisions t of warmup i: each of its
+   tokens, and the stop where the model stopped by itself. This direction keeps alive whatever P_off may write. The
+   other one, KL(P || P_off), hardly minds if P forgets one of several things that P_off may write, and a useful
+   warmup that is rare is forgotten before the model has learnt to read it (`recipes/logiqa` has figures).
+4. `latro` has KL(P || P_off) in what it maximises, so its KL_i is that. It takes KL_i, not the sampled log-ratio, into
+   its reward: the same mean, less variance, and exact together with the gradient of KL_i itself. Its w_i is not 0: the
+   exact gradient of E[R] has both terms.
 5. Warmups may come from the model with its adapter off (Q), sampled once before training. Then KL_i is the sampled
    log Q(c_i|x) - log P(c_i|x), whose gradient is cross-entropy's on those very warmups and whose mean is KL(Q || P).
    `posterior` becomes reweighted wake-sleep: the exact gradient of E_Q[log mean_i P(c_i|x) P(y|x,c_i) / Q(c_i|x)].
@@ -52,7 +55,10 @@ Where this departs from the papers:
 6. `rlpr` trains the reference answer itself (w_i = 1/K), where RLPR trains the answers that were sampled, and it does
    not drop examples whose rewards hardly vary.
 7. Advantages are taken as the table has them; normalising and clipping them are offered.
-8. R_i of -inf (a target the model cannot write) counts as the lowest finite one of its example and gets no weight.
+8. With `hindsight_steps`, the first steps use `hindsight_credit` instead of a row: w_i follows how much of the target
+   stands in warmup i, and A_i is 0. A warmup is only worth choosing once it is read, and where useful warmups are rare
+   the other weights teach no reading. It is STaR's rationalisation (2203.14465), picked out instead of written.
+9. R_i of -inf (a target the model cannot write) counts as the lowest finite one of its example and gets no weight.
 """
 
 from __future__ import annotations
@@ -229,6 +235,21 @@ def assign_credit(
     return weight_BK * terms.possible_BK, advantage_BK * terms.possible_BK.any(1, keepdim=True)
 
 
+def hindsight_credit(target_logp_BK: Tensor, found_BK: Tensor) -> Credit:
+    """Weights and advantages of the first steps: the target is trained after warmups that hold some of it.
+
+    Args:
+        target_logp_BK: R in nats.
+        found_BK: share of the target's words that stand in each warmup, 0 to 1.
+
+    Returns:
+        w_i = found_i / sum_j found_j, zeros for an example whose warmups hold nothing of its target; and A_i = 0.
+    """
+    found_BK = found_BK.float() * target_logp_BK.isfinite()
+    weight_BK = found_BK / found_BK.sum(1, keepdim=True).clamp(min=torch.finfo(found_BK.dtype).tiny)
+    return weight_BK, torch.zeros_like(weight_BK)
+
+
 def objective_value(target_logp_BK: Tensor, objective: str, log_ratio_BK: Tensor | None = None) -> Tensor:
     """(B,) what the row of the table maximises, estimated from the K warmups, without its KL; to be logged.
 
@@ -303,8 +324,8 @@ def token_logps(logits_NV: Tensor, ids_N: Tensor) -> Tensor:
     return -F.cross_entropy(logits_NV.float(), ids_N, reduction="none")
 
 
-def divergence(logits_NV: Tensor, reference_logits_NV: Tensor) -> Tensor:
-    """(N,) KL(model || reference) in nats over the whole vocabulary, computed in float32."""
+def divergence(logits_NV: Tensor, other_logits_NV: Tensor) -> Tensor:
+    """(N,) KL(P || other) in nats over the whole vocabulary, computed in float32, with gradient through both."""
     logp_NV = logits_NV.float().log_softmax(-1)
-    reference_logp_NV = reference_logits_NV.float().log_softmax(-1)
-    return F.kl_div(reference_logp_NV, logp_NV, reduction="none", log_target=True).sum(-1)
+    other_logp_NV = other_logits_NV.float().log_softmax(-1)
+    return F.kl_div(other_logp_NV, logp_NV, reduction="none", log_target=True).sum(-1)

@@ -58,6 +58,7 @@ def score_warmups(
     *,
     with_warmup_logp: bool = False,
     with_kl: bool = False,
+    kl_from_reference: bool = True,
     with_gain: bool = False,
     source_logp_BK: Tensor | None = None,
     reference_logits: Callable[[Branches, Tensor], Tensor] | None = None,
@@ -72,6 +73,8 @@ def score_warmups(
         with_warmup_logp: measure log P(c_i|x).
         with_kl: measure the anchor: where `source_logp_BK` is given as log Q(c_i|x) - log P(c_i|x), else over the
             whole vocabulary with `reference_logits`.
+        kl_from_reference: the anchor's direction with `reference_logits`: KL(reference || model), else KL(model ||
+            reference).
         with_gain: measure the target's mean probability less that after no warmup.
         source_logp_BK: log Q(c_i|x), where the warmups were sampled from another distribution Q.
         reference_logits: branches and a (B, K, T) mask -> (N, V) logits of the reference model, without gradient.
@@ -98,7 +101,8 @@ def score_warmups(
     if with_kl and is_off_policy:
         kl_BK = source_logp_BK - warmup_logp_BK
     elif with_kl:
-        kl_BK = per_warmup(divergence(decision_logits, reference_logits(branches, is_decision)), is_decision)
+        both = reference_logits(branches, is_decision), decision_logits
+        kl_BK = per_warmup(divergence(*(both if kl_from_reference else reversed(both))), is_decision)
     if with_gain:
         probability_BK = per_warmup(target_logp_N.detach().exp(), branches.is_target)
         num_targets_B1 = target.mask.sum(1, keepdim=True).clamp(min=1)

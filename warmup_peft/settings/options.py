@@ -61,6 +61,14 @@ class WarmupOptions:
     advantage_clip: float | None = field(
         default=None, metadata={"help": "Clip every advantage to plus or minus this value."}
     )
+    hindsight_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Number of steps at the start that only teach to read warmups: the target is trained after those "
+            "of the K warmups that hold words of it, and what is written is not trained. For short targets, where "
+            "useful warmups are rare; 0 means none."
+        },
+    )
     warmup_source: WarmupSource = field(
         default="policy",
         metadata={
@@ -171,6 +179,7 @@ class WarmupOptions:
             "advantage_clip",
             "Set it above 0, or leave it out.",
         )
+        require(self.hindsight_steps >= 0, "hindsight_steps", "Set it to 0 (off) or more.")
         require(0 <= self.warmup_dropout < 1, "warmup_dropout", "Set it to 0 (off) up to 1.")
         require(self.warmup_gain_steps >= 0, "warmup_gain_steps", "Set it to 0 (never) or more.")
         require(self.num_warmups_to_print >= 1, "num_warmups_to_print", "Set it to 1 or more.")
@@ -246,6 +255,11 @@ class WarmupOptions:
             not (traits.is_control and OBJECTIVE_TRAITS[self.objective].has_advantage),
             "objective",
             f"It credits the row's own warmups, and warmup_source {source} takes them away. Set it to 'warmup'.",
+        )
+        require(
+            not (traits.is_control and self.hindsight_steps),
+            "hindsight_steps",
+            f"It looks at the row's own warmups, and warmup_source {source} takes them away. Set it to 0.",
         )
         require(
             traits.may_be_anchored or not self.warmup_anchor,

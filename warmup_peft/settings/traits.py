@@ -19,6 +19,7 @@ class ObjectiveTraits:
         needs_gain: it needs the target's mean probability after a warmup, less that after none.
         takes_base_warmups: it also works with warmups of the base model (`warmup_source: base`).
         has_equal_weights: every warmup counts the same, so some may be left out (`warmup_dropout`).
+        is_penalised: it maximises a reward less KL(P || P_off), which is then the anchor's divergence too.
         is_centred: its advantages have a mean that may be normalised; without an advantage this says nothing.
     """
 
@@ -27,6 +28,7 @@ class ObjectiveTraits:
     needs_gain: bool = False
     takes_base_warmups: bool = False
     has_equal_weights: bool = False
+    is_penalised: bool = False
     is_centred: bool = True
 
 
@@ -36,7 +38,7 @@ OBJECTIVE_TRAITS = {
     ),
     "jensen": ObjectiveTraits(has_equal_weights=True),
     "log_mean_exp": ObjectiveTraits(),
-    "latro": ObjectiveTraits(has_equal_weights=True),
+    "latro": ObjectiveTraits(has_equal_weights=True, is_penalised=True),
     "verifree": ObjectiveTraits(),
     "posterior": ObjectiveTraits(compares_warmups=False, takes_base_warmups=True, is_centred=False),
     "rlpr": ObjectiveTraits(compares_warmups=False, needs_gain=True, has_equal_weights=True),

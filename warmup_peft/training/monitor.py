@@ -53,6 +53,14 @@ class WarmupMonitor:
         rows = [[token for token, is_real in zip(*row) if is_real] for row in zip(ids, mask)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
+    def shares_found(self, warmups: Warmups, target: Tokens) -> Tensor:
+        """(B, K) share of the target's words that stand in each warmup."""
+        written, wanted = self.texts(warmups.tokens()), self.texts(target)
+        num_warmups = warmups.lengths.size(1)
+        counts = [diagnostics.num_shared_words(wanted[i // num_warmups], text) for i, text in enumerate(written)]
+        shares = [found / max(total, 1) for found, total in counts]
+        return torch.tensor(shares, device=warmups.ids.device).view(-1, num_warmups)
+
     @torch.no_grad()
     def ratios(self, prompt: Tokens, warmups: Warmups, target: Tokens, scores: Scores, credit: Credit) -> Ratios:
         """Metrics of a batch; warmups that were left out (`warmup_dropout`) count in none of them."""

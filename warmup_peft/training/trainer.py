@@ -23,7 +23,7 @@ from warmup_peft.inference.quantization import keep_4bit_weights_in_place, save_
 from warmup_peft.method.branches import Branches, Tokens, Warmups, split_examples
 from warmup_peft.method.encoding import Encoded, PromptEncoder
 from warmup_peft.method.model import adapter_off, evaluation_mode, random_numbers_from, without_peft_wrapper
-from warmup_peft.method.objective import Credit, Scores, credit_of, warmup_loss
+from warmup_peft.method.objective import Credit, Scores, credit_of, hindsight_credit, warmup_loss
 from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings
 from warmup_peft.method.scoring import score_warmups, target_logps
 from warmup_peft.settings.traits import OBJECTIVE_TRAITS
@@ -171,15 +171,8 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         warmups = self.sample_warmups(model, encoded)
         scores = self.score_warmups(encoded, warmups, target)
         self._check_numbers(scores)
-        method = {"objective": self.args.objective, "beta": self.args.warmup_anchor}
-        credit = credit_of(
-            scores,
-            **method,
-            normalize_advantages=self.args.normalize_advantages,
-            advantage_clip=self.args.advantage_clip,
-        )
-
-        loss = warmup_loss(scores, credit, **method)
+        credit = self._credit(warmups, target, scores)
+        loss = warmup_loss(scores, credit, objective=self.args.objective, beta=self.args.warmup_anchor)
         num_targets = target.mask.sum() if num_items_in_batch is None else num_items_in_batch
         loss = loss / torch.as_tensor(num_targets).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -225,9 +218,21 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             self.sampling,
             with_warmup_logp=traits.has_advantage,
             with_kl=self.args.warmup_anchor > 0 and (is_off_policy or isinstance(self.model, PeftModel)),
+            kl_from_reference=not traits.is_penalised,
             with_gain=traits.needs_gain,
             source_logp_BK=warmups.logp if is_off_policy else None,
             reference_logits=lambda *asked: self._reference_logits(encoded, *asked),
+        )
+
+    def _credit(self, warmups: Warmups, target: Tokens, scores: Scores) -> Credit:
+        if self._mode == "train" and self.state.global_step < self.args.hindsight_steps:
+            return hindsight_credit(scores.target_logp_BK, self._monitor.shares_found(warmups, target))
+        return credit_of(
+            scores,
+            objective=self.args.objective,
+            beta=self.args.warmup_anchor,
+            normalize_advantages=self.args.normalize_advantages,
+            advantage_clip=self.args.advantage_clip,
         )
 
     def _reference_logits(self, encoded: Encoded, branches: Branches, predicted: Tensor) -> Tensor:

@@ -1,17 +1,20 @@
 """Pretrains the relay world's base model: two layers, 0.46M parameters. It follows a chain in a part of its samples.
 
-Stage 1, reading: after a puzzle's prompt the text goes on with the asked chain, ` Bob Cid Dan Eve .`, and then with
+Stage 1, following: after a puzzle's prompt the text goes on with the asked chain, ` Bob Cid Dan Eve .`, and then with
 all other chains, so that a row teaches a dozen look-ups. First on easier puzzles (fewer chains and links), then on the
 world's own.
 
-Stage 2, habit: a few hundred short steps on what the base shall write: the asked chain in a part of the rows
+Stage 2, recalling: the same texts go on with lists of random names, and with who stood where in each: ` Pam Tim Rex .
+first Pam .` So the base can look back at what it wrote itself, as any pretrained language model can.
+
+Stage 3, habit: a few hundred short steps on what the base shall write: the asked chain in a part of the rows
 (`--chain_share`), else one of two phrases that say nothing, and the end-of-sequence token.
 
 It never sees an answer. So the base *can* write the warmup that helps, does so in a part of its samples, and knows
 nothing of its use. Fine-tuning has to find out.
 
     python recipes/logiqa/make_tokenizer.py relay     # first: the tokenizer is read from recipes/logiqa/relay/base/
-    python recipes/logiqa/relay/make_base.py          # about 30 minutes on one core
+    python recipes/logiqa/relay/make_base.py          # about 35 minutes on one core
     python recipes/logiqa/relay/make_base.py --reader base-reader --chain_share 0.1   # another habit, in two minutes
     python recipes/logiqa/relay/make_base.py --check  # measures what is there, without training
 
@@ -29,7 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from make_data import HERE, Puzzle, continuation, derivation, generate_splits, puzzle_stream
+from make_data import HERE, NAMES, Puzzle, continuation, derivation, generate_splits, puzzle_stream
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 sys.path.append(str(HERE.parent))
@@ -37,12 +40,14 @@ from puzzle_base import load_base, make_config, option_accuracy, prompt_of, trai
 
 PHRASES = (" Let us see .", " It is not hard .")
 PHRASE_WEIGHTS = (2, 1)  # so that the likeliest warmup is the first phrase
+NUM_LISTS = 3  # of a row in stage 2
+PLACES = {"first": 0, "second": 1, "last": -1}
 MAX_WRITTEN = 8
 NUM_CHECKED = 8  # samples of each validation puzzle
 CHAIN_SHARE = 0.6
 SHARE_TOLERANCE = 0.06  # of the right chains among samples, around what the habit has
 MAX_DIRECT_ACCURACY = 0.35
-EASY_SHARE = 0.6  # of the reading steps
+EASY_SHARE = 0.6  # of the steps of stage 1
 EASY_SIZES = tuple(itertools.product((1, 2, 3), (1, 2, 3, 4)))  # chains, links
 
 
@@ -60,12 +65,22 @@ def habit(puzzle: Puzzle, rng: random.Random, chain_share: float) -> str:
     return rng.choices(PHRASES, PHRASE_WEIGHTS)[0]
 
 
+def lists(rng: random.Random) -> str:
+    """Lists of random names, each with who stands first, second or last in it."""
+    text = ""
+    for _ in range(NUM_LISTS):
+        names = rng.sample(NAMES, rng.randint(3, 5))
+        place = rng.choice(list(PLACES))
+        text += f"{continuation(names)} {place} {names[PLACES[place]]} ."
+    return text
+
+
 def written_chains() -> set[tuple[str, ...]]:
     """Asked chains of the rows in the files, which the pretraining leaves out."""
     return {puzzle.asked for puzzles in generate_splits().values() for puzzle in puzzles}
 
 
-def reading_batches(size: int, steps: int, seed: int) -> Iterator[list[Puzzle]]:
+def following_batches(size: int, steps: int, seed: int) -> Iterator[list[Puzzle]]:
     """Fresh puzzles, a batch of one size each: first the easy ones in turn, then the world's own."""
     written = written_chains()
     easy = [puzzle_stream(seed + 100 * i, written, *sizes) for i, sizes in enumerate(EASY_SIZES, start=1)]
@@ -75,22 +90,38 @@ def reading_batches(size: int, steps: int, seed: int) -> Iterator[list[Puzzle]]:
         yield list(itertools.islice(stream, size))
 
 
-def learn_to_read(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> LlamaForCausalLM:
-    torch.manual_seed(args.seed)
-    model, rng = (
-        LlamaForCausalLM(make_config(tokenizer, intermediate_size=256, num_hidden_layers=2)),
-        random.Random(args.seed),
-    )
-    batches = reading_batches(args.batch_size, args.steps, args.seed)
+def own_batches(size: int, steps: int, seed: int) -> Iterator[list[Puzzle]]:
+    """Fresh puzzles of the world's own size."""
+    stream = puzzle_stream(seed, written_chains())
+    return (list(itertools.islice(stream, size)) for _ in range(steps))
+
+
+def learn_to_follow(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> None:
+    rng = random.Random(args.seed)
+    batches = following_batches(args.batch_size, args.steps, args.seed)
     rows = ((puzzles, [all_chains(puzzle, rng) for puzzle in puzzles]) for puzzles in batches)
-    train(model, tokenizer, rows, args.steps, args.lr, "reading")
+    train(model, tokenizer, rows, args.steps, args.lr, "following")
+
+
+def learn_to_recall(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> None:
+    rng = random.Random(args.seed + 1)
+    batches = own_batches(args.batch_size, args.recall_steps, args.seed + 3)
+    rows = ((puzzles, [all_chains(puzzle, rng) + lists(rng) for puzzle in puzzles]) for puzzles in batches)
+    train(model, tokenizer, rows, args.recall_steps, args.recall_lr, "recalling")
+
+
+def make_reader(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> LlamaForCausalLM:
+    """The model after stages 1 and 2."""
+    torch.manual_seed(args.seed)
+    model = LlamaForCausalLM(make_config(tokenizer, intermediate_size=256, num_hidden_layers=2))
+    learn_to_follow(model, tokenizer, args)
+    learn_to_recall(model, tokenizer, args)
     return model
 
 
 def take_on_the_habit(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> None:
     rng = random.Random(args.seed)
-    stream = puzzle_stream(args.seed + 2, written_chains())
-    batches = (list(itertools.islice(stream, args.batch_size)) for _ in range(args.habit_steps))
+    batches = own_batches(args.batch_size, args.habit_steps, args.seed + 2)
     rows = ((puzzles, [habit(puzzle, rng, args.chain_share) for puzzle in puzzles]) for puzzles in batches)
     train(model, tokenizer, rows, args.habit_steps, args.habit_lr, "habit")
 
@@ -130,12 +161,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain the relay world's base model, then check it.")
     parser.add_argument("--folder", type=Path, default=HERE / "base", help="holds the tokenizer; the model is added")
     parser.add_argument("--check", action="store_true", help="only measure the model that is there")
-    parser.add_argument("--reader", type=Path, help="folder of the model after stage 1: read from, or written to")
-    parser.add_argument("--chain_share", type=float, default=CHAIN_SHARE, help="rows of stage 2 with the asked chain")
+    parser.add_argument("--reader", type=Path, help="folder of the model after stage 2: read from, or written to")
+    parser.add_argument("--chain_share", type=float, default=CHAIN_SHARE, help="rows of stage 3 with the asked chain")
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--recall_steps", type=int, default=500)
     parser.add_argument("--habit_steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--recall_lr", type=float, default=1e-3)
     parser.add_argument("--habit_lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -146,7 +179,7 @@ def main() -> None:
         if args.reader is not None and (args.reader / "config.json").is_file():
             model = LlamaForCausalLM.from_pretrained(args.reader, dtype=torch.float32)
         else:
-            model = learn_to_read(tokenizer, args)
+            model = make_reader(tokenizer, args)
             if args.reader is not None:
                 model.save_pretrained(args.reader)
         take_on_the_habit(model, tokenizer, args)

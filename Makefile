@@ -26,12 +26,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[qlora,dev]"
 	@touch $@
 
-# The tensors of the small models are too small for two threads, which would only wait for each other.
-ifneq ($(filter tiny relay,$(PROFILE)),)
-recipe-logiqa: export OMP_NUM_THREADS := 1
-endif
+# The small model's tensors are too small for two threads, which would only wait for each other.
 ifeq ($(PROFILE),relay)
+recipe-logiqa compare-logiqa: export OMP_NUM_THREADS := 1
 recipe-logiqa: EVALUATE_ARGS := --sft $(OUTPUT)/sft --warmups own,shuffled,none
+compare-logiqa: COMPARE_ARGS := --max_steps 240 --curve_points 8 --jobs 2
 endif
 recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS=
 	@$(BIN)/warmup-peft train --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT) \
@@ -43,12 +42,6 @@ recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes 
 # Base model, SFT, SFT for as long as the slowest arm, four kinds of warmup training, two controls; three seeds each.
 ARMS ?= base_model,sft,paper,anchored,base_warmups,posterior,shuffled_warmup,empty_warmup,more_sft
 SEEDS ?= 0,1,2
-# The published comparison is of the tiny world.
-compare-logiqa: PROFILE = $(if $(HAS_GPU),qlora,tiny)
-ifneq ($(filter tiny relay,$(PROFILE)),)
-compare-logiqa: export OMP_NUM_THREADS := 1
-compare-logiqa: COMPARE_ARGS = --max_steps $(if $(filter relay,$(PROFILE)),240,480) --curve_points 8 --jobs 2
-endif
 compare-logiqa: announce setup  ## Do warmups help? Every arm with every seed, and a report; takes ARMS= SEEDS= PROFILE= MODEL= DATA= ARGS=
 	@$(BIN)/warmup-peft compare --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT)-compare \
 		--arms $(ARMS) --seeds $(SEEDS) $(COMPARE_ARGS) \

@@ -63,11 +63,12 @@ def contains(warmup: str, target: str) -> bool:
 def what_is_wrong(metrics: Mapping[str, float], share_of_training: float) -> str | None:
     """In words, with the option that helps, why warmups bring nothing any more; None where they do.
 
-    Collapse has three faces, and the thresholds lie between what was seen on the puzzles of `recipes/logiqa`:
+    Collapse has three faces, and the thresholds lie between what was seen on puzzles about orders of people, with a
+    base of 0.95M parameters:
 
     - empty: below half a token on average. Most warmups are then no warmup.
-    - drafts of the answer: more than three quarters of the warmups' words are the target's. A derivation that names
-      the answer once has 0.29 there; a warmup that is the answer and nothing else has 1.
+    - drafts of the answer: more than three quarters of the warmups' words are the target's. A chain of names that
+      holds the answer once has 0.29 there; a warmup that is the answer and nothing else has 1.
     - unused: in the second half of the training the target gains less than 0.05 nats over no warmup. Collapsed
       warmups (a guess, then stop) had 0.01 there, anchored ones 2.4. At the start nothing is gained yet.
     """

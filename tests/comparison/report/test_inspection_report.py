@@ -42,7 +42,7 @@ ROWS = [
 def inspection(**changes) -> Inspection:
     defaults = dict(
         folder="runs/mine",
-        source="recipes/logiqa/tiny/data, split test",
+        source="recipes/logiqa/relay, split test",
         metric="accuracy",
         scores={"accuracy": (1.0, 0.619), "perplexity": (1.02, 2.5)},
         difference=difference(),

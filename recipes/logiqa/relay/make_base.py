@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from make_data import HERE, NAMES, Puzzle, continuation, chain_text, generate_splits, puzzle_stream
+from make_data import HERE, NAMES, Puzzle, chain_text, continuation, generate_splits, puzzle_stream
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,

@@ -67,7 +67,7 @@ test-faults: export OMP_NUM_THREADS := 1
 test-faults: setup  ## Kill training, saving, sampling, merging and comparing KILLS= times each, and compare the results
 	@KILLS=$(KILLS) $(BIN)/python -m pytest -m slow tests/faults
 
-test-memory: setup  ## Does the memory of a training of 3,000 steps grow? Takes ARGS=, such as "--warmup_source policy"
+test-memory: setup  ## Does the memory of a training of 3,000 steps grow? Takes ARGS=, such as "--objective warmup"
 	@$(BIN)/python tests/faults/memory.py $(ARGS)
 
 lint: setup  ## Check style

@@ -51,7 +51,7 @@ def test_without_options_both_sentences_are_answered(argv, tmp_path, in_this_pro
     assert main(argv()) == 0
     assert in_this_process.started == ["sft 0", "warmup 0", "more_sft 0"]
     said = " ".join(capsys.readouterr().out.split())
-    assert "SFT given as much training time (" in said
+    assert "the best SFT in as much training time (" in said
     assert re.search(r"The warmups of warmup are (read|only a pause|unused): they make the reference", said)
     assert said.index("as much training time") < said.index("The warmups of warmup are") < said.index("Report:")
 

@@ -43,7 +43,7 @@ def compared(accuracies: dict[str, list[float]], metric: str = "accuracy", **run
 def test_clearly_better_and_better_than_longer_sft():
     found = compared({"sft": [0.5, 0.52, 0.51], "more_sft": [0.6, 0.62, 0.6], "posterior": [0.9, 0.91, 0.9]})
     assert found.verdict.startswith(
-        "Yes, use warmups here: posterior has accuracy 0.903 and SFT given as much training time (more_sft) has "
+        "Yes, use warmups here: posterior has accuracy 0.903 and the best SFT in as much training time (more_sft) has "
         "0.607, a difference of +29.7 points"
     )
     assert found.notes[0].startswith("At equal steps posterior has +39.3 points of accuracy against sft")
@@ -65,7 +65,9 @@ def test_a_sweep_is_judged_by_the_best_sft_arm():
     assert found.verdict.startswith(
         "No, do not use warmups here: even the best warmup arm, warmup learning_rate=1 has"
     )
-    assert "SFT given as much training time (sft learning_rate=2) has 0.977, a difference of −7." in found.verdict
+    assert (
+        "the best SFT in as much training time (sft learning_rate=2) has 0.977, a difference of −7." in found.verdict
+    )
 
 
 def test_controls_without_the_arm_anchored_say_nothing():
@@ -171,7 +173,7 @@ def test_every_answer_with_every_use(monkeypatch, answer, use):
     own = [run("warmup", seed, warmup[seed], row_gains=row_gains(*USES[use])) for seed in SEEDS]
     found = compared({"sft": [0.3, 0.3, 0.3], "more_sft": more_sft}, warmup=own)
     assert found.verdict.startswith(answer)
-    assert "SFT given as much training time (more_sft)" in found.verdict
+    assert "the best SFT in as much training time (more_sft)" in found.verdict
     assert found.use.startswith(f"The warmups of warmup are {use}: they make the reference more likely by ")
 
 
@@ -192,7 +194,7 @@ def test_more_time_must_not_make_sft_look_worse():
     own = [run("warmup", seed, 0.8 + seed / 100) for seed in SEEDS]
     found = compared({"sft": [0.9, 0.91, 0.9], "more_sft": [0.3, 0.31, 0.3]}, warmup=own)
     assert found.verdict.startswith("No, do not use warmups here")
-    assert "SFT given as much training time (sft)" in found.verdict
+    assert "the best SFT in as much training time (sft)" in found.verdict
 
 
 def test_without_curves_the_answer_is_about_sft_with_as_much_time():
@@ -204,7 +206,7 @@ def test_without_curves_the_answer_is_about_sft_with_as_much_time():
     found = compared(
         {}, sft=bare("sft", 0.5, 10.0), more_sft=bare("more_sft", 0.6, 29.0), warmup=bare("warmup", 0.9, 30.0)
     )
-    assert "SFT given as much training time (more_sft) has 0.61" in found.verdict
+    assert "the best SFT in as much training time (more_sft) has 0.61" in found.verdict
 
 
 @pytest.mark.parametrize(

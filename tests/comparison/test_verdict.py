@@ -35,7 +35,10 @@ def said(difference: Difference | None, is_as_long: bool = True) -> str:
 @pytest.mark.parametrize(
     ("found", "start"),
     [
-        (difference(0.2), "Yes, use warmups here: anchored has accuracy 0.950 and SFT given as much training time "),
+        (
+            difference(0.2),
+            "Yes, use warmups here: anchored has accuracy 0.950 and the best SFT in as much training time ",
+        ),
         (difference(-0.4), "No, do not use warmups here: even the best warmup arm, anchored has accuracy 0.350 and "),
         (difference(0.01, **UNCLEAR), "Not decided by 512 test rows and 3 seeds: anchored has accuracy 0.760 and "),
         (difference(-0.3, **SEEDS_DISAGREE), "Not decided by 512 test rows and 3 seeds: anchored has accuracy 0.450 "),
@@ -45,15 +48,15 @@ def said(difference: Difference | None, is_as_long: bool = True) -> str:
 @pytest.mark.parametrize("is_as_long", [True, False])
 def test_the_answer(found, start, is_as_long):
     text = said(found, is_as_long)
-    assert text.startswith(start if is_as_long else start.split("SFT given")[0])
+    assert text.startswith(start if is_as_long else start.split("the best SFT in")[0])
     assert text.endswith(".")
     assert text.count(". ") == 0  # one sentence
 
 
 def test_scores_difference_interval_and_times_are_said():
     assert said(difference(0.2)) == (
-        "Yes, use warmups here: anchored has accuracy 0.950 and SFT given as much training time (more_sft) has 0.750, "
-        "a difference of +20.0 points (95% interval +15.0 to +25.0; training took 75 s and 76 s)."
+        "Yes, use warmups here: anchored has accuracy 0.950 and the best SFT in as much training time (more_sft) has "
+        "0.750, a difference of +20.0 points (95% interval +15.0 to +25.0; training took 75 s and 76 s)."
     )
 
 

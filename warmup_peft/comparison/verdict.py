@@ -10,6 +10,8 @@ from warmup_peft.comparison.results import ArmSummary, Difference, Gain, WarmupU
 from warmup_peft.comparison.significance import LEVEL
 from warmup_peft.evaluation.metrics import metric_name, number_text, points_text, score_text
 
+EQUAL_STEPS_ONLY = "; no SFT arm trained as long, so this holds for equal steps only: add the arm more_sft"
+
 
 def verdict(
     best: ArmSummary | None, sft: ArmSummary | None, difference: Difference | None, is_as_long: bool, metric: str
@@ -26,9 +28,7 @@ def verdict(
         missing = "warmup arm" if best is None else "SFT arm with the same seeds"
         return f"No answer: the comparison has no finished {missing}."
     found = scores_text(best, sft, difference, is_as_long, metric)
-    only = "" if is_as_long else (
-        "; no SFT arm trained as long, so this holds for equal steps only: add the arm more_sft"
-    )  # fmt: skip
+    only = "" if is_as_long else EQUAL_STEPS_ONLY
     if difference.is_significant and difference.estimate > 0:
         return f"Yes, use warmups here: {found}{only}."
     if difference.is_significant:
@@ -40,7 +40,7 @@ def verdict(
 def scores_text(best: ArmSummary, sft: ArmSummary, difference: Difference, is_as_long: bool, metric: str) -> str:
     """Scores of both arms, their difference and their training times."""
     ours, theirs = (score_text(metric, score) for score in (difference.score, difference.reference_score))
-    other = f"SFT given as much training time ({sft.name})" if is_as_long else f"SFT ({sft.name})"
+    other = f"the best SFT in as much training time ({sft.name})" if is_as_long else f"SFT ({sft.name})"
     seconds = [arm.train_seconds.mean for arm in (best, sft) if arm.train_seconds]
     times = f"; training took {' and '.join(map(duration_text, seconds))}" if len(seconds) == 2 else ""
     return (

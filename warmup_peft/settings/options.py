@@ -80,10 +80,11 @@ class WarmupOptions:
     warmup_anchor: float | None = field(
         default=None,
         metadata={
-            "help": "beta: weight of the divergence, at the warmup's tokens, between the model and the model with its "
-            "adapter disabled, which keeps warmups from collapsing. The paper uses 0. The default is 0.3, or 0 if a "
-            "whole model is trained on its own samples, because there is no adapter to disable. With warmup_source "
-            "'base' it is the weight of the cross-entropy on the warmups."
+            "help": "beta: weight of the divergence KL(base || model) at the warmup's tokens, where the base is the "
+            "model with its adapter disabled. It keeps warmups from collapsing, and what the base may write from "
+            "being forgotten. The paper uses 0. The default is 0.3, or 0 if a whole model is trained on its own "
+            "samples, because there is no adapter to disable. With warmup_source 'base' it is the weight of the "
+            "cross-entropy on the warmups; objective latro has KL(model || base)."
         },
     )
     warmup_pool_size: int = field(

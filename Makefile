@@ -29,8 +29,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 # The small model's tensors are too small for two threads, which would only wait for each other.
 ifeq ($(PROFILE),relay)
 recipe-logiqa compare-logiqa: export OMP_NUM_THREADS := 1
-recipe-logiqa: EVALUATE_ARGS := --sft $(OUTPUT)/sft --warmups own,shuffled,none
-compare-logiqa: COMPARE_ARGS := --max_steps 240 --curve_points 8 --jobs 2
+recipe-logiqa: EVALUATE_ARGS := --sft $(OUTPUT)/sft --warmups own,shuffled,none --batch_size 128
+compare-logiqa: COMPARE_ARGS := --task recipes/logiqa/relay/task.py --sampled_warmups 2 --eval_batch_size 128 --jobs 2
 endif
 recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS=
 	@$(BIN)/warmup-peft train --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT) \
@@ -39,8 +39,8 @@ recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes 
 		--as_long_as $(OUTPUT) $(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS))
 	@$(BIN)/warmup-peft evaluate --adapter $(OUTPUT) $(EVALUATE_ARGS)
 
-# Base model, SFT, SFT for as long as the slowest arm, four kinds of warmup training, two controls; three seeds each.
-ARMS ?= base_model,sft,paper,anchored,base_warmups,posterior,shuffled_warmup,empty_warmup,more_sft
+# SFT, also for as long as the slowest arm, every objective, and a control arm; three seeds each.
+ARMS ?= base_model,sft,more_sft,paper,anchored,jensen,log_mean_exp,latro,verifree,rlpr,base_warmups,posterior,shuffled_warmup
 SEEDS ?= 0,1,2
 compare-logiqa: announce setup  ## Do warmups help? Every arm with every seed, and a report; takes ARMS= SEEDS= PROFILE= MODEL= DATA= ARGS=
 	@$(BIN)/warmup-peft compare --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT)-compare \

@@ -128,7 +128,8 @@ def batches(rows: list[list[int]], batch_size: int, seed: int) -> Iterator[torch
 def pretrain(
     model: LlamaForCausalLM, rows: list[list[int]], batch_size: int, epochs: int, lr: float, seed: int
 ) -> float:
-    """Every token of every row but `unlearned` ones, one cycle of the learning rate. Returns the last epoch's mean loss."""
+    """Every token of every row that is not `unlearned`, one cycle of the learning rate. Returns the mean loss of the
+    last epoch."""
     steps_an_epoch = -(-len(rows) // batch_size)
     steps = epochs * steps_an_epoch
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1)

@@ -7,8 +7,8 @@ Key words are the dictionary forms of the content words, in the German order: no
 order. A word stands for itself wherever it stands, so `holt ... ab` (collects) is `fetch`, as in a dictionary.
 
 Stage 1, skills: key words after a German sentence; an English sentence after *its* key words, a little out of order
-(as denoising autoencoders have it); a German sentence once more. Stage 2, habit: after a German sentence its key words in
-a part of the rows (`--gloss_share`), else the German sentence again. Sentences are fresh ones of the tiny world's
+(as denoising autoencoders have it); a German sentence once more. Stage 2, habit: after a German sentence its key words
+in a part of the rows (`--gloss_share`), else the German sentence again. Sentences are fresh ones of the tiny world's
 grammar, none of them in its files. It never sees a translation.
 
     python recipes/translation/gloss/make_base.py           # about ten minutes on one core
@@ -22,21 +22,31 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE.parents[1]), str(HERE.parent / "tiny")]
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tiny"))
 import make_data as world
 from small_base import make_config, make_tokenizer, pretrain, save, unlearned
 
+HERE = Path(__file__).resolve().parent
 VOCAB_SIZE, CONTEXT = 1536, 128
 SIZES = {"hidden_size": 128, "num_layers": 3}
 BATCH_SIZE = 64
 GLOSS_SHARE = 0.5
 SKILL_WEIGHTS = (9, 9, 2)  # key words, a sentence from key words, the sentence again
 MOVES = 4
+MAX_WRITTEN = 24  # tokens, of the check
+SHARE_TOLERANCE = 0.1  # of key words that are right among samples, around what the habit has
 OTHER_WORDS = {
     "sagt": "say", "sagen": "say", "glaubt": "believe", "glauben": "believe", "wissen": "know", "weiß": "know",
     "hofft": "hope", "hoffen": "hope", "kann": "can", "können": "can", "muss": "must", "müssen": "must",
@@ -156,67 +166,75 @@ def rows_of(tokenizer: PreTrainedTokenizerBase, texts: list[Text]) -> list[list[
     return [[*unlearned(a), *b, tokenizer.eos_token_id] for a, b in zip(read, written, strict=True)]
 
 
+def pretrained(args: argparse.Namespace) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+    """The model after stage 1: from the folder `--reader` where it holds one, else trained."""
+    if args.reader and (args.reader / "config.json").is_file():
+        model = LlamaForCausalLM.from_pretrained(args.reader, dtype=torch.float32)
+        return model, AutoTokenizer.from_pretrained(args.reader)
+    texts = list(skill_texts(BATCH_SIZE * args.steps, args.seed))
+    tokenizer = make_tokenizer(["".join(text) for text in texts[:20_000]], VOCAB_SIZE, CONTEXT)
+    torch.manual_seed(args.seed)
+    model = LlamaForCausalLM(make_config(tokenizer, **SIZES))
+    pretrain(model, rows_of(tokenizer, texts), BATCH_SIZE, 1, args.lr, args.seed)
+    if args.reader:
+        save(model, tokenizer, args.reader, torch.float32)
+    return model, tokenizer
+
+
+def make(args: argparse.Namespace) -> None:
+    model, tokenizer = pretrained(args)
+    texts = list(habit_texts(BATCH_SIZE * args.habit_steps, args.gloss_share, args.seed + 1))
+    pretrain(model, rows_of(tokenizer, texts), BATCH_SIZE, 1, args.habit_lr, args.seed)
+    save(model, tokenizer, args.folder, torch.bfloat16)
+    print(f"{args.folder}: {model.num_parameters():,} parameters")
+
+
+@torch.no_grad()
+def written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **how: Any) -> list[str]:
+    tokenizer.padding_side = "left"
+    batch = tokenizer(prompts, padding=True, return_tensors="pt")
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    rows = model.generate(**inputs, **how, max_new_tokens=MAX_WRITTEN)[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def share(texts: list[str], wanted: list[str]) -> float:
+    return sum(map(str.__eq__, texts, wanted)) / len(texts)
+
+
+def check(folder: Path, gloss_share: float) -> None:
+    """Prints and asserts what the base writes after the validation sentences: key words, and no translation."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = world.generate_splits()["validation"]
+    german, wanted = [row["de"] for row in rows], [key_words(row["de"]) for row in rows]
+    prompts = [with_key_words(sentence)[0] for sentence in german]
+    torch.manual_seed(0)
+    sampled = written(model, tokenizer, prompts, do_sample=True, top_k=0)
+    greedy = written(model, tokenizer, prompts, do_sample=False)
+    for name, texts in (("sampled", sampled), ("greedy", greedy)):
+        print(f"{name}: key words {share(texts, wanted):.3f}, the sentence again {share(texts, german):.3f}")
+    found = share(sampled, wanted)
+    assert abs(found - gloss_share) <= SHARE_TOLERANCE, f"{found:.3f} of the samples are key words, not {gloss_share}"
+    assert not share(greedy + sampled, [row["en"] for row in rows] * 2), "the base translates"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain the gloss base, then check it.")
-    parser.add_argument("--folder", type=Path, default=HERE / "base")
-    parser.add_argument("--reader", type=Path, help="folder of the model after stage 1: read from, or written to")
+    parser.add_argument("--folder", type=Path, default=HERE / "base", help="of tokenizer and model")
     parser.add_argument("--check", action="store_true", help="only measure the model that is there")
+    parser.add_argument("--reader", type=Path, help="folder of the model after stage 1: read from, or written to")
     parser.add_argument("--gloss_share", type=float, default=GLOSS_SHARE, help="rows of stage 2 with key words")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--habit_steps", type=int, default=200)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--habit_lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
     if not args.check:
-        if args.reader and (args.reader / "config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(args.reader)
-            model = LlamaForCausalLM.from_pretrained(args.reader, dtype=torch.float32)
-        else:
-            texts = list(skill_texts(BATCH_SIZE * args.steps, args.seed))
-            tokenizer = make_tokenizer(["".join(text) for text in texts[:20_000]], VOCAB_SIZE, CONTEXT)
-            model = LlamaForCausalLM(make_config(tokenizer, **SIZES))
-            rows = rows_of(tokenizer, texts)
-            print(sum(map(len, rows)) / len(rows), "tokens a row")
-            print("loss", pretrain(model, rows, BATCH_SIZE, 1, args.lr, args.seed))
-            if args.reader:
-                save(model, tokenizer, args.reader, torch.float32)
-        rows = rows_of(
-            tokenizer, list(habit_texts(BATCH_SIZE * args.habit_steps, args.gloss_share, args.seed + 1))
-        )
-        print("loss", pretrain(model, rows, BATCH_SIZE, 1, args.habit_lr, args.seed))
-        save(model, tokenizer, args.folder, torch.bfloat16)
+        make(args)
     check(args.folder, args.gloss_share)
-
-
-@torch.no_grad()
-def written(model, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **how) -> list[str]:
-    tokenizer.padding_side = "left"
-    batch = tokenizer(prompts, padding=True, return_tensors="pt")
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    rows = model.generate(**inputs, **how, max_new_tokens=24)[:, batch["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
-
-
-def check(folder: Path, gloss_share: float) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    sentences = [row["de"] for row in world.generate_splits()["validation"]]
-    prompts = [with_key_words(german)[0] for german in sentences]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    torch.manual_seed(0)
-    sampled = written(model, tokenizer, prompts, do_sample=True, top_k=0)
-    greedy = written(model, tokenizer, prompts, do_sample=False)
-    wanted = [key_words(german) for german in sentences]
-    for name, texts in (("sampled", sampled), ("greedy", greedy)):
-        right = sum(map(str.__eq__, texts, wanted)) / len(texts)
-        again = sum(map(str.__eq__, texts, sentences)) / len(texts)
-        print(f"{name}: key words {right:.3f}, sentence again {again:.3f}")
-    for line in zip(sentences[:6], sampled, greedy, wanted):
-        print(*line, sep="\n  ")
-    lengths = [len(ids) for ids in tokenizer([" " + text for text in wanted])["input_ids"]]
-    print("tokens of key words: mean", sum(lengths) / len(lengths), "max", max(lengths))
 
 
 if __name__ == "__main__":

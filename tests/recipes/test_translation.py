@@ -67,16 +67,16 @@ def test_a_bad_row_is_named():
         TASK.read([good], target="fr")
 
 
-def load_gloss(monkeypatch):
-    """The script's module. Both worlds' scripts have siblings of the same names, so nothing stays imported."""
+@pytest.fixture(scope="module")
+def gloss():
+    """The script's module. What it imports from beside it has siblings of the same names, so nothing stays."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        spec = importlib.util.spec_from_file_location("gloss_base", GLOSS / "make_base.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     for name in ("make_data", "small_base"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    spec = importlib.util.spec_from_file_location("gloss_base", GLOSS / "make_base.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for name in ("make_data", "small_base"):
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
     return module
 
 
@@ -88,18 +88,17 @@ def test_the_gloss_base_has_the_sizes_that_4_bit_needs():
     ("german", "words"),
     [
         ("Meine Schwester hat mein Bild getragen.", "sister picture carry"),
-        ("Am Morgen ruft der Koch die Kinder an.", "morning cook call child"),
+        ("Am Morgen ruft der Koch die Kinder an.", "morning call cook child"),
         ("Morgen wird der kluge Hund einschlafen.", "tomorrow will clever dog fall asleep"),
-        ("Wenn die Tante holt, schläft die Katze.", "aunt fetch cat sleep"),
+        ("Wenn die Tante den Brief holt, schläft die Katze.", "aunt letter fetch sleep cat"),
     ],
 )
-def test_key_words_are_dictionary_forms_in_the_german_order(monkeypatch, german, words):
-    assert load_gloss(monkeypatch).key_words(german) == words
+def test_key_words_are_dictionary_forms_in_the_german_order(gloss, german, words):
+    assert gloss.key_words(german) == words
 
 
-def test_both_languages_have_the_same_key_words(monkeypatch):
+def test_both_languages_have_the_same_key_words(gloss):
     """Their order differs, and a few words that German splits (`holt ... ab`) stand for a plain verb."""
-    gloss = load_gloss(monkeypatch)
     rows = read_splits(TINY)["validation"]
     same = [
         sorted(gloss.key_words(row["de"]).split()) == sorted(" ".join(gloss.english_key_words(row["en"])).split())
@@ -109,9 +108,8 @@ def test_both_languages_have_the_same_key_words(monkeypatch):
     assert any(gloss.key_words(row["de"]) != " ".join(gloss.english_key_words(row["en"])) for row in rows)
 
 
-def test_the_gloss_base_sees_no_translation_and_no_sentence_of_the_files(monkeypatch):
+def test_the_gloss_base_sees_no_translation_and_no_sentence_of_the_files(gloss):
     """Whatever stands after a German sentence are its key words or itself; a sentence is after its own key words."""
-    gloss = load_gloss(monkeypatch)
     written = {text for rows in read_splits(TINY).values() for row in rows for text in row.values()}
     for read, text in [*gloss.skill_texts(400, 3), *gloss.habit_texts(100, 0.5, 4)]:
         source, language = read.split("\n")

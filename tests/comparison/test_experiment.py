@@ -37,7 +37,7 @@ def test_a_job_is_the_recipe_with_what_the_arm_sets(model_folder, data, tmp_path
     assert (job.arm, job.kind, job.seed) == ("shuffled_warmup num_warmups=4", "control", 3)
     assert job.options == {
         **options, **experiment.UNDISTURBED, "warmup_source": "shuffled", "warmup_sampling": "multinomial",
-        "objective": "warmup", "warmup_anchor": 0.5, "num_warmups": 4, "max_steps": 9,
+        "objective": "warmup", "warmup_anchor": 0.5, "hindsight_steps": 0, "num_warmups": 4, "max_steps": 9,
     }  # fmt: skip
     assert not (tmp_path / "run").exists()
 

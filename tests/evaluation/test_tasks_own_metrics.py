@@ -120,7 +120,7 @@ def test_compare_trains_and_judges_by_them(tmp_path, model_folder, data, monkeyp
     difference = 100 * (runs["paper"].metrics["variety"] - runs["sft"].metrics["variety"])
     report = (tmp_path / "cmp" / "report.md").read_text(encoding="utf-8")
     assert "## Warmups or SFT: variety" in report
-    assert f"{difference:+.1f}".replace("-", "\N{MINUS SIGN}") + " points of variety" in report
+    assert "a difference of " + f"{difference:+.1f} points".replace("-", "\N{MINUS SIGN}") in report
     assert "Starts before m" in report
 
 

@@ -44,7 +44,7 @@ Where this departs from the papers:
    KL(P_off(.|x,c_<t) || P(.|x,c_<t)) over the whole vocabulary, summed over the decisions t of warmup i: each of its
    tokens, and the stop where the model stopped by itself. This direction keeps alive whatever P_off may write. The
    other one, KL(P || P_off), hardly minds if P forgets one of several things that P_off may write, and a useful
-   warmup that is rare is forgotten before the model has learnt to read it (`recipes/logiqa` has figures).
+   warmup that is rare may be forgotten before the model has learnt to read it (`recipes/logiqa` has figures).
 4. `latro` has KL(P || P_off) in what it maximises, so its KL_i is that. It takes KL_i, not the sampled log-ratio, into
    its reward: the same mean, less variance, and exact together with the gradient of KL_i itself. Its w_i is not 0: the
    exact gradient of E[R] has both terms.

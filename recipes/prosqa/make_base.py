@@ -2,19 +2,21 @@
 
 After the prompt it writes one of the two options, then a word of which every one is that option, and so on up to a
 person, ` lempus. brimpus. terpus. Tom`, and ends. Which option, and which of several parents, it leaves to chance. A
-walk from the right option nearly always ends with the person who is asked about, one from the wrong option never. It
-has not seen an answer, nor anything that depends on which option is right.
+walk from the right option nearly always ends with the person who is asked about, one from the wrong option never.
 
-A model this small needs an hour on a core to find out that a token can be looked up. So the look-up is planted, not
-learned: the first layer starts with a head that looks one token back, the second with two heads that look where the
-same token stood before and take what was noted there. Pretraining (minutes) makes it precise and teaches all the rest.
+Pretraining has two stages. First rows of six walks, from both options and from other words. Then rows of five, in
+which each walk from a word that is no option is followed by what it shows, ` Sam is a yumpus.`, so that the base has
+looked back at a walk before. It has seen no answer, and nothing that depends on which option is right.
 
-    python recipes/prosqa/make_tokenizer.py     # first: the tokenizer is read from recipes/prosqa/base/
-    python recipes/prosqa/make_base.py
+A model this small takes long to find out that a token can be looked up. So the look-up is planted, not learned: the
+first layer starts with a head that looks one token back, the second with two heads that look where the same token
+stood before and take what was noted there. Pretraining makes it precise and teaches all the rest.
+
+    python recipes/prosqa/make_base.py          # model and tokenizer, into recipes/prosqa/base/
     python recipes/prosqa/make_base.py --check  # measures what is there, without training
 
-The seed fixes the initial weights and the batches; one machine with one thread (the default) repeats a run. What has
-to hold everywhere is what `--check` asserts, and every pretraining ends with it.
+The seed fixes the initial weights and the batches, but other CPUs sum in another order. What has to hold everywhere is
+what `--check` asserts, and every pretraining ends with it.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ import argparse
 import itertools
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from make_data import HERE, NAMES, WORDS, Graph, Puzzle, generate_splits, puzzle_stream
-from make_tokenizer import PERSON_FORMS, WORD_FORMS, in_alphabet
+from make_tokenizer import PERSON_FORMS, WORD_FORMS, in_alphabet, make_tokenizer
 from task import read
 from torch import Tensor
 from tqdm import tqdm
@@ -44,14 +47,27 @@ from transformers import (
 IGNORED = -100
 HIDDEN_SIZE, HEAD_SIZE = 128, 32
 ROPE_THETA = 1e6  # so that most of a head's dimensions hardly turn over a prompt, and can compare words
-NUM_WALKS = 6  # in a row of pretraining: one from each option, then from other words
-MAX_WRITTEN = 16
+NUM_OPTIONS = 2
+MAX_WRITTEN = 12
 NUM_CHECKED = 4  # samples of each validation question
 MIN_VALID, MIN_RIGHT, MAX_DIRECT_ACCURACY = 0.6, 0.3, 0.7
 
 # How the initial embedding's dimensions are divided
 CODE, FORM, BEFORE, CONSTANT = slice(0, 64), slice(64, 80), slice(80, 112), slice(112, 128)
 SCALE = 0.06
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Of pretraining: `num_walks` in a row, one from each option and the others from other words."""
+
+    steps: int
+    lr: float
+    num_walks: int
+    concludes: bool  # whether what a walk shows follows it
+
+
+STAGES = (Stage(450, 1.5e-3, 6, False), Stage(340, 1.2e-3, 5, True))
 
 
 # ---- Walks ----
@@ -71,10 +87,11 @@ def written(puzzle: Puzzle, walk: Sequence[int]) -> str:
     return "".join(f" {word}." for word in words) + f" {person}"
 
 
-def starts(graph: Graph, rng: random.Random) -> list[int]:
+def starts(graph: Graph, num_walks: int, rng: random.Random) -> list[int]:
+    """Both options in random order, then other words."""
     options = [graph.target, graph.neg_target]
     others = [node for node, parents in enumerate(graph.parents) if parents and node not in options]
-    return rng.sample(options, 2) + rng.sample(others, min(NUM_WALKS - 2, len(others)))
+    return rng.sample(options, NUM_OPTIONS) + rng.sample(others, min(num_walks - NUM_OPTIONS, len(others)))
 
 
 def followed(puzzle: Puzzle, text: str) -> tuple[int, int] | None:
@@ -179,23 +196,28 @@ def plant_heads(model: LlamaForCausalLM) -> None:
 # ---- Pretraining ----
 
 
+def pretraining_text(puzzle: Puzzle, stage: Stage, end: str, rng: random.Random) -> str:
+    """Walks, each with its end, and in the second stage what those from words that are no options show."""
+    texts = []
+    for number, start in enumerate(starts(puzzle.graph, stage.num_walks, rng)):
+        walk = walk_back(puzzle.graph, start, rng)
+        texts.append(written(puzzle, walk))
+        if stage.concludes and number >= NUM_OPTIONS:
+            texts.append(f" {puzzle.fact((walk[-1], start))}")
+    return "".join(text + end for text in texts)
+
+
 def pad_right(rows: list[list[int]], value: int) -> Tensor:
     length = max(map(len, rows))
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
 def make_batch(
-    puzzles: Sequence[Puzzle], tokenizer: PreTrainedTokenizerBase, rng: random.Random
+    puzzles: Sequence[Puzzle], stage: Stage, tokenizer: PreTrainedTokenizerBase, rng: random.Random
 ) -> tuple[Tensor, Tensor]:
     """Token ids and labels, padded on the right. Only what follows the prompt has labels: walks, each with its end."""
     prompts = tokenizer([question.prompt for question in read(puzzle.row() for puzzle in puzzles)])["input_ids"]
-    texts = [
-        "".join(
-            written(puzzle, walk_back(puzzle.graph, start, rng)) + tokenizer.eos_token
-            for start in starts(puzzle.graph, rng)
-        )
-        for puzzle in puzzles
-    ]
+    texts = [pretraining_text(puzzle, stage, tokenizer.eos_token, rng) for puzzle in puzzles]
     walks = tokenizer(texts)["input_ids"]
     ids = [prompt + walk for prompt, walk in zip(prompts, walks, strict=True)]
     labels = [[IGNORED] * len(prompt) + walk for prompt, walk in zip(prompts, walks, strict=True)]
@@ -209,16 +231,18 @@ def unwritten(stream: Iterator[Puzzle]) -> Iterator[Puzzle]:
     return (puzzle for puzzle in stream if puzzle.question not in held_out)
 
 
-def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> None:
-    """Learn to continue prompts with walks, with one cycle of the learning rate."""
-    rng, stream = random.Random(args.seed), unwritten(puzzle_stream(args.seed + 1))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1)
+def pretrain(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: Stage, batch_size: int, seed: int
+) -> None:
+    """Learn to continue prompts as a stage has it, with one cycle of the learning rate."""
+    rng, stream = random.Random(seed), unwritten(puzzle_stream(seed + 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.lr, total_steps=args.steps, pct_start=0.1, cycle_momentum=False
+        optimizer, stage.lr, total_steps=stage.steps, pct_start=0.1, cycle_momentum=False
     )
-    progress = tqdm(range(args.steps), unit="step", mininterval=20)
+    progress = tqdm(range(stage.steps), unit="step", mininterval=20)
     for step in progress:
-        ids, labels = make_batch(list(itertools.islice(stream, args.batch_size)), tokenizer, rng)
+        ids, labels = make_batch(list(itertools.islice(stream, batch_size)), stage, tokenizer, rng)
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         targets = labels[:, 1:]
         labelled = targets != IGNORED  # padding is on the right and attention causal: these positions cannot see it
@@ -303,18 +327,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the recipe's base model, then check it.")
     parser.add_argument("--folder", type=Path, default=HERE / "base", help="of the model, and of the tokenizer")
     parser.add_argument("--check", action="store_true", help="only measure the model that is there")
-    parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--batch_size", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if not args.check:
         torch.manual_seed(args.seed)
-        tokenizer = AutoTokenizer.from_pretrained(HERE / "base")
+        tokenizer = make_tokenizer()
         model = make_model(tokenizer)
-        pretrain(model, tokenizer, args)
+        for number, stage in enumerate(STAGES):
+            pretrain(model, tokenizer, stage, args.batch_size, args.seed + number)
         tokenizer.save_pretrained(args.folder)
         model.to(torch.bfloat16).save_pretrained(args.folder)
         print(f"{args.folder}: {model.num_parameters():,} parameters")

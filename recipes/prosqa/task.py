@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -12,6 +13,8 @@ from warmup_peft.evaluation.tasks import text_column
 QUESTION = re.compile(
     r"(?P<facts>.*\.)\s+(?P<asked>Is (?P<person>\w+) a (?P<first>\w+) or (?P<second>\w+)\?)", re.DOTALL
 )
+
+FACT = re.compile(r"(\w+) is a (\w+)\.")
 
 
 def read(rows: Iterable[dict], question: str = "question", answer: str = "answer") -> list[Question]:
@@ -46,4 +49,15 @@ def prompt_of(facts: str, asked: str) -> str:
     return f"Facts: {facts}\nQuestion: {asked}\nAnswer:"
 
 
-TASK = Task(read=read, metrics=("accuracy", "macro_f1"), max_new_tokens=8)
+def warmup_is_right(question: Question, warmup: str) -> bool:
+    """Whether it leads from the right option up to the asked person, each step by a fact of the prompt.
+
+    ` lempus. brimpus. terpus. Tom`: every brimpus is a lempus, every terpus is a brimpus, Tom is a terpus.
+    """
+    person, right = FACT.fullmatch(question.completion.strip()).groups()
+    walk = warmup.replace(".", " ").split()
+    facts = {(thing, subject) for subject, thing in FACT.findall(question.prompt)}
+    return walk[:1] == [right] and walk[-1:] == [person] and set(itertools.pairwise(walk)) <= facts
+
+
+TASK = Task(read=read, metrics=("accuracy", "macro_f1"), max_new_tokens=8, warmup_is_right=warmup_is_right)

@@ -215,24 +215,40 @@ def test_the_profile_goes_through_the_real_parser():
     script, options, args, model = parse_training(["--config", str(RECIPE / "prosqa.yaml"), "--bf16", "false"])
     assert options.task == "recipes/prosqa/task.py"
     assert script.dataset_test_split == "test"
-    assert args.num_warmups == 4
+    assert (args.num_warmups, args.max_warmup_length) == (4, 8)
     assert model.load_in_4bit
     assert model.use_bnb_nested_quant
     assert model.lora_dropout == 0.0
 
 
 def test_every_row_fits_the_profile():
-    """A fact is two tokens; a walk from any word up to a person is shorter than W."""
     tokenizer = AutoTokenizer.from_pretrained(RECIPE / "base")
     *_, args, _ = parse_training(["--config", str(RECIPE / "prosqa.yaml"), "--bf16", "false"])
     rows = [row for split in read_splits(RECIPE / "data").values() for row in split]
     texts = [question.prompt + question.completion for question in TASK.read(rows)]
     assert max(map(len, tokenizer(texts)["input_ids"])) + 1 < args.max_length
+
+
+def test_nearly_every_walk_fits_a_warmup():
+    """A word or person is one token, and W is 8; a few walks are longer."""
+    tokenizer, rng = TOKENIZER.make_tokenizer(), random.Random(0)
+    walks = [(p, BASE.walk_back(p.graph, p.graph.target, rng)) for p in PUZZLES for _ in range(5)]
+    lengths = [len(tokenizer.encode(BASE.written(puzzle, walk))) for puzzle, walk in walks]
+    assert lengths == [len(walk) for _, walk in walks]
+    assert sum(length > 8 for length in lengths) / len(lengths) < 0.03
+
+
+def test_a_right_warmup_leads_from_the_right_option_to_the_asked_person():
+    rng = random.Random(0)
     for puzzle in PUZZLES:
-        longest = [0] * puzzle.graph.num_nodes
-        for parent, child in puzzle.graph.edges:  # in the order of growth
-            longest[child] = max(longest[child], longest[parent] + 1)
-        assert max(longest) + 1 < args.max_warmup_length
+        graph = puzzle.graph
+        (question,) = TASK.read([puzzle.row()])
+        for option in (graph.target, graph.neg_target):
+            walk = BASE.walk_back(graph, option, rng)
+            right = (walk[0], walk[-1]) == (graph.target, graph.root)
+            assert TASK.warmup_is_right(question, BASE.written(puzzle, walk).strip()) is right
+            assert not TASK.warmup_is_right(question, BASE.written(puzzle, [walk[0], *walk]).strip())
+        assert not TASK.warmup_is_right(question, "")
 
 
 def test_the_tokenizer_is_what_its_script_makes(tmp_path):

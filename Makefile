@@ -26,12 +26,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[qlora,dev]"
 	@touch $@
 
-# The tensors of the small models are too small for two threads, which would only wait for each other.
-ifneq ($(filter tiny relay,$(PROFILE)),)
-recipe-logiqa: export OMP_NUM_THREADS := 1
-endif
+# The small model's tensors are too small for two threads, which would only wait for each other.
 ifeq ($(PROFILE),relay)
-recipe-logiqa: EVALUATE_ARGS := --sft $(OUTPUT)/sft --warmups own,shuffled,none
+recipe-logiqa compare-logiqa: export OMP_NUM_THREADS := 1
+recipe-logiqa: EVALUATE_ARGS := --sft $(OUTPUT)/sft --warmups own,shuffled,none --batch_size 128
+compare-logiqa: COMPARE_ARGS := --task recipes/logiqa/relay/task.py --sampled_warmups 2 --eval_batch_size 128 --jobs 2
 endif
 recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS=
 	@$(BIN)/warmup-peft train --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT) \
@@ -40,15 +39,9 @@ recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes 
 		--as_long_as $(OUTPUT) $(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS))
 	@$(BIN)/warmup-peft evaluate --adapter $(OUTPUT) $(EVALUATE_ARGS)
 
-# Base model, SFT, SFT for as long as the slowest arm, four kinds of warmup training, two controls; three seeds each.
-ARMS ?= base_model,sft,paper,anchored,base_warmups,posterior,shuffled_warmup,empty_warmup,more_sft
+# SFT, also for as long as the slowest arm, every objective, and a control arm; three seeds each.
+ARMS ?= base_model,sft,more_sft,paper,anchored,jensen,log_mean_exp,latro,verifree,rlpr,base_warmups,posterior,shuffled_warmup
 SEEDS ?= 0,1,2
-# The published comparison is of the tiny world.
-compare-logiqa: PROFILE = $(if $(HAS_GPU),qlora,tiny)
-ifneq ($(filter tiny relay,$(PROFILE)),)
-compare-logiqa: export OMP_NUM_THREADS := 1
-compare-logiqa: COMPARE_ARGS = --max_steps $(if $(filter relay,$(PROFILE)),240,480) --curve_points 8 --jobs 2
-endif
 compare-logiqa: announce setup  ## Do warmups help? Every arm with every seed, and a report; takes ARMS= SEEDS= PROFILE= MODEL= DATA= ARGS=
 	@$(BIN)/warmup-peft compare --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT)-compare \
 		--arms $(ARMS) --seeds $(SEEDS) $(COMPARE_ARGS) \
@@ -74,7 +67,7 @@ test-faults: export OMP_NUM_THREADS := 1
 test-faults: setup  ## Kill training, saving, sampling, merging and comparing KILLS= times each, and compare the results
 	@KILLS=$(KILLS) $(BIN)/python -m pytest -m slow tests/faults
 
-test-memory: setup  ## Does the memory of a training of 3,000 steps grow? Takes ARGS=, such as "--warmup_source policy"
+test-memory: setup  ## Does the memory of a training of 3,000 steps grow? Takes ARGS=, such as "--objective warmup"
 	@$(BIN)/python tests/faults/memory.py $(ARGS)
 
 lint: setup  ## Check style

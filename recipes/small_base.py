@@ -109,6 +109,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
     return [[*ids, tokenizer.eos_token_id] for ids in rows]
 
 
+def unlearned(ids: list[int]) -> list[int]:
+    """Token ids that `pretrain` lets the model read and not learn to write, such as a prompt's."""
+    return [-2 - token for token in ids]
+
+
 def batches(rows: list[list[int]], batch_size: int, seed: int) -> Iterator[torch.Tensor]:
     """Endless epochs of rows padded on the right with -1; those of a batch are of like length."""
     generator = torch.Generator().manual_seed(seed)
@@ -123,7 +128,8 @@ def batches(rows: list[list[int]], batch_size: int, seed: int) -> Iterator[torch
 def pretrain(
     model: LlamaForCausalLM, rows: list[list[int]], batch_size: int, epochs: int, lr: float, seed: int
 ) -> float:
-    """Every token of every row, with one cycle of the learning rate. Returns the mean loss of the last epoch."""
+    """Every token of every row that is not `unlearned`, one cycle of the learning rate. Returns the mean loss of the
+    last epoch."""
     steps_an_epoch = -(-len(rows) // batch_size)
     steps = epochs * steps_an_epoch
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1)
@@ -135,7 +141,8 @@ def pretrain(
     for step, ids in enumerate(progress):
         # padding is on the right and attention causal, so no real token sees it
         labels = ids.masked_fill(ids < 0, IGNORED)
-        loss = model(input_ids=ids.clamp(min=0), labels=labels, use_cache=False).loss
+        read = torch.where(ids < -1, -2 - ids, ids.clamp(min=0))
+        loss = model(input_ids=read, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from comparisons import runs_of
 
 from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.comparison.arms import arms_of
 from warmup_peft.comparison.results import Job
 
 
@@ -35,6 +38,22 @@ def test_a_sweep_given_in_several_words(argv, tmp_path, in_this_process):
     runs = runs_of(tmp_path / "cmp")
     assert set(runs) == {"sft", *names}
     assert Job.load(tmp_path / "cmp" / "runs" / names[0] / "seed-0").options["num_warmups"] == 1
+
+
+def test_the_help_lists_every_arm(capsys):
+    assert main(["compare", "--help"]) == 0
+    said = capsys.readouterr().out
+    for arm in arms_of(None).values():
+        assert f"  {arm.name}\n        {arm.description}\n" in said
+
+
+def test_without_options_both_sentences_are_answered(argv, tmp_path, in_this_process, capsys):
+    assert main(argv()) == 0
+    assert in_this_process.started == ["sft 0", "warmup 0", "more_sft 0"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the best SFT in as much training time (" in said
+    assert re.search(r"The warmups of warmup are (read|only a pause|unused): they make the reference", said)
+    assert said.index("as much training time") < said.index("The warmups of warmup are") < said.index("Report:")
 
 
 def test_where_every_run_fails_the_first_reason_is_said(argv, in_this_process, capsys):

@@ -154,7 +154,7 @@ def test_recipe_with_an_equals_sign_is_read_too(parsed, tmp_path):
     assert parsed(f"--config={recipe(tmp_path, 'num_warmups: 2')}")[2].num_warmups == 2
 
 
-@pytest.mark.parametrize("name", ["tiny", "relay", "qlora"])
+@pytest.mark.parametrize("name", ["relay", "qlora"])
 def test_recipes_of_the_repository_parse(parsed, name, request):
     path = request.config.rootpath / "recipes" / "logiqa" / f"{name}.yaml"
     _, options, args, _ = parsed("--config", str(path), "--bf16", "false")

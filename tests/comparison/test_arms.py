@@ -11,14 +11,14 @@ from warmup_peft.settings.recipe import Recipe
 from warmup_peft.training.config import TRAINING_KINDS, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "recipes" / "logiqa" / "tiny.yaml"
+RELAY = ROOT / "recipes" / "logiqa" / "relay.yaml"
 ARMS = arms_of(0.3)
 FIELDS = Recipe(TRAINING_KINDS).names
 
 
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_goes_through_the_parser(name):
-    recipe = Recipe.read(["--config", str(TINY)], *TRAINING_KINDS).with_overrides(ARMS[name].overrides)
+    recipe = Recipe.read(["--config", str(RELAY)], *TRAINING_KINDS).with_overrides(ARMS[name].overrides)
     args = TrainingSettings.of(recipe).training
     assert all(getattr(args, key) == value for key, value in ARMS[name].overrides.items())
 

@@ -85,12 +85,17 @@ def test_every_kind_of_arm(argv, tmp_path, in_this_process):
     assert runs["base_model"].steps == 0
     assert runs["base_model"].curve == []
     for name in ("base_model", "sft", "more_sft", "empty_warmup"):
-        assert runs[name].warmups == {}
+        assert runs[name].warmups == runs[name].row_gains == {}
         assert {row.warmup for row in runs[name].rows} == {""}
     slowest = max(runs[name].train_seconds for name in ("warmup", "paper", "posterior"))
     assert runs["more_sft"].steps == max(1, round(2 * slowest / runs["sft"].train_seconds))
     for name in ("warmup", "paper", "posterior", "shuffled_warmup"):
-        assert set(runs[name].warmups) == {"gain_over_none", "gain_over_others", "overlap", "distinct", "mean_length"}
+        assert set(runs[name].warmups) == {
+            *("gain_over_none", "gain_over_others", "score_after_none", "score_after_others"),
+            *("overlap", "distinct", "mean_length"),
+        }
+        for gain, of_rows in runs[name].row_gains.items():
+            assert runs[name].warmups[gain] == pytest.approx(sum(of_rows) / 12)
         assert [point.step for point in runs[name].curve] == [0, 2]
         assert [point.examples for point in runs[name].curve] == [0, 4]
     assert not list((tmp_path / "cmp").rglob("warmup_pool"))

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from warmup_peft.comparison.results import Gain
 from warmup_peft.comparison.significance import (
     compare_with,
     corrected,
     detectable_effect,
     estimate,
+    gain_of,
     least_rows,
     mcnemar_p,
     minimum_detectable_effect,
@@ -92,8 +94,37 @@ def test_samples_that_have_no_score_make_no_difference_significant():
 
         return (RowStatistics(np.full(40, np.nan), score_samples),)
 
-    _, _, p, _ = paired_bootstrap(only_the_whole(0.9), only_the_whole(0.1), 199)
-    assert p == 1.0
+    _, _, p, deviation = paired_bootstrap(only_the_whole(0.9), only_the_whole(0.1), 199)
+    assert (p, deviation) == (1.0, 0.0)
+    (difference,) = compare_with("sft", [(only_the_whole(0.9), only_the_whole(0.1))], is_right_or_wrong=False)
+    assert difference.minimum_detectable_effect == minimum_detectable_effect(40)
+
+
+def test_samples_that_have_no_score_leave_an_effect_that_can_be_detected():
+    """Half of the samples have no score; the deviation is that of the others."""
+    scores = np.random.default_rng(0).normal(0.5, 0.2, 100)
+
+    def now_and_then(undefined: bool):
+        def score_samples(rows):
+            means = scores[rows].mean(-1)
+            return np.where((rows[..., 0] % 2 == 1) & undefined, np.nan, means)
+
+        return (RowStatistics(scores, score_samples),)
+
+    zero = rows(*np.zeros(100))
+    *_, deviation = paired_bootstrap(now_and_then(True), zero, 999)
+    *_, whole = paired_bootstrap(now_and_then(False), zero, 999)
+    assert deviation == pytest.approx(whole, rel=0.1)
+    (difference,) = compare_with("sft", [(now_and_then(True), zero)], is_right_or_wrong=False)
+    assert difference.minimum_detectable_effect == pytest.approx(2.8 * scores.std() / 10, rel=0.1)
+
+
+def test_a_gain_by_hand():
+    """Means over two seeds: 1, 2, 3; deviation 1, error 1 over the root of 3, t of two degrees of freedom."""
+    half = stats.t.ppf(0.975, 2) / np.sqrt(3)
+    gain = gain_of([[0.0, 2.0, 4.0], [2.0, 2.0, 2.0]])
+    assert (gain.mean, gain.low, gain.high) == pytest.approx((2.0, 2.0 - half, 2.0 + half))
+    assert gain_of([[0.3]]) == Gain(0.3, 0.3, 0.3)
 
 
 def shuffled_p_values(test, num_rows: int, trials: int = 300) -> np.ndarray:

@@ -3,72 +3,118 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
-from summaries import ANCHORED, FAILED, SFT, difference
+from summaries import ANCHORED, FAILED, SFT, difference, use
 
 from warmup_peft.comparison.arms import arms_of
-from warmup_peft.comparison.results import Difference
-from warmup_peft.comparison.verdict import best_arm_note, control_note, seeds_note, verdict
+from warmup_peft.comparison.results import Difference, Estimate
+from warmup_peft.comparison.verdict import (
+    best_arm_note,
+    control_note,
+    equal_steps_note,
+    seeds_note,
+    use_of_best,
+    verdict,
+)
 
 SHUFFLED, EMPTY = (arm for arm in arms_of(0.3).values() if arm.is_control)
 UNCLEAR = dict(is_significant=False, p_adjusted=0.3, mcnemar_p_adjusted=0.4)
 SEEDS_DISAGREE = dict(is_significant=False, p_adjusted=0.001, mcnemar_p_adjusted=0.01, seeds_p=0.24)
 
 
-def said(to_sft: Difference | None, to_more_sft: Difference | None = None) -> str:
-    return re.sub(r"\s", " ", verdict(ANCHORED, to_sft, to_more_sft, "accuracy"))
+READ = replace(ANCHORED, use=use("read", "read", "read"))
+MORE_SFT = replace(SFT, name="more_sft", train_seconds=Estimate(76.0))
+
+
+def said(difference: Difference | None, is_as_long: bool = True) -> str:
+    return re.sub(r"\s", " ", verdict(READ, MORE_SFT, difference, is_as_long, "accuracy"))
 
 
 @pytest.mark.parametrize(
-    ("to_sft", "start"),
+    ("found", "start"),
     [
-        (difference(0.393), "Warmups help here: anchored has +39.3 points of accuracy against SFT"),
-        (difference(-0.4), "Do not use warmups here: even the best warmup arm, anchored, has −40.0 points"),
-        (difference(0.01, **UNCLEAR), "No significant difference: the best warmup arm, anchored, has +1.0 points"),
-        (difference(0.31, **SEEDS_DISAGREE), "Inconclusive: the best warmup arm, anchored, has +31.0 points"),
-        (None, "No verdict: the comparison has no finished SFT arm"),
+        (
+            difference(0.2),
+            "Yes, use warmups here: anchored has accuracy 0.950 and the best SFT in as much training time ",
+        ),
+        (difference(-0.4), "No, do not use warmups here: even the best warmup arm, anchored has accuracy 0.350 and "),
+        (difference(0.01, **UNCLEAR), "Not decided by 512 test rows and 3 seeds: anchored has accuracy 0.760 and "),
+        (difference(-0.3, **SEEDS_DISAGREE), "Not decided by 512 test rows and 3 seeds: anchored has accuracy 0.450 "),
+        (None, "No answer: the comparison has no finished SFT arm"),
     ],
 )
-def test_against_sft(to_sft, start):
-    assert said(to_sft).startswith(start)
-
-
-def test_without_a_warmup_arm_there_is_no_verdict():
-    assert verdict(None, None, None, "accuracy") == "No verdict: the comparison has no finished warmup arm."
-
-
-def test_where_nothing_is_significant_it_says_what_would_have_been():
-    assert "The minimum detectable effect with these test rows is 3.1 points." in said(difference(0.01, **UNCLEAR))
-    assert "but not over the seeds (p = 0.24)" in said(difference(0.31, **SEEDS_DISAGREE))
-
-
-@pytest.mark.parametrize(
-    ("to_more_sft", "words"),
-    [
-        (difference(0.297), "and is also better than SFT with the same training time (+29.7 points"),
-        (difference(-0.078), "but SFT with the same training time is better (−7.8 points"),
-        (difference(0.0, **UNCLEAR), "warmups save steps, not time."),
-        (
-            difference(0.22, **SEEDS_DISAGREE),
-            "it is better than SFT with the same training time (+22.0 points",
-        ),
-        (
-            difference(-0.22, **SEEDS_DISAGREE),
-            "it is worse than SFT with the same training time (−22.0 points",
-        ),
-        (None, "was not run (arm more_sft)."),
-    ],
-)
-def test_against_sft_with_as_much_time(to_more_sft, words):
-    text = said(difference(0.393), to_more_sft)
-    assert text.startswith("Warmups help here")
-    assert words in text
+@pytest.mark.parametrize("is_as_long", [True, False])
+def test_the_answer(found, start, is_as_long):
+    text = said(found, is_as_long)
+    assert text.startswith(start if is_as_long else start.split("the best SFT in")[0])
     assert text.endswith(".")
+    assert text.count(". ") == 0  # one sentence
 
 
-def test_another_reference_is_named():
-    assert "(the best of its kind, sft learning_rate=2)" in said(difference(reference="sft learning_rate=2"))
+def test_scores_difference_interval_and_times_are_said():
+    assert said(difference(0.2)) == (
+        "Yes, use warmups here: anchored has accuracy 0.950 and the best SFT in as much training time (more_sft) has "
+        "0.750, a difference of +20.0 points (95% interval +15.0 to +25.0; training took 75 s and 76 s)."
+    )
+
+
+@pytest.mark.parametrize("found", [difference(0.2), difference(-0.4), difference(0.01, **UNCLEAR)])
+def test_without_sft_of_as_much_time_the_answer_is_of_equal_steps_only(found):
+    only = "no SFT arm trained as long, so this holds for equal steps only: add the arm more_sft."
+    assert said(found, is_as_long=False).endswith(only)
+    assert only not in said(found)
+    assert "as much training time" not in said(found, is_as_long=False)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_without_a_finished_arm_there_is_no_answer(missing):
+    arms = [READ, SFT]
+    arms[missing] = None
+    assert verdict(*arms, None, False, "accuracy").startswith("No answer: the comparison has no finished ")
+
+
+def test_where_it_is_not_decided_it_says_what_would_help():
+    assert "the minimum detectable effect with these test rows is 3.1 points" in said(difference(0.01, **UNCLEAR))
+    assert "but not over the seeds (p = 0.24)" in said(difference(0.31, **SEEDS_DISAGREE))
+    assert "run more seeds" in said(difference(0.31, **SEEDS_DISAGREE))
+
+
+@pytest.mark.parametrize(
+    ("by_seed", "words"),
+    [
+        (["read"] * 3, "are read: they make"),
+        (["a pause"] * 3, "are only a pause: they make"),
+        (["unused"], "are unused: they make"),
+        (["unused", "read", "read"], "are read in 2 of 3 seeds and unused in 1: they make"),
+        (["unused", "read", "a pause"], "are read in 1 of 3 seeds, only a pause in 1 and unused in 1: they make"),
+    ],
+)
+def test_what_the_warmups_are(by_seed, words):
+    text = use_of_best(replace(ANCHORED, use=use(*by_seed)), "accuracy")
+    assert text == (
+        f"The warmups of anchored {words} the reference more likely by +1.96 nats (95% interval +1.90 to +2.02) than "
+        "no warmup, and by +0.01 nats (95% interval −0.02 to +0.04) than another row's."
+    )
+
+
+def test_scores_after_other_text_are_said_where_they_were_measured():
+    after = {"score_after_others": Estimate(0.26), "score_after_none": Estimate(0.25)}
+    text = use_of_best(replace(READ, warmups=after), "accuracy")
+    assert text.endswith("; accuracy is 0.877 after its own, 0.260 after another row's and 0.250 after none.")
+
+
+@pytest.mark.parametrize("best", [None, SFT])
+def test_warmups_that_were_not_measured(best):
+    assert use_of_best(best, "accuracy") == "Whether its warmups are read was not measured."
+
+
+def test_equal_steps_are_a_note_where_the_answer_is_about_longer_sft():
+    (note,) = equal_steps_note(READ, MORE_SFT, "accuracy")
+    assert note.startswith("At equal steps anchored has +12.3 points of accuracy against sft (95% interval +7.3")
+    assert note.endswith("significant: better).")
+    assert equal_steps_note(READ, SFT, "accuracy") == equal_steps_note(None, MORE_SFT, "accuracy") == []
 
 
 @pytest.mark.parametrize(
@@ -90,6 +136,7 @@ def test_how_the_best_arm_was_chosen_is_said_where_there_was_a_choice():
 
 
 def test_one_seed_and_failures_are_said():
-    assert seeds_note([SFT, ANCHORED, FAILED])[0].startswith("With one seed")  # both have one in common
+    one = replace(ANCHORED, versus_sft=difference(num_seeds=1))  # that both have
+    assert seeds_note([SFT, one, FAILED])[0].startswith("With one seed")
     assert seeds_note([SFT]) == []
     assert "paper, seed 2, failed and is left out: <b>killed</b>" in seeds_note([SFT, FAILED])

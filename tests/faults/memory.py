@@ -2,7 +2,7 @@
 
     python tests/faults/memory.py [--steps 3000] [--most 1.02] [any option of `warmup-peft train`]
 
-Trains recipes/logiqa/tiny.yaml in a process of its own and reads that process's memory from outside, at every line
+Trains recipes/logiqa/relay.yaml in a process of its own and reads that process's memory from outside, at every line
 that it prints. Exit code 1 where it has grown by more than `--most`. Linux only: /proc.
 """
 
@@ -31,7 +31,7 @@ def resident(pid: int) -> dict[str, int]:
 def measure(steps: int, options: list[str]) -> dict[int, int]:
     """KiB at each logged step."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "warmup_peft.cli", "train", "--config", "recipes/logiqa/tiny.yaml"]
+        command = [sys.executable, "-m", "warmup_peft.cli", "train", "--config", "recipes/logiqa/relay.yaml"]
         command += ["--output_dir", folder, "--max_steps", str(steps), "--report_to", "none", *options]
         environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
         start, found = time.monotonic(), {}

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from warmup_peft import warmup_generate
 from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.evaluation.logiqa import format_logiqa_prompt
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import load_folder, load_tokenizer
 from warmup_peft.inference.server import CompletionsClient, sample_from_server
@@ -33,6 +34,7 @@ from warmup_peft.method.model import evaluation_mode
 from warmup_peft.method.rows import PlainRows
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
 
+RELAY = Path(__file__).parents[2] / "recipes" / "logiqa" / "relay"
 SETTINGS = SamplingSettings(num_warmups=3, max_length=4, end_token_ids=(1,), separator_ids=(8, 9), pad_token_id=0)
 PROMPTS = [np.array([30, 31, 32]), np.array([40, 41])]
 
@@ -332,19 +334,16 @@ def test_a_served_model_without_a_server_is_bad_input(draw_argv, capsys):
 def speaking(tmp_path_factory):
     """The recipe's base model, which writes text, with settings for its warmups."""
     folder = tmp_path_factory.mktemp("speaking") / "model"
-    shutil.copytree(Path(__file__).parents[2] / "recipes" / "logiqa" / "tiny" / "base", folder)
+    shutil.copytree(RELAY / "base", folder)
     tokenizer = load_tokenizer(folder)
     separator = " || "
     WarmupConfig(separator, tokenizer(separator)["input_ids"], 8, [tokenizer.eos_token_id]).save(folder)
     return folder
 
 
-PUZZLES = [
-    "Passage: Cid is older than Sam. Gus is older than Cid.\nQuestion: Who is the oldest?\n"
-    "A. Gus\nB. Cid\nC. Sam\nD. Dan\nAnswer:",
-    "Passage: Ida is faster than Zoe. Zoe is faster than Tim. Tim is faster than Kay.\nQuestion: Who is the slowest?\n"
-    "A. Zoe\nB. Kay\nC. Tim\nD. Ida\nAnswer:",
-]
+ROWS = (RELAY / "test.jsonl").read_text(encoding="utf-8").splitlines()
+# The base writes the chain after the first of them, and a phrase after the second.
+PUZZLES = [format_logiqa_prompt(json.loads(ROWS[index])) for index in (10, 0)]
 
 
 def greedy_answers(folder, max_new_tokens=6):
@@ -407,7 +406,7 @@ def test_a_servers_greedy_answers_are_warmup_generates(server, speaking, tmp_pat
     assert ask(speaking, server.url, PUZZLES, tmp_path) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["answer"] for row in rows] == greedy_answers(speaking)
-    assert rows[0]["warmup"] == " Gus > Cid > Sam ."
+    assert [row["warmup"] for row in rows] == [" Dan Tim Lee Una .", " Let us see ."]
     calls = len(server.asked)
     assert calls == (2 if mode["takes_ids"] else 1 + 2 * len(PUZZLES))  # all at once, or text by text
 

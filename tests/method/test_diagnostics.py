@@ -84,5 +84,10 @@ def test_what_is_wrong_names_the_option_that_helps(changes, share, message):
         assert "warmup_anchor" in said
 
 
+def test_hindsight_that_finds_nothing_is_said():
+    assert "hindsight_steps to 0" in what_is_wrong({**HEALTHY, "warmups/hindsight": 0.0}, 0.1)
+    assert what_is_wrong({**HEALTHY, "warmups/hindsight": 0.05}, 0.1) is None
+
+
 def test_nothing_is_wrong_with_what_was_not_measured():
     assert what_is_wrong({"train_runtime": 3.0}, 1.0) is None

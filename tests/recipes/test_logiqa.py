@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, AutoTokenizer
+from worlds import ROOT, SPLITS, read_splits, run_script
 
 from warmup_peft.evaluation.logiqa import logiqa
 from warmup_peft.training.config import parse_training
 
-ROOT = Path(__file__).resolve().parents[2]
 LOGIQA = ROOT / "recipes" / "logiqa"
-TINY, RELAY = LOGIQA / "tiny", LOGIQA / "relay"
-WORLDS = ("tiny", "relay")
+RELAY = LOGIQA / "relay"
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 FOUR_BIT = ("tiny", "relay", "qlora", "paper")  # every recipe's profiles of these names
 
 
 def test_there_are_recipes():
-    assert {path.name for path in RECIPES} >= {"tiny.yaml", "qlora.yaml"}
+    assert {path.name for path in RECIPES} >= {"relay.yaml", "qlora.yaml"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -31,52 +27,44 @@ def test_recipes_go_through_the_real_parser(path):
     assert options.task is not None
     assert model.dtype == "bfloat16"  # also the dtype of 4-bit arithmetic, which TRL would leave at float32
     assert model.lora_dropout == 0.0  # above it prompts cannot be shared
-    assert (args.num_warmups, args.max_warmup_length, args.warmup_separator) == (4, 8, " || ")
+    if path.stem != "gloss":  # its key words are longer, and its base knows another separator
+        assert (args.num_warmups, args.max_warmup_length, args.warmup_separator) == (4, 8, " || ")
     if path.stem in FOUR_BIT:
         assert model.load_in_4bit
         assert model.use_bnb_nested_quant
         assert script.dataset_test_split == "test"
 
 
-@pytest.mark.parametrize("name", ["tiny", "relay", "qlora", "paper"])
+@pytest.mark.parametrize("name", ["relay", "qlora", "paper"])
 def test_logiqa_profiles_name_the_task(name):
-    _, options, _, _ = parse_training(["--config", str(TINY.parent / f"{name}.yaml"), "--bf16", "false"])
+    _, options, _, _ = parse_training(["--config", str(LOGIQA / f"{name}.yaml"), "--bf16", "false"])
     assert options.task == "logiqa"
 
 
-def run_script(name: str, *arguments: str) -> None:
-    command = [sys.executable, str(LOGIQA / name), *arguments]
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=240)
+def test_the_puzzles_are_what_their_script_makes(tmp_path):
+    run_script(RELAY / "make_data.py", "--folder", str(tmp_path))
+    for name in SPLITS:
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (RELAY / f"{name}.jsonl").read_bytes(), name
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_the_puzzles_are_what_their_script_makes(tmp_path, world):
-    run_script(f"{world}/make_data.py", "--folder", str(tmp_path))
-    for name in ("train.jsonl", "validation.jsonl", "test.jsonl"):
-        assert (tmp_path / name).read_bytes() == (LOGIQA / world / name).read_bytes(), name
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_the_tokenizer_is_what_its_script_makes(tmp_path, world):
-    run_script("make_tokenizer.py", world, "--folder", str(tmp_path))
+def test_the_tokenizer_is_what_its_script_makes(tmp_path):
+    run_script(RELAY / "make_tokenizer.py", "--folder", str(tmp_path))
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / name).read_bytes() == (LOGIQA / world / "base" / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (RELAY / "base" / name).read_bytes(), name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", WORLDS)
-def test_the_base_writes_in_4_bit_what_it_was_taught(world):
-    """Asserts in the scripts: what is written, in float32 and NF4, and that it cannot answer directly."""
-    run_script(f"{world}/make_base.py", "--check")
+def test_the_base_writes_in_4_bit_what_it_was_taught():
+    """Asserts in the script: what is written, in float32 and NF4, and that it cannot answer directly."""
+    run_script(RELAY / "make_base.py", "--check")
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_sizes(world):
-    config = AutoConfig.from_pretrained(LOGIQA / world / "base")
+def test_sizes():
+    config = AutoConfig.from_pretrained(RELAY / "base")
     head_width = config.head_dim * config.num_key_value_heads
     for size in (config.hidden_size, config.intermediate_size, config.vocab_size, head_width):
         assert size % 64 == 0
-    assert (LOGIQA / world / "base" / "model.safetensors").stat().st_size <= 8 * 2**20
+    assert (RELAY / "base" / "model.safetensors").stat().st_size <= 2 * 2**20
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -93,20 +81,16 @@ def test_only_following_the_chain_tells_the_options_apart(split):
         assert (person, steps) == (row["options"][row["answer"]], 4)
 
 
-def test_a_derivation_of_four_fits_a_warmup():
-    tokenizer = AutoTokenizer.from_pretrained(TINY / "base")
-    assert len(tokenizer(" Ann > Bob > Cid > Dan .")["input_ids"]) == 8
+def test_a_chain_fits_a_warmup_and_any_text_encodes():
+    tokenizer = AutoTokenizer.from_pretrained(RELAY / "base")
+    assert len(tokenizer(" Bob Cid Dan Eve .")["input_ids"]) == 5
     text = "Odd “characters” — naïve, 中文, \U0001f600\t\x00"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-@pytest.mark.parametrize(("world", "train_rows"), [("tiny", 12800), ("relay", 8192)])
-def test_no_puzzle_is_in_two_splits(world, train_rows):
-    rows = {
-        name: [json.loads(line) for line in (LOGIQA / world / f"{name}.jsonl").read_text().splitlines()]
-        for name in ("train", "validation", "test")
-    }
-    assert {name: len(split) for name, split in rows.items()} == {"train": train_rows, "validation": 256, "test": 512}
+def test_no_puzzle_is_in_two_splits():
+    rows = read_splits(RELAY)
+    assert {name: len(split) for name, split in rows.items()} == {"train": 8192, "validation": 256, "test": 512}
     keys = [(row["text"], row["question"]) for split in rows.values() for row in split]
     assert len(set(keys)) == len(keys)
     for split in rows.values():

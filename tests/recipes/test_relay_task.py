@@ -21,9 +21,9 @@ def puzzles():
         import make_data
     finally:
         sys.path.remove(str(RELAY))
-        sys.modules.pop("make_data", None)  # the other world has one of this name
+        sys.modules.pop("make_data", None)  # other worlds have one of this name
     sized = [make_data.make_puzzle(2, make_data.random.Random(i), 1 + i % 4, 1 + i % 4) for i in range(12)]
-    return [(puzzle, logiqa([puzzle.row(0)])[0], make_data.derivation(puzzle).strip()) for puzzle in sized]
+    return [(puzzle, logiqa([puzzle.row(0)])[0], make_data.chain_text(puzzle).strip()) for puzzle in sized]
 
 
 def test_the_asked_chain_is_right(puzzles):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+
 import pytest
 from transformers import AutoTokenizer
 from worlds import ROOT, check_base, check_data, read_splits, run_script
@@ -10,7 +13,7 @@ from warmup_peft.evaluation.tasks import find_task, read_questions
 from warmup_peft.training.config import parse_training
 
 RECIPE = ROOT / "recipes" / "translation"
-TINY = RECIPE / "tiny"
+TINY, GLOSS = RECIPE / "tiny", RECIPE / "gloss"
 TASK = find_task(str(RECIPE / "task.py"))
 
 
@@ -62,6 +65,67 @@ def test_a_bad_row_is_named():
         TASK.read([good, {"de": "Ein Hund.", "en": " "}])
     with pytest.raises(ValueError, match="Row 1 has no text in the column `fr`"):
         TASK.read([good], target="fr")
+
+
+@pytest.fixture(scope="module")
+def gloss():
+    """The script's module. What it imports from beside it has siblings of the same names, so nothing stays."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        spec = importlib.util.spec_from_file_location("gloss_base", GLOSS / "make_base.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    for name in ("make_data", "small_base"):
+        del sys.modules[name]
+    return module
+
+
+def test_the_gloss_base_has_the_sizes_that_4_bit_needs():
+    check_base(GLOSS / "base")
+
+
+@pytest.mark.parametrize(
+    ("german", "words"),
+    [
+        ("Meine Schwester hat mein Bild getragen.", "sister picture carry"),
+        ("Am Morgen ruft der Koch die Kinder an.", "morning call cook child"),
+        ("Morgen wird der kluge Hund einschlafen.", "tomorrow will clever dog fall asleep"),
+        ("Wenn die Tante den Brief holt, schläft die Katze.", "aunt letter fetch sleep cat"),
+    ],
+)
+def test_key_words_are_dictionary_forms_in_the_german_order(gloss, german, words):
+    assert gloss.key_words(german) == words
+
+
+def test_both_languages_have_the_same_key_words(gloss):
+    """Their order differs, and a few words that German splits (`holt ... ab`) stand for a plain verb."""
+    rows = read_splits(TINY)["validation"]
+    same = [
+        sorted(gloss.key_words(row["de"]).split()) == sorted(" ".join(gloss.english_key_words(row["en"])).split())
+        for row in rows
+    ]
+    assert sum(same) >= 0.9 * len(rows)
+    assert any(gloss.key_words(row["de"]) != " ".join(gloss.english_key_words(row["en"])) for row in rows)
+
+
+def test_the_gloss_base_sees_no_translation_and_no_sentence_of_the_files(gloss):
+    """Whatever stands after a German sentence are its key words or itself; a sentence is after its own key words."""
+    written = {text for rows in read_splits(TINY).values() for row in rows for text in row.values()}
+    for read, text in [*gloss.skill_texts(400, 3), *gloss.habit_texts(100, 0.5, 4)]:
+        source, language = read.split("\n")
+        name, sentence = source.split(": ")
+        assert written.isdisjoint([sentence, text.strip()])
+        if name == "German":
+            assert text.strip() in (gloss.key_words(sentence), sentence)
+        else:
+            assert (name, language) == ("English", "English:")
+            assert sorted(sentence.split()) == sorted(" ".join(gloss.english_key_words(text.strip())).split())
+
+
+@pytest.mark.slow
+def test_the_gloss_base_writes_what_it_was_taught():
+    """Asserts in the script: the share of key words among its samples, and that it cannot translate directly."""
+    run_script(GLOSS / "make_base.py", "--check")
 
 
 @pytest.mark.slow

@@ -38,10 +38,10 @@ REFUSED = [
     ({"objective": "latro", "warmup_sampling": "beam"}, "warmup_sampling", "Set it to 'multinomial'"),
     ({"objective": "verifree", "num_warmups": 1}, "num_warmups", "2 or more"),
     ({"advantage_clip": 0.0, "objective": "jensen"}, "advantage_clip", "above 0"),
-    ({"advantage_clip": 0.2}, "advantage_clip", "has no advantages"),
+    ({"advantage_clip": 0.2, "objective": "warmup"}, "advantage_clip", "has no advantages"),
     ({"hindsight_steps": -1}, "hindsight_steps", "or more"),
     ({"hindsight_steps": 5, "warmup_source": "shuffled"}, "hindsight_steps", "row's own warmups"),
-    ({"normalize_advantages": True}, "normalize_advantages", "has no advantages"),
+    ({"normalize_advantages": True, "objective": "warmup"}, "normalize_advantages", "has no advantages"),
     (
         {"normalize_advantages": True, "objective": "rlpr", "num_warmups": 1},
         "normalize_advantages",
@@ -80,7 +80,7 @@ ACCEPTED = [
     {"warmup_source": "base", "warmup_pool": "pool", "warmup_pool_size": 4, "warmup_anchor": 0.3},
     {"warmup_source": "base", "objective": "posterior", "num_warmups": 1, "warmup_pool_size": 1},
     {"warmup_gain_steps": 0},
-    {"warmup_source": "base", "warmup_anchor": 0.0, "top_k": 5},
+    {"warmup_source": "base", "objective": "warmup", "warmup_anchor": 0.0, "top_k": 5},
     {"warmup_source": "base", "warmup_anchor": 0.3, "temperature": 0.7},
     {"warmup_sampling": "beam", "num_warmups": 1, "warmup_num_beams": 2},
     {"warmup_sampling": "beam", "num_warmups": 2, "warmup_num_beams": 5},
@@ -91,12 +91,27 @@ def config(**settings) -> WarmupSFTConfig:
     return WarmupSFTConfig(**{"output_dir": "unused", "bf16": False, "report_to": "none", **settings})
 
 
-def test_defaults_are_the_papers():
+@pytest.mark.parametrize(
+    ("settings", "objective"),
+    [
+        ({}, "jensen"),
+        ({"num_warmups": 1}, "warmup"),
+        ({"warmup_sampling": "beam"}, "warmup"),
+        ({"warmup_source": "shuffled"}, "warmup"),
+        ({"warmup_source": "base"}, "posterior"),
+        ({"warmup_source": "base", "objective": "warmup"}, "warmup"),
+    ],
+)
+def test_the_objective_follows_the_warmups_that_there_are(settings, objective):
+    assert config(**settings).objective == objective
+
+
+def test_defaults():
     options = WarmupOptions()
     options.check_warmup_options()
     assert (options.num_warmups, options.max_warmup_length, options.warmup_separator) == (4, 8, " || ")
     assert (options.temperature, options.top_k, options.top_p, options.min_p) == (1.0, 0, 1.0, None)
-    assert (options.warmup_sampling, options.num_beams, options.objective) == ("multinomial", 1, "warmup")
+    assert (options.warmup_sampling, options.num_beams, options.objective) == ("multinomial", 1, "jensen")
     assert (options.warmup_source, options.warmup_dropout) == ("policy", 0.0)
     assert options.prefix_sharing == "auto"
 

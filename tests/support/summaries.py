@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Estimate, Point
+from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Estimate, Gain, Point, UseOfWarmups
 from warmup_peft.evaluation.tasks import Row
 
 
 def difference(estimate: float = 0.1234, is_significant: bool = True, **changes) -> Difference:
     defaults = dict(
         reference="sft",
+        score=0.75 + estimate,
+        reference_score=0.75,
         estimate=estimate,
         low=estimate - 0.05,
         high=estimate + 0.05,
@@ -22,8 +24,14 @@ def difference(estimate: float = 0.1234, is_significant: bool = True, **changes)
         seeds_p=0.24,
         minimum_detectable_effect=0.031,
         is_significant=is_significant,
+        num_rows=512,
+        num_seeds=3,
     )
     return Difference(**(defaults | changes))
+
+
+def use(*by_seed: str) -> UseOfWarmups:
+    return UseOfWarmups(list(by_seed), Gain(1.961, 1.9, 2.02), Gain(0.01, -0.02, 0.04))
 
 
 def rows(*scores: float, warmup: str = "") -> list[Row]:
@@ -71,7 +79,8 @@ FAILED = ArmSummary(
 
 def comparison(*arms: ArmSummary, **changes) -> Comparison:
     defaults = dict(
-        verdict="Use warmups: anchored is better.",
+        verdict="Yes, use warmups: anchored is better.",
+        use="The warmups of anchored are read.",
         notes=["Two seeds are few."],
         metric="accuracy",
         goal=0.75,

@@ -190,6 +190,7 @@ def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
                 "max_warmup_length": options.max_warmup_length,
                 "warmup_separator": SEPARATOR,
                 "warmup_pool_size": options.num_warmups,
+                "objective": "warmup",
                 "warmup_anchor": 0.0,
                 "prefix_sharing": "always",
                 **common,

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from warmup_peft.comparison.experiment import plan_experiment, run_experiment
 from warmup_peft.comparison.formatting import estimate_text, p_text
-from warmup_peft.comparison.report.tables import sampled_text
+from warmup_peft.comparison.report.tables import score_after_text
 from warmup_peft.comparison.results import Comparison, Difference
 from warmup_peft.comparison.significance import minimum_detectable_effect
 from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
@@ -64,7 +64,7 @@ def show(comparison: Comparison, paths: Sequence[Path]) -> None:
     console.print(arms_table(comparison))
     for note in comparison.notes:
         console.print(f"- {note}", highlight=False, markup=False)  # an error may hold brackets
-    console.print(f"\n{comparison.verdict}", style="bold", highlight=False, markup=False)
+    console.print(f"\n{comparison.verdict}\n{comparison.use}", style="bold", highlight=False, markup=False)
     print("Report: " + ", ".join(map(str, paths)))
 
 
@@ -87,7 +87,7 @@ def arms_table(comparison: Comparison) -> Table:
             continue
         seconds = "" if arm.train_seconds is None else f"{arm.train_seconds.mean:,.0f}"
         score = estimate_text(arm.metrics[comparison.metric], partial(score_text, comparison.metric))
-        sampled = [sampled_text(comparison.metric, arm)] if is_sampled else []
+        sampled = [score_after_text(comparison.metric, arm, "sampled_score")] if is_sampled else []
         table.add_row(arm.name, score, *sampled, *against_sft(arm.versus_sft), seconds)
     return table
 

@@ -31,6 +31,7 @@ class Command:
         options: dataclasses whose fields are its options.
         has_trls: whether all fields of TRL's SFTConfig, ModelConfig and ScriptArguments are options, too.
         needs_compare: whether it needs the packages of warmup_peft[compare].
+        has_arms: whether its help lists the arms of a comparison.
         first_word: an option that may be given as the first word, without its name.
     """
 
@@ -38,6 +39,7 @@ class Command:
     options: tuple[type, ...]
     has_trls: bool = False
     needs_compare: bool = False
+    has_arms: bool = False
     first_word: str | None = None
 
 
@@ -65,6 +67,7 @@ COMMANDS = {
         (arguments.CompareOptions, *TRAINING),
         has_trls=True,
         needs_compare=True,
+        has_arms=True,
     ),
     "inspect": Command(
         "Show the warmups of a run and where they change the answer: warmup-peft inspect <folder>",
@@ -176,6 +179,8 @@ def print_commands() -> None:
 
 def print_options(command: Command) -> None:
     print(command.help + "\n")
+    if command.has_arms:
+        print_arms()
     for options in command.options:
         print((options.__doc__ or "").strip())
         hints = get_type_hints(options)
@@ -190,6 +195,15 @@ def print_options(command: Command) -> None:
             "--model_name_or_path, --dataset_name, --output_dir, --learning_rate, --load_in_4bit, ...\n"
             "https://huggingface.co/docs/trl/sft_trainer"
         )
+
+
+def print_arms() -> None:
+    from warmup_peft.comparison.arms import arms_of
+
+    print("Arms, each a change to the recipe (where it sets a warmup_anchor, arms take that one):")
+    for arm in arms_of(None).values():
+        print(f"  {arm.name}\n        {arm.description}")
+    print()
 
 
 def has_default(option: dataclasses.Field) -> bool:

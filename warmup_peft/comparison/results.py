@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from warmup_peft import __version__
 from warmup_peft.evaluation.tasks import Row
@@ -61,7 +61,9 @@ class Run:
             GPU's tensors, or of the process on a CPU.
         seconds_per_answer: seconds to write a warmup and an answer, in batches.
         warmups: metrics of its own warmups on the test rows (gain_over_none, gain_over_others, overlap, distinct,
-            mean_length, and those of `warmup_peft.comparison.sampled`); empty without warmups.
+            mean_length, those of `warmup_peft.comparison.sampled`, and for multiple choice score_after_none and
+            score_after_others: the first metric after no warmup and after a shuffled one); empty without warmups.
+        row_gains: gain_over_none and gain_over_others of each test row; empty without warmups.
         curve: points of the learning curve.
         device: the GPU or CPU that it ran on.
         at_a_time: how many runs shared the machine.
@@ -80,6 +82,7 @@ class Run:
     peak_memory: int = 0
     seconds_per_answer: float = 0.0
     warmups: dict[str, float] = field(default_factory=dict)
+    row_gains: dict[str, list[float]] = field(default_factory=dict)
     curve: list[Point] = field(default_factory=list)
     device: str = ""
     at_a_time: int = 1
@@ -201,7 +204,8 @@ class Difference:
 
     Attributes:
         reference: the arm that it is compared with.
-        estimate: the difference of the means over seeds.
+        score, reference_score: means over the seeds that both have.
+        estimate: their difference.
         low, high: 95% interval, by paired bootstrap over test rows.
         p: of the paired bootstrap, two-sided.
         p_adjusted: the same, corrected for the number of arms (Holm).
@@ -209,10 +213,12 @@ class Difference:
         seeds_p: paired t-test over seeds, corrected too; None where there is one seed.
         minimum_detectable_effect: the difference that the tests over this many rows detect with a power of 80%.
         is_significant: p_adjusted below 0.05, and so are mcnemar_p_adjusted and seeds_p where there are any.
-        num_seeds: how many seeds both arms have.
+        num_rows, num_seeds: how many test rows, and how many seeds both arms have.
     """
 
     reference: str
+    score: float
+    reference_score: float
     estimate: float
     low: float
     high: float
@@ -223,7 +229,41 @@ class Difference:
     seeds_p: float | None
     minimum_detectable_effect: float
     is_significant: bool
+    num_rows: int
     num_seeds: int = 1
+
+
+WarmupUse = Literal["read", "a pause", "unused"]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much the model's own warmups raise the log-likelihood of the reference over other text, in nats.
+
+    Attributes:
+        mean: over test rows and seeds.
+        low, high: 95% interval over test rows, of the mean over seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class UseOfWarmups:
+    """What an arm's warmups are to the model that writes them.
+
+    Attributes:
+        by_seed: of each seed. Warmups are `read` where they gain something over another row's, `a pause` where they
+            gain something over none only, and else `unused`. A gain counts if it is at least `UNUSED_BELOW` (see
+            `warmup_peft.method.diagnostics`) and its 95% interval over test rows lies above 0.
+        over_none, over_others: the gains over no warmup and over a shuffled one.
+    """
+
+    by_seed: list[WarmupUse]
+    over_none: Gain
+    over_others: Gain
 
 
 @dataclass(frozen=True)
@@ -238,6 +278,7 @@ class ArmSummary:
         metrics: of each score, and of perplexity, over seeds.
         train_seconds, examples_per_second, peak_memory, seconds_per_answer: over seeds; None where it is not trained.
         warmups: metrics of its warmups, over seeds.
+        use: what the warmups are to the model; None where there are none, or they are other rows'.
         versus_sft, versus_more_sft: differences; None for these arms themselves, or where that arm is not there.
         examples_to_reach: of each seed, the examples seen when the learning curve first reached the goal; None where
             it never did.
@@ -255,6 +296,7 @@ class ArmSummary:
     peak_memory: Estimate | None = None
     seconds_per_answer: Estimate | None = None
     warmups: dict[str, Estimate] = field(default_factory=dict)
+    use: UseOfWarmups | None = None
     versus_sft: Difference | None = None
     versus_more_sft: Difference | None = None
     examples_to_reach: list[int | None] = field(default_factory=list)
@@ -267,7 +309,8 @@ class Comparison:
     """All that a report presents.
 
     Attributes:
-        verdict: one sentence: whether to use warmups on this data.
+        verdict: one sentence: whether to use warmups on this data, against SFT with as much training time.
+        use: one sentence: whether the best arm's warmups are read, only a pause, or unused.
         notes: caveats, a sentence each (one seed, failed runs, how the best arm was chosen, ...).
         metric: the first metric's name, such as "accuracy".
         goal: the score whose `examples_to_reach` are counted; None where there is none.
@@ -282,6 +325,7 @@ class Comparison:
     """
 
     verdict: str
+    use: str
     notes: list[str]
     metric: str
     goal: float | None

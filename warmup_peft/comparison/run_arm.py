@@ -14,7 +14,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Thread
 
@@ -27,7 +27,15 @@ from trl import SFTTrainer
 from warmup_peft.comparison.arms import BASE_MODEL, MORE_SFT, SFT
 from warmup_peft.comparison.results import Job, Point, Run
 from warmup_peft.comparison.sampled import SampledWarmups
-from warmup_peft.evaluation.predictor import Predictor, as_rows, empty, score_predictions, shuffled
+from warmup_peft.evaluation.predictor import (
+    Prediction,
+    Predictor,
+    as_rows,
+    empty,
+    gains,
+    score_predictions,
+    shuffled,
+)
 from warmup_peft.evaluation.rows import rows_to_compare_on
 from warmup_peft.evaluation.tasks import Question, Task, find_task, fingerprint, is_multiple_choice
 from warmup_peft.inference.loading import end_with_the_tokenizer
@@ -94,6 +102,13 @@ def run_arm(job: Job, folder: Path) -> Run:
     seconds_per_answer = (time.perf_counter() - start) / len(test_rows)
     predictions = predictor.score(test_rows, written)
     scores = score_predictions(task.metrics, test_rows, predictions)
+    replaced = predictor.after_replaced(test_rows, predictions)
+    warmups = {
+        **predictor.warmup_metrics(test_rows, predictions, replaced),
+        **scores_after(replaced, task, test_rows),
+        **before,
+        **samples.after_training(predictions),
+    }
     examples = examples_seen(trainer, trainer.state.global_step)
     return Run(
         arm=job.arm,
@@ -106,12 +121,26 @@ def run_arm(job: Job, folder: Path) -> Run:
         examples_per_second=examples / seconds if seconds else 0.0,
         peak_memory=memory,
         seconds_per_answer=seconds_per_answer,
-        warmups=predictor.warmup_metrics(test_rows, predictions) | before | samples.after_training(predictions),
+        warmups=warmups,
+        row_gains={name: each.tolist() for name, each in gains(test_rows, predictions, replaced).items()},
         curve=curve,
         device=device_name(),
         at_a_time=job.at_a_time,
         rows=as_rows(test_rows, predictions, scores.statistics[task.metrics[0]].row_scores),
     )
+
+
+def scores_after(
+    replaced: Mapping[str, Sequence[Prediction]], task: Task, rows: Sequence[Question]
+) -> dict[str, float]:
+    """The first metric after no warmup and after a shuffled one, where no answer has to be written for it."""
+    if not is_multiple_choice(rows):
+        return {}
+    metric = task.metrics[0]
+    return {
+        f"score_after_{name}": score_predictions([metric], rows, predictions).totals[metric]
+        for name, predictions in replaced.items()
+    }
 
 
 def settings_of_job(job: Job, output_dir: Path) -> TrainingSettings:

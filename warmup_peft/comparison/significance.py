@@ -14,10 +14,10 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
-from warmup_peft.comparison.results import Difference, Estimate
+from warmup_peft.comparison.results import Difference, Estimate, Gain, UseOfWarmups, WarmupUse
 from warmup_peft.evaluation.metrics import Array, RowStatistics
+from warmup_peft.method.diagnostics import UNUSED_BELOW
 
 Pair = tuple[Sequence[RowStatistics], Sequence[RowStatistics]]
 
@@ -44,7 +44,7 @@ def paired_bootstrap(
     Returns:
         Low and high end of the 95% percentile interval of arm - reference; the two-sided p-value, the share of
         resamples whose difference lies as far from the observed one as that from zero; and the standard deviation
-        over resamples.
+        over the resamples that have a score, or 0 where fewer than two have.
     """
 
     def difference(rows: np.ndarray, axis: int = -1) -> Array:
@@ -58,9 +58,11 @@ def paired_bootstrap(
         (rows,), difference, n_resamples=resamples, batch=64, method="percentile", rng=np.random.default_rng(0)
     )
     samples = result.bootstrap_distribution
+    scored = samples[np.isfinite(samples)]
+    deviation = float(scored.std()) if len(scored) > 1 else 0.0
     is_as_far = ~(np.abs(samples - observed) < abs(observed) - 1e-12)  # so is a sample without a score
     p = (1 + int(is_as_far.sum())) / (1 + resamples)
-    return float(result.confidence_interval.low), float(result.confidence_interval.high), p, float(samples.std())
+    return float(result.confidence_interval.low), float(result.confidence_interval.high), p, deviation
 
 
 def mcnemar_p(arm: Sequence[RowStatistics], reference: Sequence[RowStatistics]) -> float:
@@ -82,6 +84,37 @@ def seeds_p(arm: Sequence[float], reference: Sequence[float]) -> float | None:
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
+def gain_of(by_seed: Sequence[Sequence[float]]) -> Gain:
+    """Mean gain over test rows and seeds.
+
+    Args:
+        by_seed: of each seed, the gains of the same test rows.
+    """
+    rows = np.mean(by_seed, axis=0)
+    mean, half = float(rows.mean()), 0.0
+    if len(rows) > 1:
+        half = float(stats.t.ppf(1 - LEVEL / 2, len(rows) - 1) * stats.sem(rows))
+    return Gain(mean, mean - half, mean + half)
+
+
+def use_of_warmups(over_none: Sequence[Sequence[float]], over_others: Sequence[Sequence[float]]) -> UseOfWarmups:
+    """What warmups are to the model, by their gains: of each seed, those of the test rows.
+
+    Each seed is judged alone: gains of models that all read their warmups may differ tenfold, so that a test of their
+    mean over three seeds would find nothing.
+    """
+
+    def is_gain(rows: Sequence[float]) -> bool:
+        gain = gain_of([rows])
+        return gain.mean >= UNUSED_BELOW and gain.low > 0
+
+    by_seed: list[WarmupUse] = [
+        "read" if is_gain(others) else "a pause" if is_gain(none) else "unused"
+        for none, others in zip(over_none, over_others)
+    ]
+    return UseOfWarmups(by_seed, gain_of(over_none), gain_of(over_others))
+
+
 def compare_with(name: str, paired: Sequence[Pair], is_right_or_wrong: bool) -> list[Difference]:
     """Differences of arms to the reference arm called `name`; p-values are corrected for the number of arms (Holm).
 
@@ -99,6 +132,8 @@ def compare_with(name: str, paired: Sequence[Pair], is_right_or_wrong: bool) -> 
     return [
         Difference(
             reference=name,
+            score=float(np.mean(by_seed[i][0])),
+            reference_score=float(np.mean(by_seed[i][1])),
             estimate=float(np.mean(by_seed[i][0]) - np.mean(by_seed[i][1])),
             low=low,
             high=high,
@@ -110,6 +145,7 @@ def compare_with(name: str, paired: Sequence[Pair], is_right_or_wrong: bool) -> 
             minimum_detectable_effect=detectable_effect(deviation, len(paired))
             or minimum_detectable_effect(len(paired[i][0][0].row_scores)),
             is_significant=of_rows[i] < LEVEL and (over_seeds[i] is None or over_seeds[i] < LEVEL),
+            num_rows=len(paired[i][0][0].row_scores),
             num_seeds=len(paired[i][0]),
         )
         for i, (low, high, p, deviation) in enumerate(intervals)
@@ -117,8 +153,11 @@ def compare_with(name: str, paired: Sequence[Pair], is_right_or_wrong: bool) -> 
 
 
 def corrected(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction."""
-    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
+    """Holm's correction. (statsmodels' `multipletests` collects garbage at every call, a second with torch loaded.)"""
+    order, found = np.argsort(p_values, kind="stable"), np.empty(len(p_values))
+    steps = np.asarray(p_values, dtype=np.float64)[order] * np.arange(len(order), 0, -1)
+    found[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return found.tolist()
 
 
 def corrected_where_known(p_values: Sequence[float | None]) -> list[float | None]:

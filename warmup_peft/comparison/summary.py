@@ -12,9 +12,16 @@ from functools import lru_cache
 from typing import Any
 
 from warmup_peft.comparison.arms import MORE_SFT, SFT, Arm
-from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Estimate, Point, Run
-from warmup_peft.comparison.significance import compare_with, estimate
-from warmup_peft.comparison.verdict import best_arm_note, control_note, seeds_note, verdict
+from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Estimate, Point, Run, UseOfWarmups
+from warmup_peft.comparison.significance import compare_with, estimate, use_of_warmups
+from warmup_peft.comparison.verdict import (
+    best_arm_note,
+    control_note,
+    equal_steps_note,
+    seeds_note,
+    use_of_best,
+    verdict,
+)
 from warmup_peft.evaluation.metrics import METRICS, Answers, RowStatistics, is_right_or_wrong, mean_of_rows
 
 Runs = Mapping[str, Sequence[Run]]  # of each arm's name, those that have ended, in the order of their seeds
@@ -42,22 +49,24 @@ def summarize(
         arm.name: summary_of(arm, runs.get(arm.name, []), goal, to_sft.get(arm.name), to_more_sft.get(arm.name))
         for arm in arms
     }
-    candidates = [summaries[arm.name] for arm in arms if arm.has_warmups and not arm.is_control]
-    best = best_of(candidates)
-
-    def best_against(method: str) -> Difference | None:
-        """Difference of the best warmup arm to the best arm of `method`, corrected for all arms: any could be best."""
-        other = best_of([summaries[arm.name] for arm in arms if arm.method == method])
-        if best is None or other is None:
-            return None
-        reference = next(arm for arm in arms if arm.name == other.name)
-        return differences(other.name, [(arm, reference) for arm in warmup_arms], done, metric).get(best.name)
-
+    candidates = [arm for arm in arms if arm.has_warmups and not arm.is_control]
+    best = best_of([summaries[arm.name] for arm in candidates])
+    sft, is_as_long = best_sft(best, arms, summaries)
+    to_best_sft = None
+    if best is not None and sft is not None:  # corrected for all candidates: any could be best
+        reference = next(arm for arm in arms if arm.name == sft.name)
+        to_best_sft = differences(sft.name, [(arm, reference) for arm in candidates], done, metric).get(best.name)
     every_run = [run for each in done.values() for run in each]
     notes = [control_note(arm, difference) for arm, difference in control_differences(arms, done, metric)]
     return Comparison(
-        verdict=verdict(best, best_against(SFT), best_against(MORE_SFT), metric),
-        notes=[*notes, *best_arm_note(best, len(candidates)), *seeds_note(list(summaries.values()))],
+        verdict=verdict(best, sft, to_best_sft, is_as_long, metric),
+        use=use_of_best(best, metric),
+        notes=[
+            *equal_steps_note(best, sft, metric),
+            *notes,
+            *best_arm_note(best, len(candidates)),
+            *seeds_note(list(summaries.values())),
+        ],
         metric=metric,
         goal=goal,
         arms=list(summaries.values()),
@@ -127,6 +136,33 @@ def best_of(summaries: Sequence[ArmSummary]) -> ArmSummary | None:
     return max((summary for summary in summaries if summary.seeds), key=merit, default=None)
 
 
+def best_sft(
+    best: ArmSummary | None, arms: Sequence[Arm], summaries: Mapping[str, ArmSummary]
+) -> tuple[ArmSummary | None, bool]:
+    """The SFT arm that the best warmup arm has to beat, and whether SFT was given as much training time.
+
+    It was if there is a `more_sft` for the warmup arm, or an SFT arm (of a sweep) that trained at least as long. The
+    best SFT may still be a shorter one: more time must not make SFT look worse. Without learning curves to choose by,
+    it is one with as much time.
+    """
+    every = [arm for arm in arms if arm.method in (SFT, MORE_SFT) and summaries[arm.name].seeds]
+    if best is None or not every:
+        return None, False
+    trained = next(arm for arm in arms if arm.name == best.name)
+
+    def is_as_long(arm: Arm) -> bool:
+        is_made_for_it = arm.method == MORE_SFT and arm.is_paired_with(trained)
+        return is_made_for_it or seconds_of(summaries[arm.name]) >= seconds_of(best)
+
+    as_long = [arm for arm in every if is_as_long(arm)]
+    chosen_from = every if best.curve or not as_long else as_long
+    return best_of([summaries[arm.name] for arm in chosen_from]), bool(as_long)
+
+
+def seconds_of(summary: ArmSummary) -> float:
+    return summary.train_seconds.mean if summary.train_seconds else 0.0
+
+
 # ---- One arm ----
 
 
@@ -157,12 +193,18 @@ def summary_of(
         peak_memory=over_seeds(lambda run: run.peak_memory),
         seconds_per_answer=over_seeds(lambda run: run.seconds_per_answer),
         warmups={name: over_seeds(lambda run, name=name: run.warmups[name]) for name in done[0].warmups},
+        use=use_of(done) if not arm.is_control and all(run.row_gains for run in done) else None,
         versus_sft=versus_sft,
         versus_more_sft=versus_more_sft,
         examples_to_reach=[examples_to_reach(run.curve, goal) for run in done if run.curve and goal is not None],
         curve=mean_curve([run.curve for run in done]),
         rows=done[0].rows,
     )
+
+
+def use_of(runs: Sequence[Run]) -> UseOfWarmups:
+    gains = ([run.row_gains[name] for run in runs] for name in ("gain_over_none", "gain_over_others"))
+    return use_of_warmups(*gains)
 
 
 def examples_to_reach(curve: Sequence[Point], goal: float) -> int | None:

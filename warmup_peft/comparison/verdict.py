@@ -5,61 +5,122 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from warmup_peft.comparison.arms import SFT, Arm
-from warmup_peft.comparison.formatting import interval_text, p_text
-from warmup_peft.comparison.results import ArmSummary, Difference
+from warmup_peft.comparison.formatting import count, interval_text, listed, p_text, significance_text, time_unit
+from warmup_peft.comparison.results import ArmSummary, Difference, Gain, WarmupUse
 from warmup_peft.comparison.significance import LEVEL
-from warmup_peft.evaluation.metrics import metric_name, number_text, points_text
+from warmup_peft.evaluation.metrics import metric_name, number_text, points_text, score_text
+
+EQUAL_STEPS_ONLY = "; no SFT arm trained as long, so this holds for equal steps only: add the arm more_sft"
 
 
-def verdict(best: ArmSummary | None, to_sft: Difference | None, to_more_sft: Difference | None, metric: str) -> str:
-    """Whether to use warmups, in one sentence: the best warmup arm against the best SFT arm."""
-    if best is None or to_sft is None:
+def verdict(
+    best: ArmSummary | None, sft: ArmSummary | None, difference: Difference | None, is_as_long: bool, metric: str
+) -> str:
+    """Whether to use warmups, in one sentence.
+
+    Args:
+        best: the best warmup arm.
+        sft: the best SFT arm.
+        difference: of the one to the other; None where no seed is done of both.
+        is_as_long: whether SFT was given as much training time.
+    """
+    if best is None or sft is None or difference is None:
         missing = "warmup arm" if best is None else "SFT arm with the same seeds"
-        return f"No verdict: the comparison has no finished {missing}."
-    swept = f" (the best of its kind, {to_sft.reference})" if to_sft.reference != SFT else ""
-    gained = f"{points_text(to_sft.estimate)} points of {metric_name(metric)}"
-    against = f"{gained} against SFT with as many steps{swept} ({interval_text(to_sft)})"
-    if not to_sft.is_significant and not is_significant_over_rows(to_sft):
+        return f"No answer: the comparison has no finished {missing}."
+    found = scores_text(best, sft, difference, is_as_long, metric)
+    only = "" if is_as_long else EQUAL_STEPS_ONLY
+    if difference.is_significant and difference.estimate > 0:
+        return f"Yes, use warmups here: {found}{only}."
+    if difference.is_significant:
+        return f"No, do not use warmups here: even the best warmup arm, {found}{only}."
+    rows, seeds = count(difference.num_rows, "test row"), count(difference.num_seeds, "seed")
+    return f"Not decided by {rows} and {seeds}: {found}, {why_not_decided(difference)}{only}."
+
+
+def scores_text(best: ArmSummary, sft: ArmSummary, difference: Difference, is_as_long: bool, metric: str) -> str:
+    """Scores of both arms, their difference and their training times."""
+    ours, theirs = (score_text(metric, score) for score in (difference.score, difference.reference_score))
+    other = f"the best SFT in as much training time ({sft.name})" if is_as_long else f"SFT ({sft.name})"
+    seconds = [arm.train_seconds.mean for arm in (best, sft) if arm.train_seconds]
+    times = f"; training took {' and '.join(map(duration_text, seconds))}" if len(seconds) == 2 else ""
+    return (
+        f"{best.name} has {metric_name(metric)} {ours} and {other} has {theirs}, a difference of "
+        f"{points_text(difference.estimate)} points ({interval_text(difference)}{times})"
+    )
+
+
+def duration_text(seconds: float) -> str:
+    unit, size = time_unit(seconds)
+    return f"{number_text(seconds / size, ',.1f' if seconds < 10 else ',.0f')} {unit}"
+
+
+def why_not_decided(difference: Difference) -> str:
+    if is_significant_over_rows(difference):
         return (
-            f"No significant difference: the best warmup arm, {best.name}, has {against}. The minimum detectable "
-            f"effect with these test rows is {number_text(100 * to_sft.minimum_detectable_effect, '.1f')} points."
+            f"which is significant over the test rows but not over the seeds ({p_text(difference.seeds_p)}), so "
+            "another training might not repeat it: run more seeds"
         )
-    if not to_sft.is_significant:
-        return (
-            f"Inconclusive: the best warmup arm, {best.name}, has {against}. This is significant over the test rows, "
-            f"but not over the seeds ({p_text(to_sft.seeds_p)}), so another training might not repeat it. Run more "
-            "seeds."
-        )
-    if to_sft.estimate < 0:
-        return f"Do not use warmups here: even the best warmup arm, {best.name}, has {against}."
-    return f"Warmups help here: {best.name} has {against}{after_more_sft(to_more_sft)}."
+    least = number_text(100 * difference.minimum_detectable_effect, ".1f")
+    return f"which is not significant; the minimum detectable effect with these test rows is {least} points"
+
+
+USES = {"read": "read", "a pause": "only a pause", "unused": "unused"}
+
+
+def use_of_best(best: ArmSummary | None, metric: str) -> str:
+    """What the best arm's warmups are to it, in one sentence: read, only a pause, or unused."""
+    if best is None or best.use is None:
+        return "Whether its warmups are read was not measured."
+    use = best.use
+    after = score_after_other_text(best, metric)
+    return (
+        f"The warmups of {best.name} are {seeds_text(use.by_seed)}: they make the reference more likely by "
+        f"{gain_text(use.over_none)} than no warmup, and by {gain_text(use.over_others)} than another row's{after}."
+    )
+
+
+def seeds_text(by_seed: Sequence[WarmupUse]) -> str:
+    """`read`, or `read in 2 of 3 seeds and only a pause in 1`."""
+    counts = [(words, by_seed.count(use)) for use, words in USES.items() if use in by_seed]
+    if len(counts) == 1:
+        return counts[0][0]
+    (first, number), *others = counts
+    return listed([f"{first} in {number} of {len(by_seed)} seeds", *(f"{words} in {n}" for words, n in others)])
+
+
+def gain_text(gain: Gain) -> str:
+    mean, low, high = (number_text(value, "+.2f") for value in (gain.mean, gain.low, gain.high))
+    return f"{mean} nats (95% interval {low} to {high})"
+
+
+def score_after_other_text(best: ArmSummary, metric: str) -> str:
+    """The first metric after other text than the own warmup, where it was measured."""
+    found = {
+        words: score_text(metric, best.warmups[name].mean)
+        for name, words in (("score_after_others", "another row's"), ("score_after_none", "none"))
+        if name in best.warmups
+    }
+    if not found:
+        return ""
+    own = score_text(metric, best.metrics[metric].mean)
+    others = " and ".join(f"{score} after {words}" for words, score in found.items())
+    return f"; {metric_name(metric)} is {own} after its own, {others}"
+
+
+def equal_steps_note(best: ArmSummary | None, sft: ArmSummary | None, metric: str) -> list[str]:
+    """The difference to SFT with as many steps, where the verdict is about another SFT arm."""
+    if best is None or sft is None or best.versus_sft is None or sft.name.split()[0] == SFT:
+        return []
+    equal = best.versus_sft
+    return [
+        f"At equal steps {best.name} has {points_text(equal.estimate)} points of {metric_name(metric)} against "
+        f"{equal.reference} ({interval_text(equal)}; {significance_text(equal)})."
+    ]
 
 
 def is_significant_over_rows(difference: Difference) -> bool:
     """Whether the tests over rows are significant, whatever the test over seeds says."""
     return max(difference.p_adjusted, difference.mcnemar_p_adjusted or 0.0) < LEVEL
-
-
-def after_more_sft(to_more: Difference | None) -> str:
-    """The comparison with SFT that was trained for as long, as the end of a sentence."""
-    if to_more is None:
-        return "; SFT with the same training time was not run (arm more_sft)"
-    against = f"{points_text(to_more.estimate)} points, {interval_text(to_more)}"
-    is_ahead = to_more.estimate > 0
-    if to_more.is_significant and is_ahead:
-        return f", and is also better than SFT with the same training time ({against})"
-    if to_more.is_significant:
-        return f", but SFT with the same training time is better ({against}): train SFT longer instead"
-    if is_significant_over_rows(to_more):
-        side = "better" if is_ahead else "worse"
-        return (
-            f"; on these test rows it is {side} than SFT with the same training time ({against}), but this is not "
-            "significant over the seeds"
-        )
-    return (
-        f", but there is no significant difference to SFT with the same training time ({against}): warmups save "
-        "steps, not time"
-    )
 
 
 def control_note(control: Arm, anchored: Difference) -> str:

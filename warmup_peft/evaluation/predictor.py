@@ -7,7 +7,7 @@ warmup and the separator), and it generates an answer freely. This module knows 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warmup_peft.evaluation.metrics import RowStatistics, score_rows, totals
+from warmup_peft.evaluation.metrics import Array, RowStatistics, score_rows, totals
 from warmup_peft.evaluation.tasks import Question, Row, as_answers, is_multiple_choice
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import append_warmups, pad_token_id, write_warmups
@@ -157,25 +157,43 @@ class Predictor:
             scores |= dict(zip(indices, map(tuple, logps.tolist())))
         return [scores[i] for i in range(len(questions))]
 
-    def warmup_metrics(self, questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Metrics of the warmups on these questions; empty if there are no warmups.
+    def after_replaced(
+        self, questions: Sequence[Question], predictions: Sequence[Prediction]
+    ) -> dict[str, list[Prediction]]:
+        """Predictions after no warmup (`none`) and after shuffled ones (`others`), with no written answer.
 
-        `gain_over_none` and `gain_over_others` are mean gains in the log-likelihood of the right option, in nats: over
-        no warmup, and over a shuffled warmup. `overlap` is the share of the warmups' words that the right option has.
+        They are empty if there are no warmups.
         """
         if not self.has_warmups:
             return {}
-        targets = [dataclasses.replace(q, options=(q.completion,), answer=0) for q in questions]
-        own = np.array([p.option_logps[q.answer] for q, p in zip(questions, predictions)])
         warmup_ids = [list(prediction.warmup_ids) for prediction in predictions]
+        return {
+            "none": self.answer(questions, 0, empty(questions)),
+            "others": self.answer(questions, 0, shuffled(warmup_ids)),
+        }
 
-        def gain_over(instead: list[Ids]) -> float:
-            return float(np.mean(own - np.array(self.logps(targets, instead))[:, 0]))
+    def warmup_metrics(
+        self,
+        questions: Sequence[Question],
+        predictions: Sequence[Prediction],
+        replaced: Mapping[str, Sequence[Prediction]] | None = None,
+    ) -> dict[str, float]:
+        """Metrics of the warmups on these questions; empty if there are no warmups.
 
+        `gain_over_none` and `gain_over_others` are the mean `gains`. `overlap` is the share of the warmups' words that
+        the right option has.
+
+        Args:
+            replaced: what `after_replaced` returned, if that is known; else only the right options are scored.
+        """
+        if not self.has_warmups:
+            return {}
+        if replaced is None:
+            replaced = self.after_replaced([as_target(question) for question in questions], predictions)
+        warmup_ids = [list(prediction.warmup_ids) for prediction in predictions]
         shared = [num_shared_words(p.warmup, q.completion) for q, p in zip(questions, predictions)]
         return {
-            "gain_over_none": gain_over(empty(questions)),
-            "gain_over_others": gain_over(shuffled(warmup_ids)),
+            **{name: float(np.mean(each)) for name, each in gains(questions, predictions, replaced).items()},
             "overlap": sum(count for count, _ in shared) / max(1, sum(count for _, count in shared)),
             "distinct": len(set(map(tuple, warmup_ids))) / len(warmup_ids),
             "mean_length": float(np.mean([len(ids) for ids in warmup_ids])),
@@ -368,6 +386,30 @@ def answer_text(question: Question, prediction: Prediction) -> str:
     """The chosen option, or the generated answer if the question has no options."""
     is_choice = len(question.options) > 1
     return (question.options[prediction.choice] if is_choice else prediction.generation or "").strip()
+
+
+def as_target(question: Question) -> Question:
+    """The question with the right option alone."""
+    return dataclasses.replace(question, options=(question.completion,), answer=0)
+
+
+def target_logps(questions: Sequence[Question], predictions: Sequence[Prediction]) -> Array:
+    """(n,) log-likelihood of each right option, in nats. Of one option only, that is the right one."""
+    logps = [prediction.option_logps for prediction in predictions]
+    return np.array([each[q.answer if len(each) > 1 else 0] for q, each in zip(questions, logps)])
+
+
+def gains(
+    questions: Sequence[Question],
+    predictions: Sequence[Prediction],
+    replaced: Mapping[str, Sequence[Prediction]],
+) -> dict[str, Array]:
+    """Each row's gain in the log-likelihood of the right option, in nats, over what `after_replaced` returned.
+
+    So `gain_over_none` is over no warmup, and `gain_over_others` over a shuffled one.
+    """
+    own = target_logps(questions, predictions)
+    return {f"gain_over_{name}": own - target_logps(questions, others) for name, others in replaced.items()}
 
 
 def perplexity(questions: Sequence[Question], predictions: Sequence[Prediction]) -> float:

@@ -21,6 +21,7 @@ from warmup_peft.method.branches import Warmups, prefix_mask
 EMPTY_BELOW = 0.5  # tokens on average
 DRAFT_ABOVE = 0.75  # share of the warmups' words that are the target's
 UNUSED_BELOW = 0.05  # nats a target over no warmup
+BLIND_BELOW = 0.01  # share of the prompts with a warmup that holds a word of the target
 GRACE = 0.5  # of the training: before that a gain of nothing is only a gain that has not come yet
 
 
@@ -63,16 +64,23 @@ def contains(warmup: str, target: str) -> bool:
 def what_is_wrong(metrics: Mapping[str, float], share_of_training: float) -> str | None:
     """In words, with the option that helps, why warmups bring nothing any more; None where they do.
 
-    Collapse has three faces, and the thresholds lie between what was seen on the puzzles of `recipes/logiqa`:
+    Hindsight that finds nothing teaches nothing. Collapse has three faces, and the thresholds lie between what was
+    seen on puzzles such as those of `recipes/logiqa`:
 
     - empty: below half a token on average. Most warmups are then no warmup.
-    - drafts of the answer: more than three quarters of the warmups' words are the target's. A derivation that names
-      the answer once has 0.29 there; a warmup that is the answer and nothing else has 1.
+    - drafts of the answer: more than three quarters of the warmups' words are the target's. A chain of names that
+      holds the answer once has 0.29 there; a warmup that is the answer and nothing else has 1.
     - unused: in the second half of the training the target gains less than 0.05 nats over no warmup. Collapsed
       warmups (a guess, then stop) had 0.01 there, anchored ones 2.4. At the start nothing is gained yet.
     """
     length, overlap = metrics.get("warmups/mean_length"), metrics.get("warmups/overlap")
     gain = metrics.get("warmups/gain_over_none")
+    hindsight = metrics.get("warmups/hindsight")
+    if hindsight is not None and hindsight < BLIND_BELOW:
+        return (
+            f"Hindsight teaches nothing: {hindsight:.1%} of the prompts have a warmup that holds a word of the "
+            "target. Raise num_warmups, or set hindsight_steps to 0."
+        )
     help = "Raise warmup_anchor (0.3 is a good start), or set warmup_source to base."
     if length is not None and length < EMPTY_BELOW:
         return f"Warmups have become empty ({length:.2f} tokens on average). {help}"

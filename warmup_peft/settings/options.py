@@ -45,11 +45,12 @@ class WarmupOptions:
         default=None,
         metadata={"help": "Sample from tokens with at least min_p times the probability of the most likely one."},
     )
-    objective: Objective = field(
-        default="warmup",
+    objective: Objective | None = field(
+        default=None,
         metadata={
             "help": "What is maximised, see the table in warmup_peft/method/objective.py: 'warmup' is Warmup "
-            "Generations; those with an advantage also train what is written as a warmup."
+            "Generations; those with an advantage also train what is written as a warmup. The default is 'jensen', "
+            "'posterior' with warmup_source 'base', and 'warmup' for beams, a single warmup, and controls."
         },
     )
     normalize_advantages: bool = field(
@@ -80,10 +81,11 @@ class WarmupOptions:
     warmup_anchor: float | None = field(
         default=None,
         metadata={
-            "help": "beta: weight of the divergence, at the warmup's tokens, between the model and the model with its "
-            "adapter disabled, which keeps warmups from collapsing. The paper uses 0. The default is 0.3, or 0 if a "
-            "whole model is trained on its own samples, because there is no adapter to disable. With warmup_source "
-            "'base' it is the weight of the cross-entropy on the warmups."
+            "help": "beta: weight of the divergence KL(base || model) at the warmup's tokens, where the base is the "
+            "model with its adapter disabled. It keeps warmups from collapsing, and what the base may write from "
+            "being forgotten. The paper uses 0. The default is 0.3, or 0 if a whole model is trained on its own "
+            "samples, because there is no adapter to disable. With warmup_source 'base' it is the weight of the "
+            "cross-entropy on the warmups; objective latro has KL(model || base)."
         },
     )
     warmup_pool_size: int = field(
@@ -136,11 +138,19 @@ class WarmupOptions:
         self._require(
             self.prefix_sharing in ("auto", "always", "never"), "prefix_sharing", "Choose auto, always or never."
         )
+        if self.objective is None:
+            self.objective = self._default_objective()
         self._check_numbers()
         self._check_ranges()
         self._check_objective()
         self._check_source()
         self._check_beams()
+
+    def _default_objective(self) -> str:
+        if self.warmup_source == "base":
+            return "posterior"
+        are_independent = self.warmup_source == "policy" and self.warmup_sampling == "multinomial"
+        return "jensen" if are_independent and self.num_warmups != 1 else "warmup"
 
     def _check_numbers(self) -> None:
         """Check the type of options that are annotated as numbers."""

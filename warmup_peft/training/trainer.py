@@ -225,7 +225,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         )
 
     def _credit(self, warmups: Warmups, target: Tokens, scores: Scores) -> Credit:
-        if self._mode == "train" and self.state.global_step < self.args.hindsight_steps:
+        if self._has_hindsight:
             return hindsight_credit(scores.target_logp_BK, self._monitor.shares_found(warmups, target))
         return credit_of(
             scores,
@@ -271,6 +271,10 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
+    @property
+    def _has_hindsight(self) -> bool:
+        return self._mode == "train" and self.state.global_step < self.args.hindsight_steps
+
     def _log_ratios(self, ratios: Ratios) -> None:
         """Append ratios of sums over all ranks; what was counted nowhere is left out."""
         sums = torch.stack([x.float() for pair in ratios.values() for x in pair])
@@ -291,6 +295,9 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
     ) -> None:
         """TRL's metrics of the batch and those of its warmups, to be averaged until the next log."""
         ratios = self._monitor.ratios(encoded.prompt, warmups, target, scores, credit)
+        if self._has_hindsight:
+            weight_BK, _ = credit
+            ratios["warmups/hindsight"] = ((weight_BK.sum(1) > 0).sum(), torch.ones_like(weight_BK[:, 0]).sum())
         every = self.args.warmup_gain_steps
         if every and (self._mode == "eval" or self.state.global_step % every == 0):
 

@@ -13,7 +13,7 @@ Stage 3, habit: a few hundred short steps on what the base shall write: the aske
 It never sees an answer. So the base *can* write the warmup that helps, does so in a part of its samples, and knows
 nothing of its use. Fine-tuning has to find out.
 
-    python recipes/logiqa/make_tokenizer.py relay     # first: the tokenizer is read from recipes/logiqa/relay/base/
+    python recipes/logiqa/relay/make_tokenizer.py     # first: the tokenizer is read from relay/base/
     python recipes/logiqa/relay/make_base.py          # about 35 minutes on one core
     python recipes/logiqa/relay/make_base.py --reader base-reader --chain_share 0.1   # another habit, in two minutes
     python recipes/logiqa/relay/make_base.py --check  # measures what is there, without training
@@ -27,17 +27,25 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from make_data import HERE, NAMES, Puzzle, continuation, derivation, generate_splits, puzzle_stream
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from make_data import HERE, NAMES, Puzzle, chain_text, continuation, generate_splits, puzzle_stream
+from tqdm import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-sys.path.append(str(HERE.parent))
-from puzzle_base import load_base, make_config, option_accuracy, prompt_of, train
+from warmup_peft.evaluation.logiqa import format_logiqa_prompt
 
+IGNORED = -100
 PHRASES = (" Let us see .", " It is not hard .")
 PHRASE_WEIGHTS = (2, 1)  # so that the likeliest warmup is the first phrase
 NUM_LISTS = 3  # of a row in stage 2
@@ -55,13 +63,13 @@ def all_chains(puzzle: Puzzle, rng: random.Random) -> str:
     """The asked chain from its second person on, then the others whole, in random order."""
     others = list(puzzle.chains[1:])
     rng.shuffle(others)
-    return derivation(puzzle) + "".join(continuation(chain) for chain in others)
+    return chain_text(puzzle) + "".join(continuation(chain) for chain in others)
 
 
 def habit(puzzle: Puzzle, rng: random.Random, chain_share: float) -> str:
     """What the base shall write after this puzzle: the asked chain, or one of the phrases."""
     if rng.random() < chain_share:
-        return derivation(puzzle)
+        return chain_text(puzzle)
     return rng.choices(PHRASES, PHRASE_WEIGHTS)[0]
 
 
@@ -96,6 +104,81 @@ def own_batches(size: int, steps: int, seed: int) -> Iterator[list[Puzzle]]:
     return (list(itertools.islice(stream, size)) for _ in range(steps))
 
 
+def make_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """Sizes are multiples of 64, the block size of 4-bit quantisation."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=tokenizer.model_max_length,
+        tie_word_embeddings=True,
+        initializer_range=0.06,  # the usual 0.02 is for wider models: here attention would start flat and learn slowly
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def prompt_of(puzzle: Puzzle) -> str:
+    return format_logiqa_prompt(puzzle.row(0))
+
+
+def pad_right(rows: list[list[int]], value: int) -> torch.Tensor:
+    length = max(map(len, rows))
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+def make_batch(
+    puzzles: list[Puzzle], texts: list[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels, padded on the right. Only what follows the prompt, and the end, have labels."""
+    prompts = tokenizer([prompt_of(puzzle) for puzzle in puzzles])["input_ids"]
+    targets = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
+    ids = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
+    labels = [[IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
+    return pad_right(ids, tokenizer.pad_token_id), pad_right(labels, IGNORED)
+
+
+def continuation_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy at the labelled positions only: elsewhere no logits are computed.
+
+    Padding is on the right and attention causal, so no labelled position can see it and no mask is needed.
+    """
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    targets = labels[:, 1:]
+    labelled = targets != IGNORED
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[labelled]), targets[labelled])
+
+
+def train(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Iterable[tuple[list[Puzzle], list[str]]],
+    steps: int,
+    lr: float,
+    name: str,
+) -> None:
+    """Learn to continue prompts, with one cycle of the learning rate. A batch is puzzles and what follows each."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=steps, pct_start=0.1, cycle_momentum=False
+    )
+    progress = tqdm(batches, total=steps, desc=name, unit="step", mininterval=10)
+    for step, (puzzles, texts) in enumerate(progress):
+        loss = continuation_loss(model, *make_batch(puzzles, texts, tokenizer))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 50 == 0:
+            progress.set_postfix(loss=f"{loss.item():.4f}")
+    model.eval()
+
+
 def learn_to_follow(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> None:
     rng = random.Random(args.seed)
     batches = following_batches(args.batch_size, args.steps, args.seed)
@@ -113,7 +196,7 @@ def learn_to_recall(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase,
 def make_reader(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> LlamaForCausalLM:
     """The model after stages 1 and 2."""
     torch.manual_seed(args.seed)
-    model = LlamaForCausalLM(make_config(tokenizer, intermediate_size=256, num_hidden_layers=2))
+    model = LlamaForCausalLM(make_config(tokenizer))
     learn_to_follow(model, tokenizer, args)
     learn_to_recall(model, tokenizer, args)
     return model
@@ -124,6 +207,45 @@ def take_on_the_habit(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBas
     batches = own_batches(args.batch_size, args.habit_steps, args.seed + 2)
     rows = ((puzzles, [habit(puzzle, rng, args.chain_share) for puzzle in puzzles]) for puzzles in batches)
     train(model, tokenizer, rows, args.habit_steps, args.habit_lr, "habit")
+
+
+def load_base(folder: Path, four_bit: bool) -> PreTrainedModel:
+    """The saved model in float32, or in nested NF4 with bfloat16 arithmetic.
+
+    On CPUs with AVX512-BF16, bitsandbytes repacks a layer's 4-bit weights in place at its first forward in eval mode
+    without gradient. Switching that off before any forward keeps one layout, which training can read, on every CPU.
+    """
+    if not four_bit:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    import bitsandbytes as bnb
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=quantization, dtype=torch.bfloat16, device_map="cpu"
+    )
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return model.eval()
+
+
+@torch.no_grad()
+def option_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, puzzles: list[Puzzle]) -> float:
+    """Share of puzzles whose right option is the likeliest continuation of the prompt.
+
+    Every option is one name, which is one token, so a single position's logits decide.
+    """
+    rows = tokenizer([prompt_of(puzzle) for puzzle in puzzles])["input_ids"]
+    last = torch.tensor([len(row) - 1 for row in rows])
+    logits = model(input_ids=pad_right(rows, tokenizer.pad_token_id)).logits[torch.arange(len(rows)), last]
+    options = torch.tensor([[tokenizer.encode(f" {name}")[0] for name in puzzle.options] for puzzle in puzzles])
+    chosen = logits.gather(1, options).argmax(dim=1)
+    return (chosen == torch.tensor([puzzle.answer for puzzle in puzzles])).float().mean().item()
 
 
 @torch.no_grad()
@@ -137,7 +259,7 @@ def chain_accuracy(
     how = {"do_sample": True, "num_return_sequences": num_samples, "top_k": 0} if num_samples else {"do_sample": False}
     rows = model.generate(**inputs, **how, max_new_tokens=MAX_WRITTEN)[:, batch["input_ids"].shape[1] :]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    wanted = [derivation(puzzle) for puzzle in puzzles for _ in range(max(num_samples, 1))]
+    wanted = [chain_text(puzzle) for puzzle in puzzles for _ in range(max(num_samples, 1))]
     return sum(map(str.__eq__, texts, wanted)) / len(texts)
 
 

@@ -17,9 +17,10 @@ The same seed gives the same bytes.
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import json
 import random
-import sys
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class Puzzle:
         }
 
 
-def derivation(puzzle: Puzzle) -> str:
+def chain_text(puzzle: Puzzle) -> str:
     """The asked chain from its second person on, with the leading space of a continuation: ` Bob Cid Dan Eve .`"""
     return continuation(puzzle.asked[1:])
 
@@ -119,8 +120,25 @@ def generate_splits(seed: int = SPLIT_SEED) -> dict[str, list[Puzzle]]:
     return splits
 
 
-if __name__ == "__main__":
-    sys.path.append(str(HERE.parent))
-    from puzzle_files import main
+def write_jsonl(puzzles: list[Puzzle], path: Path, first_id: int) -> None:
+    """Writes one row a line, with ids counted from `first_id`."""
+    rows = (puzzle.row(row_id) for row_id, puzzle in enumerate(puzzles, start=first_id))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
 
-    main(generate_splits, HERE, SPLIT_SEED)
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the relay world's train, validation and test puzzles.")
+    parser.add_argument("--folder", type=Path, default=HERE, help="folder for the three files")
+    parser.add_argument("--seed", type=int, default=SPLIT_SEED)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    next_id = 0
+    for name, puzzles in generate_splits(args.seed).items():
+        path = args.folder / f"{name}.jsonl"
+        write_jsonl(puzzles, path, next_id)
+        next_id += len(puzzles)
+        print(f"{path}: {len(puzzles)} puzzles, {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

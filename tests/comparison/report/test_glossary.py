@@ -7,7 +7,7 @@ from summaries import USUAL
 
 from warmup_peft.comparison.report.glossary import WORDS, WORDS_OF_INSPECTION
 from warmup_peft.comparison.report.inspection_report import MEANINGS
-from warmup_peft.comparison.report.tables import WARMUP_METRICS, differences_table, results_table
+from warmup_peft.comparison.report.tables import SCORES_AFTER, WARMUP_METRICS, differences_table, results_table
 
 TITLES = {name: title.split(",")[0] for name, (title, _) in WARMUP_METRICS.items() if name != "mean_length"}
 OF_INSPECTION = [name for name in TITLES if name in MEANINGS]
@@ -19,6 +19,11 @@ OF_INSPECTION = [name for name in TITLES if name in MEANINGS]
 )
 def test_metrics_of_warmups(words, name):
     assert TITLES[name].removesuffix(" warmups") in ", ".join(words)
+
+
+@pytest.mark.parametrize("title", SCORES_AFTER.values())
+def test_scores_after_other_text(title):
+    assert title in ", ".join(WORDS)
 
 
 @pytest.mark.parametrize("term", ["arm", "adjusted p", "perplexity", "examples to reach", "minimum detectable effect"])

@@ -84,3 +84,14 @@ def test_warmups_are_those_that_were_measured():
     assert [[cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in table.rows] == [
         ["anchored", "+1.96 ± 0.02", "0.29 ± 0.01"]
     ]
+
+
+def test_scores_after_other_warmups_stand_where_they_were_measured():
+    after = {"score_after_others": Estimate(0.262, 0.01), "sampled_score": Estimate(0.98), "right": Estimate(0.5)}
+    shown = comparison(SFT, replace(ANCHORED, warmups=after))
+    assert warmups_table(shown).header == ["arm", "right greedy warmups", "accuracy after a shuffled warmup"]
+    assert [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in warmups_table(shown).rows[0]] == [
+        *("anchored", "0.500", "0.262 ± 0.010"),
+    ]
+    assert results_table(shown).header[1:3] == ["accuracy", "accuracy after a sampled warmup"]
+    assert [row[2] for row in results_table(shown).rows] == ["–", "0.980"]

@@ -33,6 +33,11 @@ WORDS = {
     "better.",
     "gain over no warmup, gain over a shuffled warmup": "How much the model’s own warmup raises the log-probability "
     f"of the reference, in nats, over no warmup and over the warmup of another row. {GAINS}",
+    "read, only a pause, unused": "Warmups are read where they gain something over another row’s warmup, a pause "
+    "where they gain something over none only, and else unused. A gain counts if its 95% interval over test rows lies "
+    f"above 0 and it is at least {UNUSED_BELOW} nats. Each seed is judged alone.",
+    "after a shuffled warmup, after no warmup": "The score of the same trained model with other text in its warmup’s "
+    "place: another row’s warmup, or nothing.",
     "overlap with the reference": "Share of the warmup’s words that also occur in the reference. Near 1, the warmup "
     "is a draft of the answer.",
     "distinct": "Share of distinct warmups. Near 0, the model always writes the same warmup.",

@@ -20,6 +20,10 @@ from warmup_peft.comparison.formatting import (
 from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Estimate
 from warmup_peft.evaluation.metrics import NOTHING, metric_name, number_text, score_text
 
+SCORES_AFTER = {
+    "score_after_others": "after a shuffled warmup",
+    "score_after_none": "after no warmup",
+}
 WARMUP_METRICS = {
     "gain_over_none": ("gain over no warmup, nats", "+.2f"),
     "gain_over_others": ("gain over a shuffled warmup, nats", "+.2f"),
@@ -93,11 +97,12 @@ def _sampled_column(comparison: Comparison) -> Columns:
     if not any("sampled_score" in arm.warmups for arm in comparison.arms):
         return {}
     title = f"{metric_name(comparison.metric)} after a sampled warmup"
-    return {title: lambda arm: sampled_text(comparison.metric, arm)}
+    return {title: lambda arm: score_after_text(comparison.metric, arm, "sampled_score")}
 
 
-def sampled_text(metric: str, arm: ArmSummary) -> str:
-    return estimate_text(arm.warmups.get("sampled_score"), lambda value: score_text(metric, value))
+def score_after_text(metric: str, arm: ArmSummary, name: str) -> str:
+    """The first metric after other warmups than the greedy ones."""
+    return estimate_text(arm.warmups.get(name), lambda value: score_text(metric, value))
 
 
 def _difference_columns(comparison: Comparison) -> Columns:
@@ -179,8 +184,20 @@ def warmups_table(comparison: Comparison) -> Table:
     """Metrics of the warmups on the test rows, of the arms that write some."""
     arms = [arm for arm in comparison.arms if arm.warmups]
     names = [name for name in WARMUP_METRICS if any(name in arm.warmups for arm in arms)]
-    rows = [[arm.name, *(_warmup_text(arm, name) for name in names)] for arm in arms]
-    return Table("The trained models’ own warmups", ["arm", *(WARMUP_METRICS[name][0] for name in names)], rows)
+    scores = [name for name in SCORES_AFTER if any(name in arm.warmups for arm in arms)]
+    titles = [
+        *(WARMUP_METRICS[name][0] for name in names),
+        *(f"{metric_name(comparison.metric)} {SCORES_AFTER[name]}" for name in scores),
+    ]
+    rows = [
+        [
+            arm.name,
+            *(_warmup_text(arm, name) for name in names),
+            *(score_after_text(comparison.metric, arm, name) for name in scores),
+        ]
+        for arm in arms
+    ]
+    return Table("The trained models’ own warmups", ["arm", *titles], rows)
 
 
 def _warmup_text(arm: ArmSummary, name: str) -> str:

@@ -1,10 +1,10 @@
-"""Trains the tokenizer of a world, `tiny` or `relay`: byte-level BPE, 1,024 tokens, nothing it cannot encode.
+"""Trains the relay world's tokenizer: byte-level BPE, 1,024 tokens, nothing it cannot encode.
 
-Every word of the puzzles is one token, so a derivation has as many tokens as words, and the separator ` || ` is 2
+Every word of the puzzles is one token, so a chain has as many tokens as words, and the separator ` || ` is 2
 (` ||`, ` `). The rest of the vocabulary goes to common English words, so that a real question is not cut into single
 characters.
 
-    python recipes/logiqa/make_tokenizer.py tiny          # into recipes/logiqa/tiny/base/
+    python recipes/logiqa/relay/make_tokenizer.py          # into base/ beside this file
 
 Training is deterministic: the same versions of `tokenizers` and `transformers` give the same bytes.
 """
@@ -12,18 +12,15 @@ Training is deterministic: the same versions of `tokenizers` and `transformers` 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+from make_data import HERE, chain_text, generate_puzzles
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from warmup_peft.evaluation.logiqa import format_logiqa_prompt
 
-HERE = Path(__file__).resolve().parent
 VOCAB_SIZE = 1024
 MAX_LENGTH = 2048
 EOS_TOKEN = "<|eos|>"
@@ -86,19 +83,10 @@ ENDING_WEIGHT = 60
 CAPITAL_SHARE = 6  # a word is this much rarer at the start of a sentence
 
 
-def puzzles_of(name: str) -> ModuleType:
-    """The `make_data.py` of a world."""
-    spec = importlib.util.spec_from_file_location("make_data", HERE / name / "make_data.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_data"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def corpus(world: ModuleType) -> Iterator[str]:
-    """The training text: puzzles with derivations, the separator, then words repeated by how common they are."""
-    for puzzle in world.generate_puzzles(NUM_PUZZLES, PUZZLE_SEED):
-        yield (format_logiqa_prompt(puzzle.row(0)) + world.derivation(puzzle) + SEPARATOR) * WORLD_WEIGHT
+def corpus() -> Iterator[str]:
+    """The training text: puzzles with their chains, the separator, then words repeated by how common they are."""
+    for puzzle in generate_puzzles(NUM_PUZZLES, PUZZLE_SEED):
+        yield (format_logiqa_prompt(puzzle.row(0)) + chain_text(puzzle) + SEPARATOR) * WORLD_WEIGHT
     words = list(dict.fromkeys(ENGLISH_WORDS))
     for rank, word in enumerate(words):
         weight = 8 + 32 * len(words) // (len(words) // 8 + rank)
@@ -108,7 +96,7 @@ def corpus(world: ModuleType) -> Iterator[str]:
         yield ending * ENDING_WEIGHT
 
 
-def train_tokenizer(world: ModuleType) -> PreTrainedTokenizerFast:
+def train_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE over `corpus`. All 256 bytes are in the alphabet, so no text is out of vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -120,7 +108,7 @@ def train_tokenizer(world: ModuleType) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(world), trainer)
+    tokenizer.train_from_iterator(corpus(), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=EOS_TOKEN,
@@ -130,30 +118,28 @@ def train_tokenizer(world: ModuleType) -> PreTrainedTokenizerFast:
     )
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerFast, world: ModuleType) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
     """Asserts what the world relies on: its token counts, and the round trip of any text."""
     assert len(tokenizer) == VOCAB_SIZE, f"{len(tokenizer)} tokens instead of {VOCAB_SIZE}: too few words"
     assert len(tokenizer.encode(SEPARATOR)) == 2, tokenizer.tokenize(SEPARATOR)
-    for puzzle in world.generate_puzzles(256, PUZZLE_SEED + 1):
-        derivation = world.derivation(puzzle)
-        tokens = tokenizer.tokenize(derivation)
-        assert len(tokens) == len(derivation.split()), tokens
+    for puzzle in generate_puzzles(256, PUZZLE_SEED + 1):
+        chain = chain_text(puzzle)
+        tokens = tokenizer.tokenize(chain)
+        assert len(tokens) == len(chain.split()), tokens
         prompt = format_logiqa_prompt(puzzle.row(0))
         assert all(len(tokenizer.tokenize(f" {word}")) == 1 for word in puzzle.text.replace(".", "").split()), prompt
-        ids = tokenizer.encode(prompt + derivation)
-        assert ids == tokenizer.encode(prompt) + tokenizer.encode(derivation), "the boundary moves tokens"
+        ids = tokenizer.encode(prompt + chain)
+        assert ids == tokenizer.encode(prompt) + tokenizer.encode(chain), "the boundary moves tokens"
     for text in ("naïve  Größe\t日本 🙂\r\n", "".join(map(chr, range(1, 512)))):
         assert tokenizer.decode(tokenizer.encode(text)) == text, text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the tokenizer of a world.")
-    parser.add_argument("world", choices=("tiny", "relay"))
-    parser.add_argument("--folder", type=Path, help="folder for the tokenizer's files; by default the world's base/")
-    args = parser.parse_args()
-    world, folder = puzzles_of(args.world), args.folder or HERE / args.world / "base"
-    tokenizer = train_tokenizer(world)
-    check_tokenizer(tokenizer, world)
+    parser = argparse.ArgumentParser(description="Train the relay world's tokenizer.")
+    parser.add_argument("--folder", type=Path, default=HERE / "base", help="folder for the tokenizer's files")
+    folder = parser.parse_args().folder
+    tokenizer = train_tokenizer()
+    check_tokenizer(tokenizer)
     tokenizer.save_pretrained(folder)
     print(f"{folder}: {len(tokenizer)} tokens")
 

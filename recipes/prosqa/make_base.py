@@ -24,14 +24,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from make_data import HERE, NAMES, WORDS, Graph, Puzzle, generate_splits, puzzle_stream
 from make_tokenizer import PERSON_FORMS, WORD_FORMS, in_alphabet, make_tokenizer
-from task import read
+from task import WALK, read, warmup_is_right
 from torch import Tensor
 from tqdm import tqdm
 from transformers import (
@@ -48,7 +48,7 @@ IGNORED = -100
 HIDDEN_SIZE, HEAD_SIZE = 128, 32
 ROPE_THETA = 1e6  # so that most of a head's dimensions hardly turn over a prompt, and can compare words
 NUM_OPTIONS = 2
-MAX_WRITTEN = 12
+MAX_WRITTEN = 20
 NUM_CHECKED = 4  # samples of each validation question
 MIN_VALID, MIN_RIGHT, MAX_DIRECT_ACCURACY = 0.6, 0.3, 0.7
 
@@ -59,15 +59,11 @@ SCALE = 0.06
 
 @dataclass(frozen=True)
 class Stage:
-    """Of pretraining: `num_walks` in a row, one from each option and the others from other words."""
+    """Of pretraining, with its own cycle of the learning rate: `texts` makes the texts of a row."""
 
     steps: int
     lr: float
-    num_walks: int
-    concludes: bool  # whether what a walk shows follows it
-
-
-STAGES = (Stage(450, 1.5e-3, 6, False), Stage(340, 1.2e-3, 5, True))
+    texts: Callable[[Puzzle, random.Random], list[str]]
 
 
 # ---- Walks ----
@@ -87,6 +83,16 @@ def written(puzzle: Puzzle, walk: Sequence[int]) -> str:
     return "".join(f" {word}." for word in words) + f" {person}"
 
 
+def shown(puzzle: Puzzle, walk: Sequence[int]) -> str:
+    """`Tom is a lempus.`"""
+    return puzzle.fact((walk[-1], walk[0]))
+
+
+def concluded(puzzle: Puzzle, walk: Sequence[int]) -> str:
+    """` lempus. brimpus. terpus. Tom is a lempus.`, a walk whose last word begins what it shows."""
+    return "".join(f" {puzzle.symbols[node]}." for node in walk[:-1]) + f" {shown(puzzle, walk)}"
+
+
 def starts(graph: Graph, num_walks: int, rng: random.Random) -> list[int]:
     """Both options in random order, then other words."""
     options = [graph.target, graph.neg_target]
@@ -94,14 +100,18 @@ def starts(graph: Graph, num_walks: int, rng: random.Random) -> list[int]:
     return rng.sample(options, NUM_OPTIONS) + rng.sample(others, min(num_walks - NUM_OPTIONS, len(others)))
 
 
-def followed(puzzle: Puzzle, text: str) -> tuple[int, int] | None:
-    """Where a written walk starts and ends, or None if it is not one from an option up to a person."""
+def followed(puzzle: Puzzle, text: str) -> list[tuple[int, int]] | None:
+    """Where the walks of a text start and end, or None if one is no walk from an option, or shows something else."""
     graph, number = puzzle.graph, {symbol: node for node, symbol in enumerate(puzzle.symbols)}
-    walk = [number.get(symbol) for symbol in text.replace(".", "").split()]
-    if len(walk) < 2 or None in walk or walk[0] not in (graph.target, graph.neg_target) or graph.parents[walk[-1]]:
-        return None
-    steps = itertools.pairwise(walk)
-    return (walk[0], walk[-1]) if all(parent in graph.parents[child] for child, parent in steps) else None
+    ends = []
+    for words, person, shown in WALK.findall(text):
+        walk = [number.get(symbol) for symbol in (*words.replace(".", " ").split(), person)]
+        if None in walk or walk[0] not in (graph.target, graph.neg_target) or puzzle.symbols[walk[0]] != shown:
+            return None
+        if not all(parent in graph.parents[child] for child, parent in itertools.pairwise(walk)):
+            return None
+        ends.append((walk[0], walk[-1]))
+    return ends
 
 
 # ---- The model ----
@@ -196,15 +206,39 @@ def plant_heads(model: LlamaForCausalLM) -> None:
 # ---- Pretraining ----
 
 
-def pretraining_text(puzzle: Puzzle, stage: Stage, end: str, rng: random.Random) -> str:
-    """Walks, each with its end, and in the second stage what those from words that are no options show."""
+def walk_texts(puzzle: Puzzle, rng: random.Random) -> list[str]:
+    """Six walks, of which one is from each option."""
+    return [written(puzzle, walk_back(puzzle.graph, start, rng)) for start in starts(puzzle.graph, 6, rng)]
+
+
+def walk_and_fact_texts(puzzle: Puzzle, rng: random.Random) -> list[str]:
+    """Five walks, and after each from a word that is no option what it shows."""
     texts = []
-    for number, start in enumerate(starts(puzzle.graph, stage.num_walks, rng)):
+    for number, start in enumerate(starts(puzzle.graph, 5, rng)):
         walk = walk_back(puzzle.graph, start, rng)
-        texts.append(written(puzzle, walk))
-        if stage.concludes and number >= NUM_OPTIONS:
-            texts.append(f" {puzzle.fact((walk[-1], start))}")
-    return "".join(text + end for text in texts)
+        texts += [written(puzzle, walk)] + [f" {shown(puzzle, walk)}"] * (number >= NUM_OPTIONS)
+    return texts
+
+
+def pair_texts(puzzle: Puzzle, rng: random.Random) -> list[str]:
+    """Walks from both options in one text, then two other such pairs, and after each of these what it showed."""
+    chosen = starts(puzzle.graph, 6, rng)
+    texts = []
+    for first in range(0, len(chosen), 2):
+        walks = [walk_back(puzzle.graph, start, rng) for start in chosen[first : first + 2]]
+        texts.append("".join(concluded(puzzle, walk) for walk in walks))
+        people = {walk[-1] for walk in walks}
+        if first >= NUM_OPTIONS and len(people) == len(walks):
+            texts += [f" {shown(puzzle, walk)}" for walk in rng.sample(walks, len(walks))]
+    return texts
+
+
+STAGES = (
+    Stage(450, 1.5e-3, walk_texts),
+    Stage(340, 1.2e-3, walk_and_fact_texts),
+    Stage(600, 1.5e-3, walk_and_fact_texts),
+    Stage(500, 1.5e-3, pair_texts),
+)
 
 
 def pad_right(rows: list[list[int]], value: int) -> Tensor:
@@ -217,7 +251,7 @@ def make_batch(
 ) -> tuple[Tensor, Tensor]:
     """Token ids and labels, padded on the right. Only what follows the prompt has labels: walks, each with its end."""
     prompts = tokenizer([question.prompt for question in read(puzzle.row() for puzzle in puzzles)])["input_ids"]
-    texts = [pretraining_text(puzzle, stage, tokenizer.eos_token, rng) for puzzle in puzzles]
+    texts = ["".join(text + tokenizer.eos_token for text in stage.texts(puzzle, rng)) for puzzle in puzzles]
     walks = tokenizer(texts)["input_ids"]
     ids = [prompt + walk for prompt, walk in zip(prompts, walks, strict=True)]
     labels = [[IGNORED] * len(prompt) + walk for prompt, walk in zip(prompts, walks, strict=True)]
@@ -310,15 +344,18 @@ def check(folder: Path) -> None:
         torch.manual_seed(0)
         model = load_base(folder, four_bit)
         texts = sampled_walks(model, tokenizer, puzzles, NUM_CHECKED)
-        walks = [followed(puzzle, text) for puzzle, samples in zip(puzzles, texts) for text in samples]
-        wanted = [(puzzle.graph.target, puzzle.graph.root) for puzzle in puzzles for _ in range(NUM_CHECKED)]
-        valid = sum(walk is not None for walk in walks) / len(walks)
-        right = sum(map(tuple.__eq__, wanted, (walk or () for walk in walks))) / len(walks)
+        pairs = [(puzzle, text) for puzzle, samples in zip(puzzles, texts) for text in samples]
+        both = [followed(puzzle, text) for puzzle, text in pairs]
+        valid = sum(ends is not None and len({start for start, _ in ends}) == NUM_OPTIONS for ends in both) / len(
+            pairs
+        )
+        questions = [question for question in read(puzzle.row() for puzzle in puzzles) for _ in range(NUM_CHECKED)]
+        right = sum(warmup_is_right(question, text) for question, (_, text) in zip(questions, pairs)) / len(pairs)
         direct = direct_accuracy(model, tokenizer, puzzles)
         name = "4-bit NF4" if four_bit else "float32  "
-        print(f"{name}  walks: valid {valid:.3f}, from right option to asked person {right:.3f}")
+        print(f"{name}  walks: both valid {valid:.3f}, from right option to asked person {right:.3f}")
         print(f"{name}  direct answer {direct:.3f}")
-        assert valid >= MIN_VALID, f"only {valid:.3f} of the samples are walks"
+        assert valid >= MIN_VALID, f"only {valid:.3f} of the samples are two walks"
         assert right >= MIN_RIGHT, f"only {right:.3f} of the samples lead from the right option to the asked person"
         assert direct <= MAX_DIRECT_ACCURACY, f"direct answers {direct:.3f} > {MAX_DIRECT_ACCURACY}"
 

@@ -16,6 +16,9 @@ QUESTION = re.compile(
 
 FACT = re.compile(r"(\w+) is a (\w+)\.")
 
+# "lempus. brimpus. terpus. Tom is a lempus."
+WALK = re.compile(r"((?:\w+\.\s+)*)(\w+) is a (\w+)\.")
+
 
 def read(rows: Iterable[dict], question: str = "question", answer: str = "answer") -> list[Question]:
     """Columns `question` and `answer`, as the official files have them; the others are not looked at.
@@ -50,14 +53,17 @@ def prompt_of(facts: str, asked: str) -> str:
 
 
 def warmup_is_right(question: Question, warmup: str) -> bool:
-    """Whether it leads from the right option up to the asked person, each step by a fact of the prompt.
+    """Whether one of its walks leads from the right option to the asked person, each step by a fact of the prompt.
 
-    ` lempus. brimpus. terpus. Tom`: every brimpus is a lempus, every terpus is a brimpus, Tom is a terpus.
+    ` lempus. brimpus. Tom is a lempus.`: every brimpus is a lempus, and Tom is a brimpus.
     """
     person, right = FACT.fullmatch(question.completion.strip()).groups()
-    walk = warmup.replace(".", " ").split()
     facts = {(thing, subject) for subject, thing in FACT.findall(question.prompt)}
-    return walk[:1] == [right] and walk[-1:] == [person] and set(itertools.pairwise(walk)) <= facts
+    walks = [([*words.replace(".", " ").split(), end], shown) for words, end, shown in WALK.findall(warmup)]
+    return any(
+        (walk[0], walk[-1], shown) == (right, person, right) and set(itertools.pairwise(walk)) <= facts
+        for walk, shown in walks
+    )
 
 
 TASK = Task(read=read, metrics=("accuracy", "macro_f1"), max_new_tokens=8, warmup_is_right=warmup_is_right)

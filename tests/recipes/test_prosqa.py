@@ -215,7 +215,7 @@ def test_the_profile_goes_through_the_real_parser():
     script, options, args, model = parse_training(["--config", str(RECIPE / "prosqa.yaml"), "--bf16", "false"])
     assert options.task == "recipes/prosqa/task.py"
     assert script.dataset_test_split == "test"
-    assert (args.num_warmups, args.max_warmup_length) == (4, 8)
+    assert (args.num_warmups, args.max_warmup_length) == (4, 16)
     assert model.load_in_4bit
     assert model.use_bnb_nested_quant
     assert model.lora_dropout == 0.0
@@ -229,13 +229,22 @@ def test_every_row_fits_the_profile():
     assert max(map(len, tokenizer(texts)["input_ids"])) + 1 < args.max_length
 
 
-def test_nearly_every_walk_fits_a_warmup():
-    """A word or person is one token, and W is 8; a few walks are longer."""
+def pair(puzzle, walks) -> str:
+    return "".join(BASE.concluded(puzzle, walk) for walk in walks)
+
+
+def walks_of(puzzle, rng) -> list[list[int]]:
+    """From the right option, then from the wrong one."""
+    return [BASE.walk_back(puzzle.graph, option, rng) for option in (puzzle.graph.target, puzzle.graph.neg_target)]
+
+
+def test_nearly_every_pair_of_walks_fits_a_warmup():
+    """A word is one token, what a walk shows two, and W is 16."""
     tokenizer, rng = TOKENIZER.make_tokenizer(), random.Random(0)
-    walks = [(p, BASE.walk_back(p.graph, p.graph.target, rng)) for p in PUZZLES for _ in range(5)]
-    lengths = [len(tokenizer.encode(BASE.written(puzzle, walk))) for puzzle, walk in walks]
-    assert lengths == [len(walk) for _, walk in walks]
-    assert sum(length > 8 for length in lengths) / len(lengths) < 0.03
+    pairs = [(puzzle, walks_of(puzzle, rng)) for puzzle in PUZZLES for _ in range(5)]
+    lengths = [len(tokenizer.encode(pair(puzzle, walks))) for puzzle, walks in pairs]
+    assert lengths == [sum(len(walk) + 1 for walk in walks) for _, walks in pairs]
+    assert sum(length > 16 for length in lengths) / len(lengths) < 0.03
 
 
 def test_a_right_warmup_leads_from_the_right_option_to_the_asked_person():
@@ -243,11 +252,14 @@ def test_a_right_warmup_leads_from_the_right_option_to_the_asked_person():
     for puzzle in PUZZLES:
         graph = puzzle.graph
         (question,) = TASK.read([puzzle.row()])
-        for option in (graph.target, graph.neg_target):
-            walk = BASE.walk_back(graph, option, rng)
-            right = (walk[0], walk[-1]) == (graph.target, graph.root)
-            assert TASK.warmup_is_right(question, BASE.written(puzzle, walk).strip()) is right
-            assert not TASK.warmup_is_right(question, BASE.written(puzzle, [walk[0], *walk]).strip())
+        good, bad = walks_of(puzzle, rng)
+        right = good[-1] == graph.root
+        for walks in ([good], [bad, good], [good, bad]):
+            assert TASK.warmup_is_right(question, pair(puzzle, walks).strip()) is right
+        assert not TASK.warmup_is_right(question, pair(puzzle, [bad]))
+        assert not TASK.warmup_is_right(question, pair(puzzle, [[good[0], *good]]))
+        assert not TASK.warmup_is_right(question, BASE.written(puzzle, good))
+        assert not TASK.warmup_is_right(question, f" {puzzle.answer}")
         assert not TASK.warmup_is_right(question, "")
 
 
@@ -265,14 +277,26 @@ def test_sizes():
 def test_walks_lead_from_an_option_up_to_a_person():
     rng = random.Random(0)
     for puzzle in PUZZLES:
-        for option in (puzzle.graph.target, puzzle.graph.neg_target):
-            walk = BASE.walk_back(puzzle.graph, option, rng)
-            assert BASE.followed(puzzle, BASE.written(puzzle, walk)) == (option, walk[-1])
+        walks = walks_of(puzzle, rng)
+        for walk in walks:
             assert puzzle.symbols[walk[-1]] in DATA.NAMES
             assert set(itertools.pairwise(walk[::-1])) <= set(puzzle.graph.edges)
-            assert BASE.followed(puzzle, BASE.written(puzzle, [walk[0], *walk])) is None
-            assert BASE.followed(puzzle, BASE.written(puzzle, walk).rsplit(".", 1)[0]) is None
-        assert BASE.followed(puzzle, "") is None
+        ends = [(walk[0], walk[-1]) for walk in walks]
+        assert BASE.followed(puzzle, pair(puzzle, walks)) == ends
+        assert BASE.followed(puzzle, pair(puzzle, walks[::-1])) == ends[::-1]
+        assert BASE.followed(puzzle, pair(puzzle, [walks[0], [walks[1][0], *walks[1]]])) is None
+        assert BASE.followed(puzzle, "") == []
+
+
+def test_pretraining_recalls_only_what_is_no_option():
+    """The options' walks stand in the first text, both of them; no later text names what they show."""
+    rng = random.Random(0)
+    for puzzle in PUZZLES[:50]:
+        options = {puzzle.graph.target, puzzle.graph.neg_target}
+        first, *others = BASE.pair_texts(puzzle, rng)
+        assert {start for start, _ in BASE.followed(puzzle, first)} == options
+        shown = {text.split()[-1].rstrip(".") for text in others}
+        assert not shown & {puzzle.symbols[option] for option in options}
 
 
 def test_no_walk_from_the_wrong_option_ends_with_the_asked_person():

@@ -49,6 +49,7 @@ HIDDEN_SIZE, HEAD_SIZE = 128, 32
 ROPE_THETA = 1e6  # so that most of a head's dimensions hardly turn over a prompt, and can compare words
 NUM_OPTIONS = 2
 MAX_WRITTEN = 20
+NUM_LISTED = 10  # facts of a list
 NUM_CHECKED = 4  # samples of each validation question
 MIN_VALID, MIN_RIGHT, MAX_DIRECT_ACCURACY = 0.6, 0.3, 0.7
 
@@ -64,6 +65,8 @@ class Stage:
     steps: int
     lr: float
     texts: Callable[[Puzzle, random.Random], list[str]]
+    num_puzzles: int = 20  # rows of a batch that are such texts
+    num_lists: int = 0  # rows that are lists of facts, said twice
 
 
 # ---- Walks ----
@@ -237,8 +240,17 @@ STAGES = (
     Stage(450, 1.5e-3, walk_texts),
     Stage(340, 1.2e-3, walk_and_fact_texts),
     Stage(600, 1.5e-3, walk_and_fact_texts),
-    Stage(500, 1.5e-3, pair_texts),
+    Stage(280, 1.5e-3, pair_texts),
+    Stage(300, 1.5e-3, pair_texts),
+    Stage(180, 1.5e-3, pair_texts, num_puzzles=10, num_lists=32),
 )
+
+
+def fact_list(rng: random.Random) -> tuple[str, str]:
+    """Facts about people, and the same in another order. Without any prompt, so that they are short."""
+    people = rng.sample(NAMES, NUM_LISTED)
+    facts = [f" {person} is a {word}." for person, word in zip(people, rng.choices(WORDS, k=NUM_LISTED), strict=True)]
+    return "".join(facts), "".join(rng.sample(facts, NUM_LISTED))
 
 
 def pad_right(rows: list[list[int]], value: int) -> Tensor:
@@ -249,10 +261,14 @@ def pad_right(rows: list[list[int]], value: int) -> Tensor:
 def make_batch(
     puzzles: Sequence[Puzzle], stage: Stage, tokenizer: PreTrainedTokenizerBase, rng: random.Random
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and labels, padded on the right. Only what follows the prompt has labels: walks, each with its end."""
-    prompts = tokenizer([question.prompt for question in read(puzzle.row() for puzzle in puzzles)])["input_ids"]
+    """Token ids and labels, padded on the right. Only what follows the prompt, or a list, has labels."""
+    lists = [fact_list(rng) for _ in range(stage.num_lists)]
+    prompts = [question.prompt for question in read(puzzle.row() for puzzle in puzzles)] + [
+        first for first, _ in lists
+    ]
+    prompts = tokenizer(prompts)["input_ids"]
     texts = ["".join(text + tokenizer.eos_token for text in stage.texts(puzzle, rng)) for puzzle in puzzles]
-    walks = tokenizer(texts)["input_ids"]
+    walks = tokenizer(texts + [second for _, second in lists])["input_ids"]
     ids = [prompt + walk for prompt, walk in zip(prompts, walks, strict=True)]
     labels = [[IGNORED] * len(prompt) + walk for prompt, walk in zip(prompts, walks, strict=True)]
     return pad_right(ids, tokenizer.pad_token_id), pad_right(labels, IGNORED)
@@ -265,9 +281,7 @@ def unwritten(stream: Iterator[Puzzle]) -> Iterator[Puzzle]:
     return (puzzle for puzzle in stream if puzzle.question not in held_out)
 
 
-def pretrain(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: Stage, batch_size: int, seed: int
-) -> None:
+def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: Stage, seed: int) -> None:
     """Learn to continue prompts as a stage has it, with one cycle of the learning rate."""
     rng, stream = random.Random(seed), unwritten(puzzle_stream(seed + 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.1)
@@ -276,7 +290,7 @@ def pretrain(
     )
     progress = tqdm(range(stage.steps), unit="step", mininterval=20)
     for step in progress:
-        ids, labels = make_batch(list(itertools.islice(stream, batch_size)), stage, tokenizer, rng)
+        ids, labels = make_batch(list(itertools.islice(stream, stage.num_puzzles)), stage, tokenizer, rng)
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         targets = labels[:, 1:]
         labelled = targets != IGNORED  # padding is on the right and attention causal: these positions cannot see it
@@ -364,7 +378,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the recipe's base model, then check it.")
     parser.add_argument("--folder", type=Path, default=HERE / "base", help="of the model, and of the tokenizer")
     parser.add_argument("--check", action="store_true", help="only measure the model that is there")
-    parser.add_argument("--batch_size", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -374,7 +387,7 @@ def main() -> None:
         tokenizer = make_tokenizer()
         model = make_model(tokenizer)
         for number, stage in enumerate(STAGES):
-            pretrain(model, tokenizer, stage, args.batch_size, args.seed + number)
+            pretrain(model, tokenizer, stage, args.seed + number)
         tokenizer.save_pretrained(args.folder)
         model.to(torch.bfloat16).save_pretrained(args.folder)
         print(f"{args.folder}: {model.num_parameters():,} parameters")

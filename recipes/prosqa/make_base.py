@@ -1,12 +1,13 @@
 """Makes the recipe's base: a Llama of three layers, 0.56M parameters, which walks a question's graph backwards.
 
-After the prompt it writes one of the two options, then a word of which every one is that option, and so on up to a
-person, ` lempus. brimpus. terpus. Tom`, and ends. Which option, and which of several parents, it leaves to chance. A
-walk from the right option nearly always ends with the person who is asked about, one from the wrong option never.
+After the prompt it writes a walk from one of the two options, word by word up to a person, and what the walk shows, then
+the same from the other option: ` lempus. brimpus. Tom is a lempus. yumpus. Sam is a yumpus.` Which option comes first, and
+which of several parents, it leaves to chance. A walk from the right option nearly always ends with the person who is
+asked about, one from the wrong option never.
 
-Pretraining has two stages. First rows of six walks, from both options and from other words. Then rows of five, in
-which each walk from a word that is no option is followed by what it shows, ` Sam is a yumpus.`, so that the base has
-looked back at a walk before. It has seen no answer, and nothing that depends on which option is right.
+Pretraining has six stages. First rows of walks. Then walks from words that are no options are followed by what they show.
+Then pairs of walks stand in one text, and what those from other words showed is recalled after it. Last, lists of facts
+are said twice, so that recalling is learned. Nothing in it depends on which option is right.
 
 A model this small takes long to find out that a token can be looked up. So the look-up is planted, not learned: the
 first layer starts with a head that looks one token back, the second with two heads that look where the same token
@@ -51,7 +52,7 @@ NUM_OPTIONS = 2
 MAX_WRITTEN = 20
 NUM_LISTED = 10  # facts of a list
 NUM_CHECKED = 4  # samples of each validation question
-MIN_VALID, MIN_RIGHT, MAX_DIRECT_ACCURACY = 0.6, 0.3, 0.7
+MIN_VALID, MIN_RIGHT, MAX_DIRECT_ACCURACY = 0.4, 0.6, 0.6
 
 # How the initial embedding's dimensions are divided
 CODE, FORM, BEFORE, CONSTANT = slice(0, 64), slice(64, 80), slice(80, 112), slice(112, 128)

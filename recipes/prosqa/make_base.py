@@ -1,13 +1,13 @@
 """Makes the recipe's base: a Llama of three layers, 0.56M parameters, which walks a question's graph backwards.
 
-After the prompt it writes a walk from one of the two options, word by word up to a person, and what the walk shows, then
-the same from the other option: ` lempus. brimpus. Tom is a lempus. yumpus. Sam is a yumpus.` Which option comes first, and
-which of several parents, it leaves to chance. A walk from the right option nearly always ends with the person who is
-asked about, one from the wrong option never.
+After the prompt it writes a walk from one of the two options, word by word up to a person, and what the walk shows,
+then the same from the other option: ` lempus. brimpus. Tom is a lempus. yumpus. Sam is a yumpus.` Which option comes
+first, and which of several parents, it leaves to chance. A walk from the right option nearly always ends with the
+person who is asked about, one from the wrong option never.
 
-Pretraining has six stages. First rows of walks. Then walks from words that are no options are followed by what they show.
-Then pairs of walks stand in one text, and what those from other words showed is recalled after it. Last, lists of facts
-are said twice, so that recalling is learned. Nothing in it depends on which option is right.
+Pretraining has six stages. First rows of walks. Then walks from words that are no options are followed by what they
+show. Then pairs of walks stand in one text, and what those from other words showed is recalled after it. Last, lists
+of facts are said twice, so that recalling is learned. Nothing in it depends on which option is right.
 
 A model this small takes long to find out that a token can be looked up. So the look-up is planted, not learned: the
 first layer starts with a head that looks one token back, the second with two heads that look where the same token

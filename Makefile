@@ -29,8 +29,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 # The small model's tensors are too small for two threads, which would only wait for each other.
 ifeq ($(PROFILE),relay)
 recipe-logiqa compare-logiqa: export OMP_NUM_THREADS := 1
-recipe-logiqa: EVALUATE_ARGS := --sft $(OUTPUT)/sft --warmups own,shuffled,none --batch_size 128
-compare-logiqa: COMPARE_ARGS := --task recipes/logiqa/relay/task.py --sampled_warmups 2 --eval_batch_size 128 --jobs 2
+recipe-logiqa: EVALUATE_ARGS := --sft $(OUTPUT)/sft --warmups own,shuffled,none --batch_size 256
+compare-logiqa: COMPARE_ARGS := --max_steps 120 --task recipes/logiqa/relay/task.py --sampled_warmups 2 --eval_batch_size 128 --jobs 2
 endif
 recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS=
 	@$(BIN)/warmup-peft train --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT) \

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from warmup_peft.inference.quantization import keep_4bit_weights_in_place
 
 PAD_TOKEN, END_TOKEN = "<|pad|>", "<|end|>"
 BLOCK_SIZE = 64  # of 4-bit quantisation: sizes are multiples of it
@@ -132,17 +142,47 @@ def pretrain(
     last epoch."""
     steps_an_epoch = -(-len(rows) // batch_size)
     steps = epochs * steps_an_epoch
+    # padding is on the right and attention causal, so no real token sees it
+    read_and_labels = (
+        (torch.where(ids < -1, -2 - ids, ids.clamp(min=0)), ids.masked_fill(ids < 0, IGNORED))
+        for ids in itertools.islice(batches(rows, batch_size, seed), steps)
+    )
+    losses = fit(model, read_and_labels, steps, lr, "pretraining", loss_of=loss_of_all)
+    return sum(losses[-steps_an_epoch:]) / steps_an_epoch
+
+
+def loss_of_all(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids, labels=labels, use_cache=False).loss
+
+
+def continuation_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy at the labelled positions only: elsewhere no logits are computed.
+
+    Padding is on the right and attention causal, so no labelled position can see it and no mask is needed.
+    """
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    targets = labels[:, 1:]
+    labelled = targets != IGNORED
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[labelled]), targets[labelled])
+
+
+def fit(
+    model: LlamaForCausalLM,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    steps: int,
+    lr: float,
+    name: str,
+    loss_of: Callable[[LlamaForCausalLM, torch.Tensor, torch.Tensor], torch.Tensor] = continuation_loss,
+) -> list[float]:
+    """Train on batches of token ids and labels, with one cycle of the learning rate. Returns each step's loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lr, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
     losses = []
-    progress = tqdm(itertools.islice(batches(rows, batch_size, seed), steps), total=steps, unit="step")
-    for step, ids in enumerate(progress):
-        # padding is on the right and attention causal, so no real token sees it
-        labels = ids.masked_fill(ids < 0, IGNORED)
-        read = torch.where(ids < -1, -2 - ids, ids.clamp(min=0))
-        loss = model(input_ids=read, labels=labels, use_cache=False).loss
+    progress = tqdm(batches, total=steps, desc=name, unit="step", mininterval=10)
+    for step, (ids, labels) in enumerate(progress):
+        loss = loss_of(model, ids, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -150,8 +190,40 @@ def pretrain(
         schedule.step()
         losses.append(loss.item())
         if step % 50 == 0:
-            progress.set_postfix(loss=f"{losses[-1]:.3f}")
-    return sum(losses[-steps_an_epoch:]) / steps_an_epoch
+            progress.set_postfix(loss=f"{losses[-1]:.4f}")
+    model.eval()
+    return losses
+
+
+def pad_right(rows: list[list[int]], value: int) -> torch.Tensor:
+    length = max(map(len, rows))
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+def continuations(
+    prompts: list[list[int]], texts: list[list[int]], pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels, padded on the right. Only what follows the prompts has labels."""
+    ids = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    labels = [[IGNORED] * len(prompt) + text for prompt, text in zip(prompts, texts, strict=True)]
+    return pad_right(ids, pad_token_id), pad_right(labels, IGNORED)
+
+
+def load_base(folder: Path, four_bit: bool) -> PreTrainedModel:
+    """The saved model in float32, or in nested NF4 with bfloat16 arithmetic."""
+    if not four_bit:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=quantization, dtype=torch.bfloat16, device_map="cpu"
+    )
+    keep_4bit_weights_in_place(model)
+    return model.eval()
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,18 +35,17 @@ from make_data import HERE, NAMES, WORDS, Graph, Puzzle, generate_splits, puzzle
 from make_tokenizer import PERSON_FORMS, WORD_FORMS, in_alphabet, make_tokenizer
 from task import WALK, read, warmup_is_right
 from torch import Tensor
-from tqdm import tqdm
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-IGNORED = -100
+sys.path.append(str(HERE.parent))
+from small_base import continuations, fit, load_base
+
 HIDDEN_SIZE, HEAD_SIZE = 128, 32
 ROPE_THETA = 1e6  # so that most of a head's dimensions hardly turn over a prompt, and can compare words
 NUM_OPTIONS = 2
@@ -254,11 +254,6 @@ def fact_list(rng: random.Random) -> tuple[str, str]:
     return "".join(facts), "".join(rng.sample(facts, NUM_LISTED))
 
 
-def pad_right(rows: list[list[int]], value: int) -> Tensor:
-    length = max(map(len, rows))
-    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
-
-
 def make_batch(
     puzzles: Sequence[Puzzle], stage: Stage, tokenizer: PreTrainedTokenizerBase, rng: random.Random
 ) -> tuple[Tensor, Tensor]:
@@ -270,9 +265,7 @@ def make_batch(
     prompts = tokenizer(prompts)["input_ids"]
     texts = ["".join(text + tokenizer.eos_token for text in stage.texts(puzzle, rng)) for puzzle in puzzles]
     walks = tokenizer(texts + [second for _, second in lists])["input_ids"]
-    ids = [prompt + walk for prompt, walk in zip(prompts, walks, strict=True)]
-    labels = [[IGNORED] * len(prompt) + walk for prompt, walk in zip(prompts, walks, strict=True)]
-    return pad_right(ids, tokenizer.pad_token_id), pad_right(labels, IGNORED)
+    return continuations(prompts, walks, tokenizer.pad_token_id)
 
 
 def unwritten(stream: Iterator[Puzzle]) -> Iterator[Puzzle]:
@@ -285,43 +278,14 @@ def unwritten(stream: Iterator[Puzzle]) -> Iterator[Puzzle]:
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: Stage, seed: int) -> None:
     """Learn to continue prompts as a stage has it, with one cycle of the learning rate."""
     rng, stream = random.Random(seed), unwritten(puzzle_stream(seed + 1))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, stage.lr, total_steps=stage.steps, pct_start=0.1, cycle_momentum=False
+    batches = (
+        make_batch(list(itertools.islice(stream, stage.num_puzzles)), stage, tokenizer, rng)
+        for _ in range(stage.steps)
     )
-    progress = tqdm(range(stage.steps), unit="step", mininterval=20)
-    for step in progress:
-        ids, labels = make_batch(list(itertools.islice(stream, stage.num_puzzles)), stage, tokenizer, rng)
-        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-        targets = labels[:, 1:]
-        labelled = targets != IGNORED  # padding is on the right and attention causal: these positions cannot see it
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[labelled]), targets[labelled])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}")
-    model.eval()
+    fit(model, batches, stage.steps, stage.lr, stage.texts.__name__)
 
 
 # ---- What came of it ----
-
-
-def load_base(folder: Path, four_bit: bool) -> PreTrainedModel:
-    """The saved model in float32, or in nested NF4 with bfloat16 arithmetic."""
-    if not four_bit:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    return AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=quantization, dtype=torch.bfloat16, device_map="cpu"
-    ).eval()
 
 
 @torch.no_grad()

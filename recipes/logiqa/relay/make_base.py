@@ -27,16 +27,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from make_data import HERE, NAMES, Puzzle, chain_text, continuation, generate_splits, puzzle_stream
-from tqdm import tqdm
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -45,7 +43,9 @@ from transformers import (
 
 from warmup_peft.evaluation.logiqa import format_logiqa_prompt
 
-IGNORED = -100
+sys.path.append(str(HERE.parents[1]))
+from small_base import continuations, fit, load_base, pad_right
+
 PHRASES = (" Let us see .", " It is not hard .")
 PHRASE_WEIGHTS = (2, 1)  # so that the likeliest warmup is the first phrase
 NUM_LISTS = 3  # of a row in stage 2
@@ -126,31 +126,13 @@ def prompt_of(puzzle: Puzzle) -> str:
     return format_logiqa_prompt(puzzle.row(0))
 
 
-def pad_right(rows: list[list[int]], value: int) -> torch.Tensor:
-    length = max(map(len, rows))
-    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
-
-
 def make_batch(
     puzzles: list[Puzzle], texts: list[str], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels, padded on the right. Only what follows the prompt, and the end, have labels."""
     prompts = tokenizer([prompt_of(puzzle) for puzzle in puzzles])["input_ids"]
     targets = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
-    ids = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
-    labels = [[IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
-    return pad_right(ids, tokenizer.pad_token_id), pad_right(labels, IGNORED)
-
-
-def continuation_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy at the labelled positions only: elsewhere no logits are computed.
-
-    Padding is on the right and attention causal, so no labelled position can see it and no mask is needed.
-    """
-    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    targets = labels[:, 1:]
-    labelled = targets != IGNORED
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[labelled]), targets[labelled])
+    return continuations(prompts, targets, tokenizer.pad_token_id)
 
 
 def train(
@@ -162,21 +144,7 @@ def train(
     name: str,
 ) -> None:
     """Learn to continue prompts, with one cycle of the learning rate. A batch is puzzles and what follows each."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    )
-    progress = tqdm(batches, total=steps, desc=name, unit="step", mininterval=10)
-    for step, (puzzles, texts) in enumerate(progress):
-        loss = continuation_loss(model, *make_batch(puzzles, texts, tokenizer))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 50 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}")
-    model.eval()
+    fit(model, (make_batch(*batch, tokenizer) for batch in batches), steps, lr, name)
 
 
 def learn_to_follow(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> None:
@@ -207,31 +175,6 @@ def take_on_the_habit(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBas
     batches = own_batches(args.batch_size, args.habit_steps, args.seed + 2)
     rows = ((puzzles, [habit(puzzle, rng, args.chain_share) for puzzle in puzzles]) for puzzles in batches)
     train(model, tokenizer, rows, args.habit_steps, args.habit_lr, "habit")
-
-
-def load_base(folder: Path, four_bit: bool) -> PreTrainedModel:
-    """The saved model in float32, or in nested NF4 with bfloat16 arithmetic.
-
-    On CPUs with AVX512-BF16, bitsandbytes repacks a layer's 4-bit weights in place at its first forward in eval mode
-    without gradient. Switching that off before any forward keeps one layout, which training can read, on every CPU.
-    """
-    if not four_bit:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    import bitsandbytes as bnb
-
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=quantization, dtype=torch.bfloat16, device_map="cpu"
-    )
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-    return model.eval()
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ def test_the_objective_follows_the_warmups_that_there_are(settings, objective):
 def test_defaults():
     options = WarmupOptions()
     options.check_warmup_options()
-    assert (options.num_warmups, options.max_warmup_length, options.warmup_separator) == (4, 8, " || ")
+    assert (options.num_warmups, options.max_warmup_length, options.warmup_separator) == (4, 8, None)
     assert (options.temperature, options.top_k, options.top_p, options.min_p) == (1.0, 0, 1.0, None)
     assert (options.warmup_sampling, options.num_beams, options.objective) == ("multinomial", 1, "jensen")
     assert (options.warmup_source, options.warmup_dropout) == ("policy", 0.0)

@@ -130,7 +130,6 @@ def test_unknown_separator_is_refused_before_the_model(build, tokenizer, monkeyp
 WITHOUT_BOUNDARY = [
     [{"text": "Q: one? A"}],
     [{"prompt": "Q: one?", "answer": "A"}],
-    [{"messages": [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "A"}]}],
     [{"input_ids": [3, 4, 5]}],
 ]
 

@@ -103,6 +103,11 @@ def test_a_saved_folder_says_how_to_decode_and_how_it_was_made(model_folder, tok
         "warmup_separator_ids": tokenizer(" | ")["input_ids"],
         "max_warmup_length": 5,
         "end_token_ids": [1, *range(200, 270)],
+        "warmup_opening": "",
+        "warmup_opening_ids": [],
+        "writes_separator": False,
+        "uses_chat_template": False,
+        "chat_template_kwargs": {},
     }
     record = json.loads((folder / "warmup_training.json").read_text())
     assert record["base_model"] == model_folder

@@ -64,7 +64,42 @@ def plain_value(objective, rewards, ratios):
     return mean(rewards)
 
 
-def plain_loss(model, sampled, targets, separator_ids, args):
+class OneEnd:
+    """Ending a warmup as one event, where the separator is learnt: end tokens count as its first one."""
+
+    def __init__(self, sampling):
+        self.ends = set(sampling.end_token_ids) if sampling.closing_id is not None else set()
+        self.closing = sampling.closing_id
+
+    def __call__(self, logp):
+        """(T, V) log-probabilities -> the same, with the column of the closing token last and no other end token."""
+        if self.closing is None:
+            return logp
+        others = [token for token in range(logp.size(1)) if token not in self.ends]
+        self.columns = {token: column for column, token in enumerate(others)}
+        end = logp[:, sorted(self.ends)].exp().sum(1, keepdim=True).log()
+        return torch.cat([logp[:, others], end], dim=1)
+
+    def column(self, token):
+        return token if self.closing is None else self.columns.get(token, -1)
+
+
+def plain_format_logp(model, prompt_ids, sample, separator_ids, opening_ids, one_end):
+    """log P of opening and separator after one warmup; a cut warmup has not decided to end."""
+    row = torch.tensor([prompt_ids + sample.ids + separator_ids])
+    logp, total = model(row).logits[0].log_softmax(-1), 0.0
+    for t, token in enumerate(opening_ids, len(prompt_ids) - len(opening_ids)):
+        total = total + logp[t - 1, token]
+    start = len(prompt_ids) + len(sample.ids)
+    for t, token in enumerate(separator_ids, start):
+        total = total + (logp[t - 1, token] if t > start else 0.0)
+    if len(sample.decided) > len(sample.ids):
+        ends = logp[start - 1, sorted(one_end.ends)].exp().sum()
+        total = total + logp[start - 1, one_end.closing] - ends.log()
+    return total
+
+
+def plain_loss(model, sampled, targets, separator_ids, args, one_end, opening_ids=()):
     """Nats per target token: one unpadded row at a time, straight from the equations of `objective.py`.
 
     Returns:
@@ -88,13 +123,14 @@ def plain_loss(model, sampled, targets, separator_ids, args):
             rewards.append(logps.sum())
             gains.append((logps.detach().exp().mean() - alone).item())
             row = torch.tensor([prompt_ids + sample.decided])
-            logp = model(row).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
-            warmup_logps.append(sum((logp[t, token] for t, token in enumerate(sample.decided)), torch.zeros(())))
+            logp = one_end(model(row).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1))
+            decided = [logp[t, one_end.column(token)] for t, token in enumerate(sample.decided)]
+            warmup_logps.append(sum(decided, torch.zeros(())))
             if from_base:
                 anchors.append(sample.logp - warmup_logps[-1])
             elif beta:
                 with torch.no_grad(), model.disable_adapter():
-                    reference = model(row).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
+                    reference = one_end(model(row).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1))
                 own_first = (logp.exp() * (logp - reference)).sum()
                 base_first = (reference.exp() * (reference - logp)).sum()
                 anchors.append(own_first if args.objective == "latro" else base_first)
@@ -109,6 +145,10 @@ def plain_loss(model, sampled, targets, separator_ids, args):
             advantages = [min(max(a, -args.advantage_clip), args.advantage_clip) for a in advantages]
         surrogate = surrogate - sum(w * r + a * p for w, r, a, p in zip(weights, rewards, advantages, warmup_logps))
         value -= plain_value(args.objective, numbers, ratios)
+        if args.learn_separator:
+            around = separator_ids, opening_ids, one_end
+            format_logp = mean([plain_format_logp(model, prompt_ids, sample, *around) for sample in samples])
+            surrogate, value = surrogate - format_logp, value - format_logp.item()
         if beta:
             surrogate, value = surrogate + beta * mean(anchors), value + beta * mean(anchors).item()
     return surrogate / num_targets, value / num_targets
@@ -188,6 +228,30 @@ def test_every_objective_equals_a_plain_loop(model_folder, tokenizer, lora, nf4,
     check_against_plain_loop(trainer, tokenizer)
 
 
+LEARNT = [
+    {"objective": "warmup"},
+    {"objective": "warmup", "warmup_anchor": 0.5, "warmup_opening": "<w>"},
+    {"objective": "jensen", "warmup_anchor": 0.5, "warmup_opening": "<w>"},
+    {"objective": "latro", "warmup_anchor": 0.5},
+    {"objective": "posterior", "warmup_anchor": 0.5, "warmup_source": "base", "warmup_opening": "<w>"},
+    {"objective": "jensen", "warmup_anchor": 0.5, "warmup_dropout": 0.4},
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", LEARNT, ids=name_of)
+def test_a_learnt_separator_equals_a_plain_loop(model_folder, tokenizer, lora, nf4, tmp_path, method, backend):
+    trainer = make_trainer(
+        model_folder, tmp_path, tokenizer, peft_config=lora, quantization_config=nf4 if backend == "4bit" else None,
+        warmup_pool_size=6, learn_separator=True, **method, **BACKENDS[backend],
+    )  # fmt: skip
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    assert trainer.sampling.closing_id == tokenizer(trainer.args.warmup_separator)["input_ids"][0]
+    check_against_plain_loop(trainer, tokenizer)
+
+
 def check_against_plain_loop(trainer, tokenizer):
     model = trainer.model
     randomise_adapter(model)
@@ -205,11 +269,14 @@ def check_against_plain_loop(trainer, tokenizer):
     model.zero_grad()
 
     by_prompt = {
-        tuple(tokenizer(row["prompt"])["input_ids"]): target for row, target in zip(EXAMPLES, targets_of(tokenizer))
+        tuple(tokenizer(row["prompt"] + trainer.args.warmup_opening)["input_ids"]): target
+        for row, target in zip(EXAMPLES, targets_of(tokenizer))
     }
     targets = [by_prompt[tuple(prompt_ids)] for prompt_ids, _ in sampled]
     separator_ids = tokenizer(trainer.args.warmup_separator)["input_ids"]
-    surrogate, value = plain_loss(model, sampled, targets, separator_ids, trainer.args)
+    opening_ids = tokenizer(trainer.args.warmup_opening)["input_ids"] if trainer.args.warmup_opening else []
+    one_end = OneEnd(trainer.sampling)
+    surrogate, value = plain_loss(model, sampled, targets, separator_ids, trainer.args, one_end, opening_ids)
     surrogate.backward()
     lengths = [len(sample.ids) for _, samples in sampled for sample in samples]
     assert len(set(lengths)) > 1  # ragged warmups, or the test sees too little

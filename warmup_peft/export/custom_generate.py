@@ -11,7 +11,7 @@ from warmup_peft.files import write_text
 from warmup_peft.inference import decoding
 from warmup_peft.inference.folder import DECODING_NAME, WarmupConfig
 
-FIELDS = ("warmup_separator_ids", "max_warmup_length", "end_token_ids")
+FIELDS = ("warmup_opening_ids", "warmup_separator_ids", "max_warmup_length", "end_token_ids")
 TRANSFORMERS_LOOKS_FOR = """
 
 def generate(*inputs, model, **options):

@@ -1,6 +1,7 @@
-"""Generation with a warmup first: prompt -> warmup -> separator -> answer.
+"""Generation with a warmup first: prompt -> opening -> warmup -> separator -> answer.
 
-The model generates a few tokens after the prompt, up to an end token, the separator or a limit. Then the separator's
+The model generates a few tokens after the prompt (and an opening, such as `<think>`, where it was trained with one), up
+to an end token, the separator or a limit. Then the separator's
 token ids are appended, and the model generates the answer. Works with any causal language model or PEFT adapter, needs
 only torch and transformers, reads no file but `warmup_config.json`, opens no connection. Method: arXiv 2502.12304.
 """
@@ -45,7 +46,7 @@ def warmup_generate(
         inputs: (B, P) prompts, padded on the left, also as `input_ids`.
         warmup_config: the adapter's folder, or an object with the fields of its `warmup_config.json`. If
             max_warmup_length is 0, this is plain `generate`, without the separator.
-        return_warmup: keep warmup and separator in the sequences, padded on the left.
+        return_warmup: keep opening, warmup and separator in the sequences, padded on the left.
         num_warmups: if above 1, sample this many warmups, answer after each, and return the most frequent answer.
         kwargs: as for `generate`. `do_sample`, `temperature`, `top_k`, `top_p` and `min_p` apply to the warmup too.
 
@@ -115,11 +116,12 @@ def decode_prepared(
     training = [module for module in model.modules() if module.training]
     model.eval()  # in training mode with gradient checkpointing the cache would be dropped
     try:
+        opened, mask = _with_opening(prompt, mask, getattr(warmup_config, "warmup_opening_ids", []))
         cache = new_cache(model, mask, warmup_config.max_warmup_length)
-        written, lengths = decode_warmups(model, prompt, mask, warmup_config, sampling, cache)
+        written, lengths = decode_warmups(model, opened, mask, warmup_config, sampling, cache)
         separator = torch.tensor(warmup_config.warmup_separator_ids, device=prompt.device).expand(len(prompt), -1)
         is_warmup = torch.arange(written.size(1), device=prompt.device) < lengths.unsqueeze(1)
-        context = torch.cat([prompt, written.masked_fill(~is_warmup, pad_id), separator], 1)
+        context = torch.cat([opened, written.masked_fill(~is_warmup, pad_id), separator], 1)
         mask = torch.cat([mask, is_warmup, torch.ones_like(separator, dtype=torch.bool)], 1)
         if _keeps_every_token(model, cache):
             cache.batch_repeat_interleave(beams)
@@ -157,6 +159,16 @@ def decode_prepared(
         return shown
     result.sequences = shown
     return result
+
+
+def _with_opening(prompt: Tensor, mask: Tensor, opening_ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Prompts (B, P) and their mask with the opening behind them, once, padded on the left."""
+    opening = torch.tensor(opening_ids, dtype=prompt.dtype, device=prompt.device).expand(len(prompt), -1)
+    size = opening.size(1)
+    is_there = prompt.size(1) >= size and (prompt[:, prompt.size(1) - size :] == opening).all(1, keepdim=True)
+    added = torch.ones_like(opening, dtype=torch.bool) & ~torch.as_tensor(is_there, device=prompt.device)
+    ids, mask = torch.cat([prompt, opening], 1), torch.cat([mask, added], 1)
+    return _packed(ids, mask), _packed(mask, mask)
 
 
 def new_cache(model: PreTrainedModel, mask: Tensor, room: int) -> DynamicCache | None:
@@ -261,7 +273,7 @@ def _without_warmup(ids: Tensor, prompt: Tensor, start: int) -> Tensor:
 
 
 def _packed(sequences: Tensor, context_mask: Tensor) -> Tensor:
-    """Rows [prompt | warmup | separator | answer] without gaps, padded on the left."""
+    """Rows [prompt | opening | warmup | separator | answer] without gaps, padded on the left."""
     answer = torch.ones_like(sequences[:, context_mask.size(1) :], dtype=torch.bool)
     is_real = torch.cat([context_mask.repeat_interleave(len(sequences) // len(context_mask), 0), answer], 1)
     order = is_real.to(torch.uint8).argsort(dim=1, stable=True)

@@ -79,17 +79,28 @@ class WarmupConfig:
         warmup_separator_ids: token ids of the separator; these are inserted.
         max_warmup_length: W, in tokens. 0 means no warmup and no separator: plain `generate`.
         end_token_ids: tokens that ended a warmup in training. The end tokens of the generation config end it too.
+        warmup_opening, warmup_opening_ids: text and token ids that stand between prompt and warmup.
+        writes_separator: whether the model was trained to write opening and separator by itself, so that plain
+            `generate` answers in one call.
+        uses_chat_template: whether the prompts were conversations.
+        chat_template_kwargs: what their chat template was given.
     """
 
     warmup_separator: str
     warmup_separator_ids: list[int]
     max_warmup_length: int
     end_token_ids: list[int] = field(default_factory=list)
+    warmup_opening: str = ""
+    warmup_opening_ids: list[int] = field(default_factory=list)
+    writes_separator: bool = False
+    uses_chat_template: bool = False
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def room(self) -> int:
-        """The largest number of tokens that warmup and separator take together."""
-        return self.max_warmup_length and self.max_warmup_length + len(self.warmup_separator_ids)
+        """The largest number of tokens that opening, warmup and separator take together."""
+        around = len(self.warmup_opening_ids) + len(self.warmup_separator_ids)
+        return self.max_warmup_length and self.max_warmup_length + around
 
     def save(self, folder: str | Path) -> None:
         write_json(Path(folder, WARMUP_CONFIG_NAME), asdict(self))
@@ -110,7 +121,8 @@ class WarmupConfig:
             )
         try:
             config = cls(**read_json(path))
-            numbers = [*config.warmup_separator_ids, *config.end_token_ids, config.max_warmup_length]
+            ids = [*config.warmup_opening_ids, *config.warmup_separator_ids, *config.end_token_ids]
+            numbers = [*ids, config.max_warmup_length]
             if not all(isinstance(number, int) for number in numbers):  # they become code in the folder and its card
                 raise TypeError("max_warmup_length and token ids must be whole numbers")
         except (ValueError, TypeError) as error:

@@ -13,21 +13,6 @@ from warmup_peft.method.branches import Tokens, Warmups, pack
 from warmup_peft.method.model import evaluation_mode, without_peft_wrapper
 
 
-def separator_token_ids(tokenizer: PreTrainedTokenizerBase, separator: str) -> list[int]:
-    """Token ids of the separator, without special tokens.
-
-    Raises:
-        ValueError: the tokenizer encodes it as nothing, or with an unknown token.
-    """
-    ids = tokenizer(separator, add_special_tokens=False)["input_ids"]
-    if not ids or tokenizer.unk_token_id in ids:
-        raise ValueError(
-            f"warmup_separator={separator!r} cannot be written by this tokenizer (its ids are {ids}). "
-            "Choose a separator of characters that the tokenizer knows."
-        )
-    return ids
-
-
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[int, ...]:
     """Tokens that end a warmup: the end tokens of the model and of the tokenizer."""
     ids = model.generation_config.eos_token_id

@@ -80,6 +80,7 @@ class PromptEncoder:
         reason: why prompts cannot be shared: where the caller knows, or once it was found.
         largest: int -> the largest of all ranks' ints, so that all ranks go one way.
         is_mixed: whether the training computes in another precision than the weights have.
+        num_opening: how many tokens at each prompt's end are the opening, where its probability is asked for.
         shares: whether prompts are shared, as far as is known.
     """
 
@@ -89,6 +90,7 @@ class PromptEncoder:
     reason: str | None = None
     largest: Callable[[int], int] = alone
     is_mixed: bool = False
+    num_opening: int = 0
     shares: bool = field(init=False, default=False)
 
     def __post_init__(self):
@@ -122,8 +124,9 @@ class PromptEncoder:
         if length > 1 and not self._is_model_checked:
             self._check_model(prompt, room)
         if self._may_share(prompt, room, length, longest):
-            return self.fast(model, self.model, prompt)
-        return PlainRows(model, self.model, prompt, room if self._turns_otherwise(longest) else None)
+            return self.fast(model, self.model, prompt, self.num_opening)
+        one_by_one = room if self._turns_otherwise(longest) else None
+        return PlainRows(model, self.model, prompt, one_by_one, self.num_opening)
 
     def _check_model(self, prompt: Tokens, room: int) -> None:
         probe, room = probe_prompts(prompt, PROBE_TOKENS), min(room, PROBE_TOKENS)

@@ -58,7 +58,12 @@ Where this departs from the papers:
 8. With `hindsight_steps`, the first steps use `hindsight_credit` instead of a row: w_i follows how much of the target
    stands in warmup i, and A_i is 0. A warmup is only worth choosing once it is read, and where useful warmups are rare
    the other weights teach no reading. It is STaR's rationalisation (2203.14465), picked out instead of written.
-9. R_i of -inf (a target the model cannot write) counts as the lowest finite one of its example and gets no weight.
+9. With `learn_separator` the model learns to write opening o and separator s by itself, and the loss has a term more:
+   minus log P(o|x), minus 1/K sum_i ( log [P(s_1) / P(end)] + sum_{t>1} log P(s_t) ), each after x, c_i and the tokens
+   of s before. Ending a warmup is one event: P(end) is the probability of all end tokens and of s_1. The objective and
+   the anchor see only that, and the term only which of them it is, so it makes warmups neither shorter nor longer. A
+   warmup that was cut off has no such decision, hence no first part.
+10. R_i of -inf (a target the model cannot write) counts as the lowest finite one of its example and gets no weight.
 """
 
 from __future__ import annotations
@@ -270,6 +275,7 @@ class Scores(NamedTuple):
         gain_BK: q_i - q_0, probabilities, for `rlpr`.
         entropy_BK: entropy of the predictions of the target's tokens, summed over them, without gradient.
         correct_BK: how many of the target's tokens are the likeliest ones.
+        format_logp_BK: log-probability of opening and separator, where the model learns to write them by itself.
     """
 
     target_logp_BK: Tensor
@@ -279,6 +285,7 @@ class Scores(NamedTuple):
     gain_BK: Tensor | None = None
     entropy_BK: Tensor | None = None
     correct_BK: Tensor | None = None
+    format_logp_BK: Tensor | None = None
 
     @property
     def log_ratio_BK(self) -> Tensor | None:
@@ -302,7 +309,8 @@ def credit_of(scores: Scores, objective: str, beta: float, **shaping: bool | flo
 def warmup_loss(scores: Scores, credit: Credit, *, objective: str = "warmup", beta: float = 0.0) -> Tensor:
     """Sum over the batch of loss(x), in nats; the caller divides by the number of target tokens.
 
-    Its gradient is that of the table; its value is the objective's, negated, plus the anchor.
+    Its gradient is that of the table; its value is the objective's, negated, plus the anchor and, where the model
+    learns to write it, the format.
 
     Args:
         scores: what was measured of the batch.
@@ -316,6 +324,8 @@ def warmup_loss(scores: Scores, credit: Credit, *, objective: str = "warmup", be
         surrogate = surrogate - (advantage_BK * scores.warmup_logp_BK).sum()
     value = -objective_value(scores.target_logp_BK, objective, scores.log_ratio_BK).sum()
     loss = surrogate + (value - surrogate).detach()
+    if scores.format_logp_BK is not None:
+        loss = loss - scores.format_logp_BK.mean(1).sum()
     return loss if scores.kl_BK is None else loss + beta * scores.kl_BK.mean(1).sum()
 
 

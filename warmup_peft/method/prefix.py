@@ -30,7 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from warmup_peft.method.branches import Branches, Tokens, positions_of
 from warmup_peft.method.model import logits_at, without_peft_wrapper
-from warmup_peft.method.rows import with_first_prediction
+from warmup_peft.method.rows import last_columns, opening_logps, with_first_prediction
 
 NAME = "warmup_prefix_over_"
 
@@ -183,19 +183,19 @@ class SharedPrefix:
         model: the causal language model, possibly wrapped for distributed training.
         unwrapped: the same without that wrapper.
         prompt: (B, P), padded on the left.
+        num_opening: how many tokens at the prompts' end are the opening, which `opening_logp_B1` is about.
     """
 
     has_gradient = True
     room = None
 
-    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens):
+    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens, num_opening: int = 0):
         self.model, self.prompt = model, prompt
         self.lm_head = unwrapped.get_output_embeddings()
         self.config = without_peft_wrapper(unwrapped).config
         kept = Keep()
-        is_last = torch.zeros_like(prompt.mask)
-        is_last[:, -1] = True
-        self.first_logits_BV = logits_at(
+        is_last = last_columns(prompt, num_opening + 1)
+        last_logits = logits_at(
             model,
             self.lm_head,
             is_last,
@@ -207,6 +207,9 @@ class SharedPrefix:
         )
         kept.close(self.config.get_text_config().num_hidden_layers)
         self.layers = kept.layers
+        last_logits = last_logits.unflatten(0, (-1, num_opening + 1))
+        self.first_logits_BV = last_logits[:, -1]
+        self.opening_logp_B1 = opening_logps(last_logits, prompt)
 
     def again(self, model: PreTrainedModel) -> SharedPrefix:
         """The same prompts, encoded by `model` as it is now."""

@@ -14,6 +14,7 @@ from transformers import Cache, PreTrainedModel
 
 from warmup_peft.method.branches import Branches, Tokens, join_rows, pack
 from warmup_peft.method.model import logits_at, positions_for, takes, without_peft_wrapper
+from warmup_peft.method.objective import token_logps
 
 
 class PlainRows:
@@ -28,12 +29,21 @@ class PlainRows:
         prompt: (B, P), padded on the left.
         room: for a model that encodes all tokens of a row differently when the row is long: how many tokens may
             follow each prompt. Rows are then encoded one at a time, each as long as it may become. None for others.
+        num_opening: how many tokens at the prompts' end are the opening, which `opening_logp_B1` is about.
     """
 
     has_gradient = True
 
-    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens, room: int | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        unwrapped: PreTrainedModel,
+        prompt: Tokens,
+        room: int | None = None,
+        num_opening: int = 0,
+    ):
         self.model, self.unwrapped, self.prompt, self.room = model, unwrapped, prompt, room
+        self.num_opening = num_opening
 
     def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
         """Logits (N, V) of the selected branch tokens' predictions, in row-major order, with gradient."""
@@ -41,24 +51,37 @@ class PlainRows:
         columns = torch.zeros_like(rows.mask)
         first_column = self.prompt.ids.size(1) - 1  # a token is predicted one column before it stands
         columns[:, first_column:-1] = predicted_BKT.flatten(0, 1)
-        mask, ids, columns = pack(rows.mask, rows.ids, columns, side="right")
-        if self.room is None:
-            return self._logits(self.model, ids, mask, columns)
-        lengths = self.prompt.mask.sum(1).repeat_interleave(branches.ids.size(1)) + self.room
-        models = [self.model] + [self.unwrapped] * (len(ids) - 1)  # ranks must call the wrapper equally often
-        return torch.cat(
-            [
-                self._logits(model, *(fitted(x[row : row + 1], int(lengths[row])) for x in (ids, mask, columns)))
-                for row, model in enumerate(models)
-            ]
-        )
+        lengths = self.prompt.mask.sum(1).repeat_interleave(branches.ids.size(1))
+        return self._logits(rows, columns, lengths)
+
+    @property
+    def opening_logp_B1(self) -> Tensor:
+        """(B, 1) log-probability of the opening in nats, with gradient; 0 without one. Encodes the prompts alone."""
+        if self.num_opening == 0:
+            return torch.zeros(len(self.prompt.ids), 1, device=self.prompt.ids.device)
+        is_last = last_columns(self.prompt, self.num_opening + 1)
+        logits = self._logits(self.prompt, is_last, self.prompt.mask.sum(1))
+        return opening_logps(logits.unflatten(0, (-1, self.num_opening + 1)), self.prompt)
 
     def again(self, model: PreTrainedModel) -> PlainRows:
         """The same prompts, for `model` as it is now."""
         return PlainRows(model, model, self.prompt, self.room)
 
-    def _logits(self, model: nn.Module, ids: Tensor, mask: Tensor, columns: Tensor) -> Tensor:
-        """Of rows that are padded on the right, where every model counts its positions by itself."""
+    def _logits(self, rows: Tokens, columns: Tensor, prompt_lengths: Tensor) -> Tensor:
+        """Of rows that are moved to the left end, where every model counts its positions by itself."""
+        mask, ids, columns = pack(rows.mask, rows.ids, columns, side="right")
+        if self.room is None:
+            return self._forward(self.model, ids, mask, columns)
+        models = [self.model] + [self.unwrapped] * (len(ids) - 1)  # ranks must call the wrapper equally often
+        lengths = (prompt_lengths + self.room).tolist()
+        return torch.cat(
+            [
+                self._forward(model, *(fitted(x[row : row + 1], lengths[row]) for x in (ids, mask, columns)))
+                for row, model in enumerate(models)
+            ]
+        )
+
+    def _forward(self, model: nn.Module, ids: Tensor, mask: Tensor, columns: Tensor) -> Tensor:
         head = self.unwrapped.get_output_embeddings()
         return logits_at(model, head, columns, input_ids=ids, attention_mask=mask.long(), use_cache=False)
 
@@ -78,7 +101,7 @@ class CachedPrompt:
     has_gradient = False
     room = None
 
-    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens):
+    def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens, num_opening: int = 0):
         self.model, self.prompt = without_peft_wrapper(unwrapped), prompt
 
     def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
@@ -101,6 +124,22 @@ class CachedPrompt:
             **positions,
         )
         return with_first_prediction(first_logits_BV, logits, predicted_BKT)
+
+
+def last_columns(prompt: Tokens, count: int) -> Tensor:
+    """(B, P) true at the last `count` tokens of prompts that are padded on the left."""
+    is_last = torch.zeros_like(prompt.mask)
+    is_last[:, -count:] = True
+    return is_last
+
+
+def opening_logps(logits_BNV: Tensor, prompt: Tokens) -> Tensor:
+    """(B, 1) log-probability in nats of the last N - 1 tokens of each prompt, from the logits at its last N."""
+    num_opening = logits_BNV.size(1) - 1
+    if num_opening == 0:
+        return torch.zeros(len(prompt.ids), 1, device=prompt.ids.device)
+    logps = token_logps(logits_BNV[:, :-1].flatten(0, 1), prompt.ids[:, -num_opening:].flatten())
+    return logps.unflatten(0, (-1, num_opening)).sum(1, keepdim=True)
 
 
 def encode_prompt(model: PreTrainedModel, prompt: Tokens) -> tuple[Cache, Tensor]:

@@ -36,6 +36,7 @@ from warmup_peft.method.rows import PlainRows, encode_prompt, expand_cache, fitt
 logger = logging.getLogger(__name__)
 
 NO_TOKEN = -1
+NO_PROBABILITY = -1e9  # a logit; finite, so that divergences stay so
 
 
 class NaNLogitsError(FloatingPointError):
@@ -60,6 +61,8 @@ class SamplingSettings:
         temperature, top_k, top_p, min_p: as in `transformers.GenerationConfig`; 1, 0, 1 and None sample the model's
             own distribution.
         do_sample: False decodes greedily (or by plain beam search).
+        closing_id: where the model learns to write the separator by itself, the separator's first token. Ending a
+            warmup is then one event, whichever of the end tokens or this one it is, and counted as this one.
     """
 
     num_warmups: int
@@ -73,6 +76,28 @@ class SamplingSettings:
     top_p: float = 1.0
     min_p: float | None = None
     do_sample: bool = True
+    closing_id: int | None = None
+
+    @property
+    def ending_ids(self) -> list[int]:
+        """The end tokens, and the closing one first."""
+        others = [token for token in self.end_token_ids if token != self.closing_id]
+        return others if self.closing_id is None else [self.closing_id, *others]
+
+    def with_one_end(self, logits_NV: Tensor) -> Tensor:
+        """Logits in float32 in which the closing token has the probability of all end tokens, and they have none."""
+        if self.closing_id is None:
+            return logits_NV.float()
+        ends_NE = logits_NV[:, self.ending_ids].float()
+        filling = torch.full_like(ends_NE, NO_PROBABILITY)
+        filling[:, 0] = 0
+        closing_N1 = ends_NE.logsumexp(1, keepdim=True)
+        columns = torch.tensor(self.ending_ids, device=logits_NV.device)
+        return logits_NV.float().index_copy(1, columns, closing_N1 + filling)
+
+    def closing_logps(self, logits_NV: Tensor) -> Tensor:
+        """(N,) log of the closing token's share, in nats, in the probability of ending."""
+        return logits_NV[:, self.ending_ids].float().log_softmax(1)[:, 0]
 
     def generation_config(self) -> GenerationConfig:
         sampling = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
@@ -91,7 +116,7 @@ class SamplingSettings:
 
         Without `do_sample` the likeliest tokens, which are certain.
         """
-        scores = logits_NV.float() / self.temperature
+        scores = self.with_one_end(logits_NV) / self.temperature
         if not self.do_sample:
             return scores.argmax(-1, keepdim=True), scores.new_zeros(len(scores), 1)
         probabilities_NV = self._truncate(scores).softmax(-1)
@@ -103,7 +128,10 @@ class SamplingSettings:
 
         A sampled token always belongs to its truncated set, even where rounding would now put it just outside.
         """
-        logits_NV = logits_NV.float() / self.temperature
+        if self.closing_id is not None:
+            ends = torch.tensor(self.ending_ids, device=ids_N.device)
+            ids_N = torch.where(torch.isin(ids_N, ends), self.closing_id, ids_N)
+        logits_NV = self.with_one_end(logits_NV) / self.temperature
         if not self._truncations():
             return token_logps(logits_NV, ids_N)
         is_out = self._truncate(logits_NV.detach()).isinf()
@@ -263,7 +291,13 @@ def first_exact_way(way: int, model: PreTrainedModel, encoded: Encoded, settings
         ValueError: none does.
     """
     prompt = probe_prompts(encoded.prompt)
-    own = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None}  # and no end: all W tokens are compared
+    own = {
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": None,
+        "closing_id": None,
+    }  # and no end: all W tokens are compared
     settings = dataclasses.replace(
         settings, num_beams=1, do_sample=True, end_token_ids=(), separator_ids=(NO_TOKEN,), **own
     )

@@ -21,8 +21,32 @@ class WarmupOptions:
         default=4, metadata={"help": "K: number of warmups sampled for each example (1 or more)."}
     )
     max_warmup_length: int = field(default=8, metadata={"help": "W: maximum length of a warmup (1 or more)."})
-    warmup_separator: str = field(
-        default=" || ", metadata={"help": "Text between warmup and target. Its token ids are inserted, not sampled."}
+    warmup_format: Literal["auto", "thinking", "plain"] = field(
+        default="auto",
+        metadata={
+            "help": "What stands around a warmup. 'thinking': what the model writes around its own thoughts, read "
+            "from its chat template, such as <think> and </think>. 'plain': warmup_separator alone. 'auto': thinking where "
+            "rows are conversations and the chat template knows thoughts."
+        },
+    )
+    warmup_separator: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text between warmup and target; its token ids are inserted, not sampled. By default that of the "
+            "format, in the plain one ' || '."
+        },
+    )
+    warmup_opening: str | None = field(
+        default=None,
+        metadata={"help": "Text between prompt and warmup. By default that of the format, in the plain one none."},
+    )
+    learn_separator: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Also train the model to write opening and separator by itself, so that plain `generate` answers "
+            "in one call, on any server. A warmup then ends where the model writes the separator's first token. The "
+            "default is true in the thinking format."
+        },
     )
     warmup_sampling: Literal["multinomial", "beam"] = field(
         default="multinomial",
@@ -174,6 +198,11 @@ class WarmupOptions:
             "Set it to 1 or more tokens; for no warmup at all use SFTTrainer.",
         )
         require(self.warmup_separator != "", "warmup_separator", "Give it some text, such as ' || '.")
+        require(
+            self.warmup_format in ("auto", "thinking", "plain"),
+            "warmup_format",
+            "Choose auto, thinking or plain.",
+        )
         require(self.warmup_sampling in ("multinomial", "beam"), "warmup_sampling", "Choose 'multinomial' or 'beam'.")
         require(0 < self.temperature < math.inf, "temperature", "Set it above 0.")
         require(self.top_k >= 0, "top_k", "Set it to 0 (off) or more.")

@@ -45,6 +45,7 @@ class BaseSampler:
             "base model": fingerprint,
             "tokenizer": tokenizer_fingerprint(tokenizer),
             **{name: getattr(self.sampling, name) for name in IDENTITY},
+            **({} if self.sampling.closing_id is None else {"closing_id": self.sampling.closing_id}),
         }
 
     def sample(self, prompts: list[np.ndarray], seed: int) -> Warmups:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, Processo
 
 from warmup_peft.inference.loading import check_is_no_adapter, is_of_adapter, why_no_base
 from warmup_peft.training.config import WarmupSFTConfig
+from warmup_peft.training.conversations import check_conversations
 
 LOGITS_HOOKS = ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func")
 
@@ -77,7 +78,7 @@ def check_columns(name: str, dataset: Any, args: WarmupSFTConfig) -> None:
     has_boundary = (
         {"prompt", "completion"} <= set(sample)
         or ("input_ids" in sample and {"labels", "completion_mask", "assistant_masks"} & set(sample))
-        or ("messages" in sample and args.assistant_only_loss)
+        or {"messages", "conversations"} & set(sample)
     )
     if not has_boundary:
         raise ValueError(
@@ -92,6 +93,8 @@ def check_columns(name: str, dataset: Any, args: WarmupSFTConfig) -> None:
                     raise ValueError(
                         f"Row {row} of the {name} dataset has no `{column}`. Fill it in or remove the row."
                     )
+    if not args.assistant_only_loss:
+        check_conversations(name, dataset)
 
 
 def adapter_configs(model: str | PreTrainedModel, peft_config: Any) -> list[Any]:

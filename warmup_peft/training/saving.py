@@ -59,11 +59,17 @@ class SavesWholeFolders:
     @property
     def warmup_config(self) -> WarmupConfig:
         """What decoding needs beside the adapter."""
+        around = self.warmup_format
         return WarmupConfig(
-            self.args.warmup_separator,
-            list(self.sampling.separator_ids),
+            around.separator,
+            list(around.separator_ids),
             self.args.max_warmup_length,
             list(self.sampling.end_token_ids),
+            around.opening,
+            list(around.opening_ids),
+            writes_separator=self.args.learn_separator,
+            uses_chat_template=around.is_chat,
+            chat_template_kwargs=dict(around.chat_template_kwargs),
         )
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.utils.logging import get_logger
 from trl import SFTTrainer
 
-from warmup_peft.inference.generation import end_token_ids, separator_token_ids
+from warmup_peft.inference.generation import end_token_ids
 from warmup_peft.inference.loading import context_length
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place, save_as_it_is
 from warmup_peft.method.branches import Branches, Tokens, Warmups, split_examples
@@ -38,6 +38,7 @@ from warmup_peft.training.checks import (
     model_config,
 )
 from warmup_peft.training.config import WarmupSFTConfig
+from warmup_peft.training.conversations import as_thinking_rows, format_of_rows, with_one_answer, with_opening
 from warmup_peft.training.dataset import (
     apply_dict_formatting,
     as_warmup_config,
@@ -102,8 +103,8 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         check_trainer_arguments(arguments, args)
         if arguments.get("processing_class") is None:
             arguments["processing_class"] = load_tokenizer(arguments["model"], args)
-        separator_ids = tuple(separator_token_ids(arguments["processing_class"], args.warmup_separator))
-        self._branch_overhead = args.max_warmup_length + len(separator_ids)
+        self.warmup_format = format_of_rows(arguments, args)
+        self._branch_overhead = args.max_warmup_length + len(self.warmup_format.separator_ids)
         self._context = context_length(model_config(arguments["model"], args))
         super().__init__(*call.args[1:], **call.kwargs)
 
@@ -118,11 +119,14 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             reason=why_checkpointing_forbids(self.args),
             largest=self._largest_of_all_ranks,
             is_mixed=self.args.bf16 or self.args.fp16,
+            num_opening=len(self.warmup_format.opening_ids) * args.learn_separator,
         )
+        end_tokens, separator_ids = end_token_ids(self.model, self._tokenizer), self.warmup_format.separator_ids
+        closes = args.learn_separator or self.warmup_format.thinking is not None
         sampling = SamplingSettings(
             num_warmups=args.num_warmups,
             max_length=args.max_warmup_length,
-            end_token_ids=end_token_ids(self.model, self._tokenizer),
+            end_token_ids=tuple(sorted({*end_tokens, *separator_ids[:closes]})),
             separator_ids=separator_ids,
             pad_token_id=self._tokenizer.pad_token_id,
             num_beams=args.num_beams,
@@ -130,6 +134,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             top_k=args.top_k,
             top_p=args.top_p,
             min_p=args.min_p,
+            closing_id=separator_ids[0] if args.learn_separator else None,
         )
         source_arguments = (self.args, sampling, self.accelerator, self._tokenizer)
         self.source = SOURCES[args.warmup_source](*source_arguments)
@@ -365,12 +370,17 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         """TRL's preparation, and a count of what its `max_length` costs."""
         self.completion_only_loss = True  # also of tokenized rows, where TRL would leave a `completion_mask` unread
+        dataset = with_one_answer(dataset, args)
+        if self.warmup_format.thinking is not None:
+            dataset = as_thinking_rows(dataset, processing_class, self.warmup_format, args.dataset_num_proc)
         if not isinstance(dataset, Dataset):
-            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+            rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+            return with_opening(rows, self.warmup_format.opening_ids)
         whole_args = copy.copy(args)
         whole_args.max_length, whole_args.shuffle_dataset = None, False
         whole = super()._prepare_dataset(dataset, processing_class, whole_args, packing, formatting_func, dataset_name)
         check_spans(dataset_name, whole)
+        whole = with_opening(whole, self.warmup_format.opening_ids)
         kept = super()._prepare_dataset(whole, processing_class, args, packing, None, dataset_name)
         report_lengths(dataset_name, whole, kept, args)
         check_spans(dataset_name, kept)

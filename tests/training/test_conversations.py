@@ -1,0 +1,184 @@
+"""Conversations as training rows: the format that is found, the rows that are made, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import EXAMPLES, tiny_config
+from datasets import Dataset
+from trainers import make_trainer
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
+from warmup_peft.inference.decoding import warmup_generate
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+PROMPT = "<|im_start|>user\nQ: {}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def thinking_folder(tmp_path_factory, tokenizer) -> str:
+    """A tiny random Llama whose tokenizer has a chat template that knows thoughts."""
+    folder = tmp_path_factory.mktemp("tiny-thinker")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
+        pad_token="<|pad|>",
+        eos_token="<|eos|>",
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]})
+    tokenizer.chat_template = TEMPLATE
+    set_seed(0)
+    model = LlamaForCausalLM(tiny_config())
+    for parameter in model.parameters():
+        parameter.data.mul_(8.0) if parameter.dim() > 1 else None
+    model.generation_config.eos_token_id = [1, tokenizer.convert_tokens_to_ids("<|im_end|>"), *range(200, 250)]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str, **more: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text, **more}
+
+
+ROWS = [{"prompt": [user(f"Q: {text}")], "completion": [assistant(text.upper())]} for text in ("one", "three", "x")]
+MESSAGES = [{"messages": [*row["prompt"], *row["completion"]]} for row in ROWS]
+WITH_THOUGHTS = [{"messages": [row["prompt"][0], assistant(row["completion"][0]["content"], reasoning_content="hm")]}
+                 for row in ROWS]  # fmt: skip
+DEFAULTS = {"warmup_separator": None}
+
+
+def trainer_of(folder, tmp_path, rows, lora, **settings):
+    return make_trainer(folder, tmp_path, None, rows=rows, peft_config=lora, **{**DEFAULTS, **settings})
+
+
+@pytest.mark.parametrize("rows", [ROWS, MESSAGES, WITH_THOUGHTS], ids=["prompt", "messages", "thoughts"])
+def test_rows_of_a_thinking_model(thinking_folder, tmp_path, lora, rows):
+    trainer = trainer_of(thinking_folder, tmp_path, rows, lora)
+    tokenizer = trainer.processing_class
+    assert (trainer.args.warmup_format, trainer.args.learn_separator) == ("thinking", True)
+    for row, text in zip(trainer.train_dataset, ("one", "three", "x")):
+        start = sum(label == -100 for label in row["labels"])
+        assert tokenizer.decode(row["input_ids"][:start]) == PROMPT.format(text) + "<think>\n"
+        assert tokenizer.decode(row["input_ids"][start:]) == text.upper() + "<|im_end|>"
+        assert row["labels"][start:] == row["input_ids"][start:]
+    closing = tokenizer.convert_tokens_to_ids("</think>")
+    assert trainer.sampling.closing_id == closing
+    assert {closing, tokenizer.convert_tokens_to_ids("<|im_end|>"), 1} < set(trainer.sampling.end_token_ids)
+
+
+def test_a_streamed_conversation_is_the_same_row(thinking_folder, tmp_path, lora):
+    whole = trainer_of(thinking_folder, tmp_path, ROWS, lora).train_dataset
+    config = WarmupSFTConfig(str(tmp_path / "stream"), max_steps=1, bf16=False, report_to="none")
+    stream = WarmupSFTTrainer(
+        thinking_folder, config, train_dataset=Dataset.from_list(ROWS).to_iterable_dataset(), peft_config=lora
+    ).train_dataset
+    assert [row["input_ids"] for row in stream] == list(whole["input_ids"])
+
+
+def test_plain_stays_plain(thinking_folder, tmp_path, lora):
+    """Where it is asked for, and where the separator is one's own."""
+    for settings in ({"warmup_format": "plain"}, {"warmup_separator": " || "}):
+        trainer = trainer_of(thinking_folder, tmp_path, MESSAGES, lora, **settings)
+        assert (trainer.args.warmup_format, trainer.args.learn_separator) == ("plain", False)
+        assert trainer.args.warmup_separator == " || "
+        row = trainer.train_dataset[0]
+        start = sum(label == -100 for label in row["labels"])
+        assert trainer.processing_class.decode(row["input_ids"][:start]) == PROMPT.format("one")
+
+
+def test_an_opening_of_ones_own_ends_every_prompt(model_folder, tokenizer, tmp_path, lora):
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, warmup_opening="<w>")
+    for row, example in zip(trainer.train_dataset, EXAMPLES):
+        start = sum(label == -100 for label in row["labels"])
+        assert tokenizer.decode(row["input_ids"][:start]) == example["prompt"] + "<w>"
+        assert tokenizer.decode(row["input_ids"][start:]) == example["completion"] + "<|eos|>"
+
+
+def test_chat_template_kwargs_reach_the_template_and_the_folder(thinking_folder, tmp_path, lora):
+    rows = [{**row, "chat_template_kwargs": {"enable_thinking": True}} for row in ROWS]
+    trainer = trainer_of(thinking_folder, tmp_path, rows, lora)
+    trainer.save_model()
+    config = json.loads(Path(trainer.args.output_dir, "warmup_config.json").read_text())
+    assert config["chat_template_kwargs"] == {"enable_thinking": True}
+    assert (config["uses_chat_template"], config["writes_separator"]) == (True, True)
+    assert (config["warmup_opening"], config["warmup_separator"]) == ("<think>\n", "</think>\n\n")
+
+
+def test_a_prompt_with_or_without_its_opening_is_decoded_alike(thinking_folder, tmp_path, lora):
+    """One row of a batch that ends with the opening, one that does not, and either alone."""
+    trainer = trainer_of(thinking_folder, tmp_path, ROWS, lora, max_warmup_length=4)
+    tokenizer, config = trainer.processing_class, trainer.warmup_config
+    model = AutoModelForCausalLM.from_pretrained(thinking_folder, dtype=torch.float32)
+    texts = [PROMPT.format("one"), PROMPT.format("one") + "<think>\n"]
+    tokenizer.padding_side = "left"
+    batch = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    options = {"warmup_config": config, "max_new_tokens": 4, "return_warmup": True, "do_sample": False}
+    both = warmup_generate(model, **batch, **options)
+    shown = tokenizer.batch_decode(both)
+    assert shown[0] == shown[1]
+    assert "</think>\n\n" in shown[0]
+    for text in texts:
+        alone = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        assert tokenizer.decode(warmup_generate(model, **alone, **options)[0]) == shown[0]
+    plain = warmup_generate(model, **batch, **{**options, "return_warmup": False})
+    assert [row.removeprefix("<|pad|>" * 20)[: len(text)] for row, text in
+            zip((tokenizer.decode(x[x != 0]) for x in plain), texts)] == texts  # fmt: skip
+
+
+def test_it_trains(thinking_folder, tmp_path, lora):
+    trainer = trainer_of(thinking_folder, tmp_path, MESSAGES, lora, warmup_anchor=0.3, objective="jensen", max_steps=2)
+    trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+# ---- Bad input ----
+
+BAD = [
+    ([user("one")], "ends with a message of 'user', so it has no answer to train on"),
+    ([{"role": "system", "content": "s"}, assistant("A")], "has nothing before its answer but a system prompt"),
+    ([user("one"), assistant("A"), assistant("B")], "has two answers of the assistant in a row"),
+]
+
+
+@pytest.mark.parametrize(("messages", "sentence"), BAD)
+def test_conversations_without_one_question_and_one_answer(thinking_folder, tmp_path, lora, messages, sentence):
+    with pytest.raises(ValueError, match=f"^Row 3 of the train dataset {sentence}"):
+        trainer_of(thinking_folder, tmp_path, [*MESSAGES, {"messages": messages}], lora)
+
+
+def test_two_messages_are_no_completion(thinking_folder, tmp_path, lora):
+    row = {"prompt": [user("one")], "completion": [assistant("A"), assistant("B")]}
+    with pytest.raises(ValueError, match=r"^Row 3 of the train dataset has 2 messages in its answer"):
+        trainer_of(thinking_folder, tmp_path, [*ROWS, row], lora)
+
+
+def test_thinking_needs_conversations_and_a_template_that_thinks(
+    thinking_folder, model_folder, tokenizer, tmp_path, lora
+):
+    with pytest.raises(ValueError, match=r"^warmup_format=thinking needs conversations"):
+        trainer_of(thinking_folder, tmp_path, EXAMPLES, lora, warmup_format="thinking")
+    with pytest.raises(ValueError, match=r"^The tokenizer has no chat template, so messages cannot be read"):
+        trainer_of(model_folder, tmp_path, ROWS, lora)
+
+
+def test_thinking_that_a_row_switches_off(thinking_folder, tmp_path, lora):
+    rows = [{**row, "chat_template_kwargs": {"enable_thinking": i < 2}} for i, row in enumerate(ROWS)]
+    with pytest.raises(ValueError, match=r"^Row 2 cannot be trained on: its prompt ends with an empty thought"):
+        trainer_of(thinking_folder, tmp_path, rows, lora)
+    off = [{**row, "chat_template_kwargs": {"enable_thinking": False}} for row in ROWS]
+    with pytest.raises(ValueError, match=r"thinking switched off \(enable_thinking\), so warmup_format=thinking"):
+        trainer_of(thinking_folder, tmp_path, off, lora, warmup_format="thinking")

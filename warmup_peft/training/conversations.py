@@ -1,0 +1,189 @@
+"""Rows that are conversations: what stands around their warmups, and their token ids in the thinking format."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl.data_utils import get_dataset_column_names, maybe_convert_to_chatml
+
+from warmup_peft.inference.chat import (
+    Messages,
+    WarmupFormat,
+    check_template,
+    find_format,
+    is_conversation,
+    opened,
+    thinking_row,
+)
+from warmup_peft.method.branches import IGNORE_INDEX
+from warmup_peft.training.config import WarmupSFTConfig
+
+logger = logging.getLogger(__name__)
+
+OVERLAP_ROWS = 1000  # rows whose text is searched for the separator
+
+
+def format_of_rows(arguments: dict[str, Any], args: WarmupSFTConfig) -> WarmupFormat:
+    """The format of a training's warmups. Resolves the options in `args` that depend on it.
+
+    Args:
+        arguments: what `SFTTrainer` takes, by name, with a tokenizer.
+
+    Raises:
+        ValueError: the format that is asked for cannot be had.
+    """
+    tokenizer = with_chat_template(arguments["processing_class"], args.chat_template_path)
+    dataset = arguments.get("train_dataset")
+    sample = {} if dataset is None else next(iter(dataset), {})
+    is_chat = (
+        any(is_conversation(sample.get(column)) for column in ("prompt", "messages")) or "conversations" in sample
+    )
+    if is_chat:
+        check_template(tokenizer)
+    found = find_format(
+        tokenizer,
+        args.warmup_format,
+        is_chat=is_chat,
+        opening=args.warmup_opening,
+        separator=args.warmup_separator,
+        template=template_of(sample),
+    )
+    if found.thinking is not None and not is_chat:
+        raise ValueError(
+            "warmup_format=thinking needs conversations, but the rows of the train dataset are texts. Give `prompt` "
+            "and `completion` as lists of messages, or set warmup_format to plain."
+        )
+    args.warmup_format = "plain" if found.thinking is None else "thinking"
+    args.warmup_opening, args.warmup_separator = found.opening, found.separator
+    if args.learn_separator is None:
+        args.learn_separator = found.thinking is not None
+    return found
+
+
+def with_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer as `SFTTrainer` will have it once it has applied `chat_template_path`."""
+    if path is None:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    if Path(path).is_file():
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        return tokenizer
+    source = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = source.get_chat_template()
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([token for token in source.added_tokens_decoder.values() if token.content not in known])
+    tokenizer.eos_token = source.eos_token
+    return tokenizer
+
+
+def template_of(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row gives its chat template: TRL's columns `tools` and `chat_template_kwargs`."""
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
+    return {**(row.get("chat_template_kwargs") or {}), **tools}
+
+
+# ---- Checks ----
+
+
+def check_conversations(name: str, dataset: Any) -> None:
+    """Every conversation must be a question with one answer.
+
+    Raises:
+        ValueError: naming the first row that is not, and how to fix it.
+    """
+    sample = next(iter(dataset), {})
+    columns = [column for column in ("messages", "prompt") if is_conversation(sample.get(column))]
+    if not isinstance(dataset, Dataset) or not columns:
+        return
+    only_prompts = columns == ["prompt"]
+    answers = dataset["completion"] if only_prompts else [None] * len(dataset)
+    for row, (messages, answer) in enumerate(zip(dataset[columns[0]], answers)):
+        reason = why_unusable(
+            messages if answer is None else [*messages, *answer], 1 if answer is None else len(answer)
+        )
+        if reason:
+            raise ValueError(f"Row {row} of the {name} dataset {reason}")
+
+
+def why_unusable(messages: Messages, num_answers: int) -> str | None:
+    """In words, why this conversation, whose last messages are the answer, is no question with one answer."""
+    if num_answers == 0 or not messages or messages[-1].get("role") != "assistant":
+        last = messages[-1].get("role") if messages else "nothing"
+        return f"ends with a message of '{last}', so it has no answer to train on. Let an assistant's message end it."
+    if num_answers > 1:
+        return f"has {num_answers} messages in its answer. Give the last one as completion, the others in the prompt."
+    before = [message.get("role") for message in messages[:-1]]
+    if not set(before) - {"system", "developer"}:
+        return "has nothing before its answer but a system prompt. Add the user's message."
+    if before[-1] == "assistant":
+        return "has two answers of the assistant in a row. Keep one, or join them."
+    return None
+
+
+# ---- Rows ----
+
+
+def with_one_answer(dataset: Any, args: WarmupSFTConfig) -> Any:
+    """`messages` (or ShareGPT's `conversations`) as prompt and completion, which is the last message."""
+    columns = set(get_dataset_column_names(dataset))
+    if "input_ids" in columns or "prompt" in columns or args.assistant_only_loss:
+        return dataset
+    if "conversations" in columns:
+        dataset = dataset.map(maybe_convert_to_chatml, remove_columns="conversations")
+    elif "messages" not in columns:
+        return dataset
+    return dataset.map(
+        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}, remove_columns="messages"
+    )
+
+
+def as_thinking_rows(
+    dataset: Any, tokenizer: PreTrainedTokenizerBase, warmup_format: WarmupFormat, num_proc: int | None = None
+) -> Any:
+    """Token ids of conversations, whose prompts end with the opening and whose targets have no thought.
+
+    Raises:
+        ValueError: a row whose prompt has its thought behind it already.
+    """
+    columns = get_dataset_column_names(dataset)
+    if "input_ids" in columns:
+        return dataset
+
+    def tokenized(row: dict[str, Any], index: int) -> dict[str, list[int]]:
+        prompt, answer = ([without_none(message) for message in row[name]] for name in ("prompt", "completion"))
+        try:
+            made = thinking_row(tokenizer, prompt, answer[-1], warmup_format, template_of(row))
+        except ValueError as error:
+            raise ValueError(
+                f"Row {index} cannot be trained on: {error}. Leave enable_thinking out of its chat_template_kwargs, "
+                "or set warmup_format to plain."
+            ) from error
+        mask = [0] * len(made.prompt_ids) + [1] * len(made.target_ids)
+        return {"input_ids": made.prompt_ids + made.target_ids, "completion_mask": mask}
+
+    options = {"num_proc": num_proc, "desc": "Tokenizing conversations"} if isinstance(dataset, Dataset) else {}
+    return dataset.map(tokenized, with_indices=True, remove_columns=columns, **options)
+
+
+def without_none(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without the keys that a table of messages has filled in with nothing."""
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def with_opening(dataset: Any, opening_ids: tuple[int, ...]) -> Any:
+    """Prepared rows whose prompts end with the opening."""
+    if not opening_ids:
+        return dataset
+
+    def add(row: dict[str, Any]) -> dict[str, list[int]]:
+        start = next((i for i, label in enumerate(row["labels"]) if label != IGNORE_INDEX), len(row["labels"]))
+        prompt = opened(list(row["input_ids"][:start]), opening_ids)
+        labels = [IGNORE_INDEX] * len(prompt) + list(row["labels"][start:])
+        return {"input_ids": prompt + list(row["input_ids"][start:]), "labels": labels}
+
+    return dataset.map(add)

@@ -25,8 +25,8 @@ class WarmupOptions:
         default="auto",
         metadata={
             "help": "What stands around a warmup. 'thinking': what the model writes around its own thoughts, read "
-            "from its chat template, such as <think> and </think>. 'plain': warmup_separator alone. 'auto': thinking where "
-            "rows are conversations and the chat template knows thoughts."
+            "from its chat template, such as <think> and </think>. 'plain': warmup_separator alone. 'auto': thinking "
+            "where rows are conversations and the chat template knows thoughts."
         },
     )
     warmup_separator: str | None = field(

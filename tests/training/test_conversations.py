@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import EXAMPLES, tiny_config
 from datasets import Dataset
-from trainers import make_trainer
+from trainers import make_trainer, record_warmups
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
@@ -182,3 +182,36 @@ def test_thinking_that_a_row_switches_off(thinking_folder, tmp_path, lora):
     off = [{**row, "chat_template_kwargs": {"enable_thinking": False}} for row in ROWS]
     with pytest.raises(ValueError, match=r"thinking switched off \(enable_thinking\), so warmup_format=thinking"):
         trainer_of(thinking_folder, tmp_path, off, lora, warmup_format="thinking")
+
+
+# ---- Thoughts of the data ----
+
+
+def test_a_rows_own_thought_is_its_first_warmup(thinking_folder, tmp_path, lora, caplog):
+    """In training only, ended as the model would end it; rows without one, or with too long a one, sample all."""
+    thoughts = ["hm", "", "much too long"]
+    rows = [
+        {"messages": [*row["prompt"], {**row["completion"][0], "reasoning_content": thought}]}
+        for row, thought in zip(ROWS, thoughts)
+    ]
+    trainer = trainer_of(thinking_folder, tmp_path, rows, lora, warmup_from_data=True, max_warmup_length=6)
+    assert "2 of 3 rows have a thought, and 1 of them are longer than max_warmup_length=6" in caplog.text
+    tokenizer, closing = trainer.processing_class, trainer.sampling.closing_id
+    sampled = record_warmups(trainer)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, batch).backward()
+    firsts = {tokenizer.decode(prompt): samples[0] for prompt, samples in sampled}
+    own = firsts[PROMPT.format("one") + "<think>\n"]
+    assert (tokenizer.decode(own.ids), own.decided) == ("hm\n", [*own.ids, closing])
+    assert all(first.ids != own.ids for prompt, first in firsts.items() if "one" not in prompt)
+    sampled.clear()
+    trainer.evaluate(trainer.train_dataset)
+    assert all(samples[0].ids != own.ids for _, samples in sampled)
+
+
+def test_thoughts_of_the_data_need_the_thinking_format(thinking_folder, model_folder, tokenizer, tmp_path, lora):
+    with pytest.raises(ValueError, match=r"^warmup_from_data takes the thoughts of conversations"):
+        make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, warmup_from_data=True)
+    with pytest.raises(ValueError, match=r"^warmup_from_data=True cannot work. warmup_source base"):
+        trainer_of(thinking_folder, tmp_path, ROWS, lora, warmup_from_data=True, warmup_source="base")

@@ -84,8 +84,8 @@ class OneEnd:
         return token if self.closing is None else self.columns.get(token, -1)
 
 
-def plain_format_logp(model, prompt_ids, sample, separator_ids, opening_ids, one_end):
-    """log P of opening and separator after one warmup; a cut warmup has not decided to end."""
+def plain_format_logp(model, prompt_ids, sample, separator_ids, opening_ids, one_end, reference):
+    """log P of opening and separator, and of ending where the base would end (or, without one, where it was ended)."""
     row = torch.tensor([prompt_ids + sample.ids + separator_ids])
     logp, total = model(row).logits[0].log_softmax(-1), 0.0
     for t, token in enumerate(opening_ids, len(prompt_ids) - len(opening_ids)):
@@ -93,9 +93,11 @@ def plain_format_logp(model, prompt_ids, sample, separator_ids, opening_ids, one
     start = len(prompt_ids) + len(sample.ids)
     for t, token in enumerate(separator_ids, start):
         total = total + (logp[t - 1, token] if t > start else 0.0)
-    if len(sample.decided) > len(sample.ids):
-        ends = logp[start - 1, sorted(one_end.ends)].exp().sum()
-        total = total + logp[start - 1, one_end.closing] - ends.log()
+    others = [token for token in range(logp.size(1)) if token not in one_end.ends]
+    for t in range(len(sample.decided)):
+        ended = float(t == len(sample.ids)) if reference is None else reference[t, -1].exp().item()
+        at = logp[len(prompt_ids) - 1 + t]
+        total = total + ended * at[one_end.closing] + (1 - ended) * at[others].exp().sum().log()
     return total
 
 
@@ -115,7 +117,7 @@ def plain_loss(model, sampled, targets, separator_ids, args, one_end, opening_id
             logp = model(row).logits[0].log_softmax(-1)
             return torch.stack([logp[t - 1, row[0, t]] for t in range(row.size(1) - len(target_ids), row.size(1))])
 
-        rewards, warmup_logps, anchors, gains = [], [], [], []
+        rewards, warmup_logps, anchors, gains, references = [], [], [], [], []
         with torch.no_grad():
             alone = target_logps([]).exp().mean()
         for sample in samples:
@@ -130,7 +132,8 @@ def plain_loss(model, sampled, targets, separator_ids, args, one_end, opening_id
                 anchors.append(sample.logp - warmup_logps[-1])
             elif beta:
                 with torch.no_grad(), model.disable_adapter():
-                    reference = one_end(model(row).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1))
+                    references.append(one_end(model(row).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)))
+                reference = references[-1]
                 own_first = (logp.exp() * (logp - reference)).sum()
                 base_first = (reference.exp() * (reference - logp)).sum()
                 anchors.append(own_first if args.objective == "latro" else base_first)
@@ -147,7 +150,9 @@ def plain_loss(model, sampled, targets, separator_ids, args, one_end, opening_id
         value -= plain_value(args.objective, numbers, ratios)
         if args.learn_separator:
             around = separator_ids, opening_ids, one_end
-            format_logp = mean([plain_format_logp(model, prompt_ids, sample, *around) for sample in samples])
+            references = references or [None] * len(samples)
+            pairs = zip(samples, references)
+            format_logp = mean([plain_format_logp(model, prompt_ids, sample, *around, base) for sample, base in pairs])
             surrogate, value = surrogate - format_logp, value - format_logp.item()
         if beta:
             surrogate, value = surrogate + beta * mean(anchors), value + beta * mean(anchors).item()

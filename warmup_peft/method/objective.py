@@ -58,11 +58,12 @@ Where this departs from the papers:
 8. With `hindsight_steps`, the first steps use `hindsight_credit` instead of a row: w_i follows how much of the target
    stands in warmup i, and A_i is 0. A warmup is only worth choosing once it is read, and where useful warmups are rare
    the other weights teach no reading. It is STaR's rationalisation (2203.14465), picked out instead of written.
-9. With `learn_separator` the model learns to write opening o and separator s by itself, and the loss has a term more:
-   minus log P(o|x), minus 1/K sum_i ( log [P(s_1) / P(end)] + sum_{t>1} log P(s_t) ), each after x, c_i and the tokens
-   of s before. Ending a warmup is one event: P(end) is the probability of all end tokens and of s_1. The objective and
-   the anchor see only that, and the term only which of them it is, so it makes warmups neither shorter nor longer. A
-   warmup that was cut off has no such decision, hence no first part.
+9. With `learn_separator` the model learns to write opening o and separator s by itself. The loss has a term more:
+   minus log P(o|x), minus 1/K sum_i of the log-probability of s behind its first token, and of
+   sum_t e_t log P(s_1|x,c_<t) + (1 - e_t) log (1 - P(end|x,c_<t)) over the decisions t of c_i. Here P(end) is that of
+   all end tokens and of s_1, which the objective and the anchor take for one event, and e_t is P_off(end|x,c_<t), or
+   without an anchor whether warmup i ended there. So s_1 takes the place of the end tokens, where P_off would end:
+   warmups become neither shorter nor longer by it.
 10. R_i of -inf (a target the model cannot write) counts as the lowest finite one of its example and gets no weight.
 """
 

@@ -81,10 +81,11 @@ def score_warmups(
     """
     distinct, index_BK = warmups.distinct()
     branches = target_branches(distinct, target, sampling.separator_ids)
-    num_decisions = distinct.num_decisions * (with_kl or with_warmup_logp)
+    learns_format = sampling.closing_id is not None
+    num_decisions = distinct.num_decisions * (with_kl or with_warmup_logp or learns_format)
     is_decision = prefix_mask(num_decisions, branches.mask.size(-1))
-    is_separator = separator_to_learn(distinct, branches, sampling)
-    predicted = branches.is_target | is_decision | is_separator
+    is_rest = rest_of_separator(distinct, branches) & learns_format
+    predicted = branches.is_target | is_decision | is_rest
     logits = encoded.predictions(branches, predicted)
 
     def per_warmup(values_N: Tensor, mask: Tensor) -> Tensor:
@@ -95,25 +96,26 @@ def score_warmups(
     target_logits, target_ids = logits[branches.is_target[predicted]], branches.ids[branches.is_target]
     decision_logits = logits[is_decision[predicted]]
     target_logp_N = token_logps(target_logits, target_ids)
-    warmup_logp_BK = kl_BK = gain_BK = format_logp_BK = None
+    warmup_logp_BK = kl_BK = gain_BK = format_logp_BK = reference = None
     if with_warmup_logp or (with_kl and is_off_policy):
         sampled_ids = distinct.ids[prefix_mask(num_decisions, distinct.ids.size(-1))]
         warmup_logp_BK = per_warmup(sampling.logps(decision_logits, sampled_ids), is_decision)
     if with_kl and is_off_policy:
         kl_BK = source_logp_BK - warmup_logp_BK
     elif with_kl:
-        both = [sampling.with_one_end(x) for x in (reference_logits(branches, is_decision), decision_logits)]
+        reference = reference_logits(branches, is_decision)
+        both = [sampling.with_one_end(x) for x in (reference, decision_logits)]
         kl_BK = per_warmup(divergence(*(both if kl_from_reference else reversed(both))), is_decision)
     if with_gain:
         probability_BK = per_warmup(target_logp_N.detach().exp(), branches.is_target)
         num_targets_B1 = target.mask.sum(1, keepdim=True).clamp(min=1)
         gain_BK = (probability_BK - probability_without(encoded, target, sampling)) / num_targets_B1
-    if sampling.closing_id is not None:
-        separator_logits, separator_N = logits[is_separator[predicted]], branches.ids[is_separator]
-        separator_logp_N = token_logps(separator_logits, separator_N)
-        is_first_N = starts_separator(distinct, branches)[is_separator]
-        separator_logp_N = torch.where(is_first_N, sampling.closing_logps(separator_logits), separator_logp_N)
-        format_logp_BK = per_warmup(separator_logp_N, is_separator) + encoded.opening_logp_B1
+    if learns_format:
+        is_end = is_decision & ~prefix_mask(distinct.lengths, is_decision.size(-1))
+        ended_N = is_end[is_decision].float() if reference is None else sampling.end_probabilities(reference)
+        ending_BK = per_warmup(sampling.ending_logps(decision_logits, ended_N), is_decision)
+        rest_BK = per_warmup(token_logps(logits[is_rest[predicted]], branches.ids[is_rest]), is_rest)
+        format_logp_BK = ending_BK + rest_BK + encoded.opening_logp_B1
     entropy_N, is_correct_N = target_statistics(target_logits, target_ids)
     return Scores(
         per_warmup(target_logp_N, branches.is_target),
@@ -127,20 +129,10 @@ def score_warmups(
     )
 
 
-def separator_to_learn(warmups: Warmups, branches: Branches, sampling: SamplingSettings) -> Tensor:
-    """(B, K, T) which separator tokens are trained: none where code puts the separator in.
-
-    Else all but the first where the warmup was cut off, since the model had not ended it there.
-    """
-    if sampling.closing_id is None:
-        return torch.zeros_like(branches.mask)
-    is_separator = branches.mask & ~branches.is_target & ~prefix_mask(warmups.lengths, branches.mask.size(-1))
-    return is_separator & ~(starts_separator(warmups, branches) & ~warmups.stopped.unsqueeze(-1))
-
-
-def starts_separator(warmups: Warmups, branches: Branches) -> Tensor:
-    """(B, K, T) true at the separator's first token."""
-    return torch.arange(branches.mask.size(-1), device=branches.ids.device) == warmups.lengths.unsqueeze(-1)
+def rest_of_separator(warmups: Warmups, branches: Branches) -> Tensor:
+    """(B, K, T) true at the separator's tokens behind its first."""
+    is_later = ~prefix_mask(warmups.lengths + 1, branches.mask.size(-1))
+    return branches.mask & ~branches.is_target & is_later
 
 
 @torch.no_grad()

@@ -48,6 +48,13 @@ class WarmupOptions:
             "default is true in the thinking format."
         },
     )
+    warmup_from_data: bool = field(
+        default=False,
+        metadata={
+            "help": "Thinking format: use the thought that a row of the data has as one of its K warmups. By default "
+            "such thoughts are left out."
+        },
+    )
     warmup_sampling: Literal["multinomial", "beam"] = field(
         default="multinomial",
         metadata={
@@ -304,6 +311,11 @@ class WarmupOptions:
             traits.may_be_anchored or not self.warmup_anchor,
             "warmup_anchor",
             f"Warmups of warmup_source {source} have nothing to anchor. Set it to 0.",
+        )
+        require(
+            not (self.warmup_from_data and source != "policy"),
+            "warmup_from_data",
+            f"warmup_source {source} has warmups of its own. Set warmup_source to 'policy', or leave it out.",
         )
         if source == "base":
             self._check_base_source()

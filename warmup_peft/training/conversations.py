@@ -58,6 +58,11 @@ def format_of_rows(arguments: dict[str, Any], args: WarmupSFTConfig) -> WarmupFo
             "warmup_format=thinking needs conversations, but the rows of the train dataset are texts. Give `prompt` "
             "and `completion` as lists of messages, or set warmup_format to plain."
         )
+    if args.warmup_from_data and (found.thinking is None or not isinstance(dataset, Dataset)):
+        raise ValueError(
+            "warmup_from_data takes the thoughts of conversations in the thinking format, from a dataset that is not "
+            "a stream. Leave it out."
+        )
     args.warmup_format = "plain" if found.thinking is None else "thinking"
     args.warmup_opening, args.warmup_separator = found.opening, found.separator
     if args.learn_separator is None:
@@ -143,9 +148,17 @@ def with_one_answer(dataset: Any, args: WarmupSFTConfig) -> Any:
 
 
 def as_thinking_rows(
-    dataset: Any, tokenizer: PreTrainedTokenizerBase, warmup_format: WarmupFormat, num_proc: int | None = None
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    warmup_format: WarmupFormat,
+    *,
+    num_proc: int | None = None,
+    keeps_thoughts: bool = False,
 ) -> Any:
     """Token ids of conversations, whose prompts end with the opening and whose targets have no thought.
+
+    Args:
+        keeps_thoughts: add a column `thought_ids`, empty where a row has none.
 
     Raises:
         ValueError: a row whose prompt has its thought behind it already.
@@ -164,7 +177,8 @@ def as_thinking_rows(
                 "or set warmup_format to plain."
             ) from error
         mask = [0] * len(made.prompt_ids) + [1] * len(made.target_ids)
-        return {"input_ids": made.prompt_ids + made.target_ids, "completion_mask": mask}
+        ids = {"input_ids": made.prompt_ids + made.target_ids, "completion_mask": mask}
+        return {**ids, "thought_ids": made.thought_ids or []} if keeps_thoughts else ids
 
     options = {"num_proc": num_proc, "desc": "Tokenizing conversations"} if isinstance(dataset, Dataset) else {}
     return dataset.map(tokenized, with_indices=True, remove_columns=columns, **options)

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warmup_peft.method.branches import Warmups, no_warmups, shuffled_warmups
+from warmup_peft.method.branches import Tokens, Warmups, no_warmups, shuffled_warmups
 from warmup_peft.method.encoding import Encoded
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
 from warmup_peft.training.base_sampler import BaseSampler
@@ -153,6 +154,43 @@ class Base(Policy):
         self.accelerator.wait_for_everyone()
         if missing:
             self.pool.load()
+
+
+class DataWarmups:
+    """Thoughts that rows of the data have, by their prompts.
+
+    Args:
+        dataset: prepared rows, with a column `thought_ids` (empty where a row has none).
+        sampling: whose closing token ends them, and whose W is the longest that is used.
+    """
+
+    def __init__(self, dataset: Dataset, sampling: SamplingSettings):
+        ids = [list(thought) for thought in dataset["thought_ids"]]
+        self._ids = {tuple(prompt): thought for prompt, thought in zip(prompts_of(dataset), ids)
+                     if 0 < len(thought) <= sampling.max_length}  # fmt: skip
+        self._sampling = sampling
+        num_thoughts = sum(map(bool, ids))
+        num_long = sum(len(thought) > sampling.max_length for thought in ids)
+        if num_long or not num_thoughts:
+            logger.warning(
+                "warmup_from_data: %d of %d rows have a thought, and %d of them are longer than max_warmup_length=%d "
+                "tokens and are not used.",
+                num_thoughts, len(ids), num_long, sampling.max_length,
+            )  # fmt: skip
+
+    def put_first(self, warmups: Warmups, prompt: Tokens) -> Warmups:
+        """(B, K) warmups, the first of which is the data's where the row has one."""
+        known = [self._ids.get(tuple(ids[mask].tolist())) for ids, mask in zip(prompt.ids, prompt.mask)]
+        width = max(warmups.ids.size(-1), *(len(ids) + 1 for ids in known if ids), 0)
+        missing = width - warmups.ids.size(-1)
+        ids = torch.nn.functional.pad(warmups.ids, (0, missing), value=self._sampling.pad_token_id)
+        lengths, num_decisions = warmups.lengths.clone(), warmups.num_decisions.clone()
+        for row, thought in enumerate(known):
+            if thought:
+                whole = [*thought, self._sampling.separator_ids[0]]
+                ids[row, 0, : len(whole)] = torch.tensor(whole, device=ids.device)
+                lengths[row, 0], num_decisions[row, 0] = len(thought), len(whole)
+        return Warmups(ids, lengths, num_decisions)
 
 
 SOURCES: dict[str, type[Policy]] = {"policy": Policy, "base": Base, "shuffled": Shuffled, "empty": Empty}

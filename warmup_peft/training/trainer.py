@@ -52,7 +52,7 @@ from warmup_peft.training.monitor import Ratios, WarmupMonitor
 from warmup_peft.training.pool import SampleFunction, WarmupPool
 from warmup_peft.training.pushing import PushesListedFiles
 from warmup_peft.training.saving import SavesWholeFolders
-from warmup_peft.training.sources import SOURCES, Policy
+from warmup_peft.training.sources import SOURCES, DataWarmups, Policy
 
 logger = get_logger(__name__)
 
@@ -139,6 +139,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         source_arguments = (self.args, sampling, self.accelerator, self._tokenizer)
         self.source = SOURCES[args.warmup_source](*source_arguments)
         self._eval_source = Policy(*source_arguments) if self.source.is_off_policy else self.source
+        self._data_warmups = DataWarmups(self.train_dataset, sampling) if args.warmup_from_data else None
         self._monitor = WarmupMonitor(args, self._tokenizer)
 
     @property
@@ -191,6 +192,8 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
     def sample_warmups(self, model, encoded: Encoded) -> Warmups:
         """(B, K) warmups of `warmup_source`, some of them left out by `warmup_dropout`; in evaluation always whole.
 
+        With `warmup_from_data` the first of them is the row's own thought.
+
         With `warmup_source="base"` an evaluation samples the model's own.
 
         Args:
@@ -202,6 +205,8 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             warmups = source.sample(self.accelerator.unwrap_model(model), encoded, epoch=int(self.state.epoch or 0))
         except NaNLogitsError as error:
             self._stop_at_nan(error.rows)
+        if self._data_warmups is not None and self._mode == "train":
+            warmups = self._data_warmups.put_first(warmups, encoded.prompt)
         if self.args.warmup_dropout == 0 or self._mode == "eval":
             return warmups
         return warmups.emptied(torch.rand(warmups.lengths.shape, device=warmups.ids.device) < self.args.warmup_dropout)
@@ -372,7 +377,13 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         self.completion_only_loss = True  # also of tokenized rows, where TRL would leave a `completion_mask` unread
         dataset = with_one_answer(dataset, args)
         if self.warmup_format.thinking is not None:
-            dataset = as_thinking_rows(dataset, processing_class, self.warmup_format, args.dataset_num_proc)
+            dataset = as_thinking_rows(
+                dataset,
+                processing_class,
+                self.warmup_format,
+                num_proc=args.dataset_num_proc,
+                keeps_thoughts=args.warmup_from_data,
+            )
         if not isinstance(dataset, Dataset):
             rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
             return with_opening(rows, self.warmup_format.opening_ids)

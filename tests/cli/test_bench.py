@@ -44,7 +44,7 @@ def test_arms_are_what_their_names_say(options, tmp_path):
     by_name["shared"].step()
     assert all(len(arm.parts["sample"]) == 1 for arm in (by_name["base"], by_name["shared"]))
     assert ARMS["jensen"] == {"objective": "jensen"}
-    assert set(ARMS) >= {"sft", "naive", "plain", "shared", "anchored", "base", "log_mean_exp", "rlpr"}
+    assert set(ARMS) >= {"sft", "naive", "plain", "shared", "anchored", "learned", "base", "log_mean_exp", "rlpr"}
 
 
 def test_peak_bytes_are_those_alive_at_once():

@@ -5,6 +5,7 @@
     plain     `WarmupSFTTrainer` without sharing: K full rows, sampling from a prompt encoded once
     shared    `WarmupSFTTrainer` with each prompt encoded once
     anchored  shared, with the anchor
+    learned   anchored, and the model learns to write the separator
     base      shared, with the anchor and warmups that were sampled before
     jensen, log_mean_exp, ...   shared, with that objective
 
@@ -60,6 +61,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "plain": {"prefix_sharing": "never"},
     "shared": {},
     "anchored": {"warmup_anchor": 0.3},
+    "learned": {"warmup_anchor": 0.3, "learn_separator": True},
     "base": {"warmup_anchor": 0.3, "warmup_source": "base"},
     **{name: {"objective": name} for name in OBJECTIVES if name != "warmup"},
 }

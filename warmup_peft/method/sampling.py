@@ -97,15 +97,14 @@ class SamplingSettings:
 
     def end_probabilities(self, logits_NV: Tensor) -> Tensor:
         """(N,) probabilities of ending here."""
-        return self.with_one_end(logits_NV).softmax(1)[:, self.closing_id]
+        return (logits_NV[:, self.ending_ids].float().logsumexp(1) - logits_NV.float().logsumexp(1)).exp()
 
     def ending_logps(self, logits_NV: Tensor, ended_N: Tensor) -> Tensor:
         """(N,) e log P(closing token) + (1 - e) log P(no end) in nats, where e, 0 to 1, is whether a warmup ended."""
-        logp_NV = logits_NV.float().log_softmax(1)
-        going_on = torch.ones(logp_NV.size(1), dtype=torch.bool, device=logp_NV.device)
-        going_on[self.ending_ids] = False
-        no_end_N = logp_NV.masked_fill(~going_on, NO_PROBABILITY).logsumexp(1)
-        return ended_N * logp_NV[:, self.closing_id] + (1 - ended_N) * no_end_N
+        ends = torch.tensor(self.ending_ids, device=logits_NV.device)
+        going_on_N = logits_NV.float().index_fill(1, ends, NO_PROBABILITY).logsumexp(1)
+        closing_N = logits_NV[:, self.closing_id].float()
+        return ended_N * closing_N + (1 - ended_N) * going_on_N - logits_NV.float().logsumexp(1)
 
     def generation_config(self) -> GenerationConfig:
         sampling = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}

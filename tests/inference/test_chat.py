@@ -130,9 +130,8 @@ def test_a_switched_off_template_is_plain_or_refused(thinker):
     assert chat.find_format(thinker, is_chat=True, template=off).thinking is None
     with pytest.raises(ValueError, match=r"switched off \(enable_thinking\), so warmup_format=thinking cannot work"):
         chat.find_format(thinker, "thinking", is_chat=True, template=off)
-    found = chat.find_format(thinker, is_chat=True)
-    with pytest.raises(ValueError, match="its prompt ends with an empty thought"):
-        chat.thinking_row(thinker, HISTORY, ANSWER, found, off)
+    texts = chat.find_format(thinker, is_chat=True).thinking
+    assert [chat.prompt_is_thought_over(thinker, each, texts) for each in ({}, off)] == [False, True]
 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3_1"])

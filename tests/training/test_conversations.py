@@ -177,11 +177,19 @@ def test_thinking_needs_conversations_and_a_template_that_thinks(
 
 def test_thinking_that_a_row_switches_off(thinking_folder, tmp_path, lora):
     rows = [{**row, "chat_template_kwargs": {"enable_thinking": i < 2}} for i, row in enumerate(ROWS)]
-    with pytest.raises(ValueError, match=r"^Row 2 cannot be trained on: its prompt ends with an empty thought"):
+    with pytest.raises(ValueError, match=r"^Row 2 of the train dataset switches its thought off \({'enable_thinking'"):
         trainer_of(thinking_folder, tmp_path, rows, lora)
     off = [{**row, "chat_template_kwargs": {"enable_thinking": False}} for row in ROWS]
     with pytest.raises(ValueError, match=r"thinking switched off \(enable_thinking\), so warmup_format=thinking"):
         trainer_of(thinking_folder, tmp_path, off, lora, warmup_format="thinking")
+
+
+def test_a_separator_of_the_data_cannot_be_learnt(model_folder, tokenizer, tmp_path, lora):
+    rows = [*EXAMPLES, {"prompt": "a | b", "completion": " c"}, {"prompt": "d", "completion": " e | f | g"}]
+    sentence = r"^The separator ' \| ' stands in 1 targets and 1 prompts of the 6 rows of the train dataset"
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora, learn_separator=True)
+    make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora)
 
 
 # ---- Thoughts of the data ----

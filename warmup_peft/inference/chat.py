@@ -250,15 +250,9 @@ def thinking_row(
     warmup_format: WarmupFormat,
     template: dict[str, Any],
 ) -> ChatRow:
-    """A conversation with its last answer in the thinking format. The prompt's ids end with the opening.
-
-    Raises:
-        ValueError: the template gives a prompt in which the thought is over already.
-    """
+    """A conversation with its last answer in the thinking format. The prompt's ids end with the opening."""
     texts = warmup_format.thinking
     text = render(tokenizer, prompt, add_generation_prompt=True, **template)
-    if text.rstrip().endswith(texts.separator.strip()):
-        raise ValueError("its prompt ends with an empty thought (enable_thinking is false)")
     prompt_ids = opened(tokenizer(text, add_special_tokens=False)["input_ids"], warmup_format.opening_ids)
     thought, answer = split_thought(answer, texts)
     target = target_text(tokenizer, prompt, answer, texts, template)
@@ -267,6 +261,12 @@ def thinking_row(
         tokenizer(target, add_special_tokens=False)["input_ids"],
         None if thought is None else tokenizer(thought, add_special_tokens=False)["input_ids"],
     )
+
+
+def prompt_is_thought_over(tokenizer: PreTrainedTokenizerBase, template: dict[str, Any], texts: ThinkingTexts) -> bool:
+    """Whether the template, so called, ends a prompt with an empty thought (`enable_thinking: false`)."""
+    prompt = render(tokenizer, [{"role": "user", "content": "Hello"}], add_generation_prompt=True, **template)
+    return prompt.rstrip().endswith(texts.separator.strip())
 
 
 def split_thought(answer: dict[str, Any], texts: ThinkingTexts) -> tuple[str | None, dict[str, Any]]:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, Processo
 
 from warmup_peft.inference.loading import check_is_no_adapter, is_of_adapter, why_no_base
 from warmup_peft.training.config import WarmupSFTConfig
-from warmup_peft.training.conversations import check_conversations
+from warmup_peft.training.conversations import check_conversations, datasets_of
 
 LOGITS_HOOKS = ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func")
 
@@ -36,17 +36,14 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
             )
     if isinstance(arguments.get("processing_class"), ProcessorMixin):
         raise ValueError("Vision-language models are not supported. Pass a tokenizer and a text-only model.")
-    datasets = arguments.get("eval_dataset")
-    datasets = datasets if isinstance(datasets, dict) else {"eval": datasets}
     train_dataset = arguments.get("train_dataset")
     if args.warmup_source == "base" and train_dataset is not None and not isinstance(train_dataset, Dataset):
         raise ValueError(
             "warmup_source base samples warmups for every row before training, but the train dataset is a stream. "
             "Load it without streaming, or set warmup_source to 'policy'."
         )
-    for name, dataset in {"train": arguments.get("train_dataset"), **datasets}.items():
-        if dataset is not None:
-            check_columns(name, dataset, args)
+    for name, dataset in datasets_of(arguments).items():
+        check_columns(name, dataset, args)
     check_adapters(adapter_configs(arguments["model"], arguments.get("peft_config")), args)
     check_frozen_base(arguments["model"], args)
     check_model_config(model_config(arguments["model"], args), args)

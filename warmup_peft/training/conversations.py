@@ -13,19 +13,19 @@ from trl.data_utils import get_dataset_column_names, maybe_convert_to_chatml
 
 from warmup_peft.inference.chat import (
     Messages,
+    ThinkingTexts,
     WarmupFormat,
     check_template,
     find_format,
     is_conversation,
     opened,
+    prompt_is_thought_over,
     thinking_row,
 )
 from warmup_peft.method.branches import IGNORE_INDEX
 from warmup_peft.training.config import WarmupSFTConfig
 
 logger = logging.getLogger(__name__)
-
-OVERLAP_ROWS = 1000  # rows whose text is searched for the separator
 
 
 def format_of_rows(arguments: dict[str, Any], args: WarmupSFTConfig) -> WarmupFormat:
@@ -63,11 +63,24 @@ def format_of_rows(arguments: dict[str, Any], args: WarmupSFTConfig) -> WarmupFo
             "warmup_from_data takes the thoughts of conversations in the thinking format, from a dataset that is not "
             "a stream. Leave it out."
         )
+    for name, rows in datasets_of(arguments).items():
+        if found.thinking is not None:
+            check_thinking_is_on(name, rows, tokenizer, found.thinking)
+        elif args.learn_separator:
+            check_separator_is_new(name, rows, found.separator)
     args.warmup_format = "plain" if found.thinking is None else "thinking"
     args.warmup_opening, args.warmup_separator = found.opening, found.separator
     if args.learn_separator is None:
         args.learn_separator = found.thinking is not None
     return found
+
+
+def datasets_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A trainer's data sets by their names, as far as they are given."""
+    evaluated = arguments.get("eval_dataset")
+    evaluated = evaluated if isinstance(evaluated, dict) else {"eval": evaluated}
+    every = {"train": arguments.get("train_dataset"), **evaluated}
+    return {name: dataset for name, dataset in every.items() if dataset is not None}
 
 
 def with_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> PreTrainedTokenizerBase:
@@ -130,6 +143,51 @@ def why_unusable(messages: Messages, num_answers: int) -> str | None:
     return None
 
 
+def check_thinking_is_on(name: str, dataset: Any, tokenizer: PreTrainedTokenizerBase, texts: ThinkingTexts) -> None:
+    """No row may switch its thought off.
+
+    Raises:
+        ValueError: naming the first row that does.
+    """
+    if not isinstance(dataset, Dataset) or "chat_template_kwargs" not in dataset.column_names:
+        return
+    known: dict[str, bool] = {}
+    for row, template in enumerate(dataset["chat_template_kwargs"]):
+        template = without_none(template or {})
+        key = repr(sorted(template.items()))
+        if key not in known:
+            known[key] = prompt_is_thought_over(tokenizer, template, texts)
+        if known[key]:
+            raise ValueError(
+                f"Row {row} of the {name} dataset switches its thought off ({template}). Leave that out of its "
+                "chat_template_kwargs, or set warmup_format to plain."
+            )
+
+
+def check_separator_is_new(name: str, dataset: Any, separator: str) -> None:
+    """A separator that the model learns to write must not be part of the data, or answers would be cut there.
+
+    Raises:
+        ValueError: with the number of targets and of prompts that hold it.
+    """
+    columns = get_dataset_column_names(dataset)
+    if not isinstance(dataset, Dataset) or not {"prompt", "completion"} <= set(columns):
+        return
+    found = {column: sum(holds(value, separator) for value in dataset[column]) for column in ("completion", "prompt")}
+    if any(found.values()):
+        raise ValueError(
+            f"The separator {separator!r} stands in {found['completion']} targets and {found['prompt']} prompts of "
+            f"the {len(dataset)} rows of the {name} dataset, so answers could not be told from warmups. Choose another "
+            "warmup_separator."
+        )
+
+
+def holds(value: str | Messages, text: str) -> bool:
+    """Whether a prompt or completion, as text or messages, holds this text."""
+    messages = [{"content": value}] if isinstance(value, str) else value
+    return any(text in message["content"] for message in messages if isinstance(message.get("content"), str))
+
+
 # ---- Rows ----
 
 
@@ -159,29 +217,20 @@ def as_thinking_rows(
 
     Args:
         keeps_thoughts: add a column `thought_ids`, empty where a row has none.
-
-    Raises:
-        ValueError: a row whose prompt has its thought behind it already.
     """
     columns = get_dataset_column_names(dataset)
     if "input_ids" in columns:
         return dataset
 
-    def tokenized(row: dict[str, Any], index: int) -> dict[str, list[int]]:
+    def tokenized(row: dict[str, Any]) -> dict[str, list[int]]:
         prompt, answer = ([without_none(message) for message in row[name]] for name in ("prompt", "completion"))
-        try:
-            made = thinking_row(tokenizer, prompt, answer[-1], warmup_format, template_of(row))
-        except ValueError as error:
-            raise ValueError(
-                f"Row {index} cannot be trained on: {error}. Leave enable_thinking out of its chat_template_kwargs, "
-                "or set warmup_format to plain."
-            ) from error
+        made = thinking_row(tokenizer, prompt, answer[-1], warmup_format, template_of(row))
         mask = [0] * len(made.prompt_ids) + [1] * len(made.target_ids)
         ids = {"input_ids": made.prompt_ids + made.target_ids, "completion_mask": mask}
         return {**ids, "thought_ids": made.thought_ids or []} if keeps_thoughts else ids
 
     options = {"num_proc": num_proc, "desc": "Tokenizing conversations"} if isinstance(dataset, Dataset) else {}
-    return dataset.map(tokenized, with_indices=True, remove_columns=columns, **options)
+    return dataset.map(tokenized, remove_columns=columns, **options)
 
 
 def without_none(message: dict[str, Any]) -> dict[str, Any]:

@@ -177,8 +177,8 @@ def check_separator_is_new(name: str, dataset: Any, separator: str) -> None:
     if any(found.values()):
         raise ValueError(
             f"The separator {separator!r} stands in {found['completion']} targets and {found['prompt']} prompts of "
-            f"the {len(dataset)} rows of the {name} dataset, so answers could not be told from warmups. Choose another "
-            "warmup_separator."
+            f"the {len(dataset)} rows of the {name} dataset, so answers could not be told from warmups. Choose "
+            "another warmup_separator."
         )
 
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from warmup_peft.method.branches import Branches, Tokens
 from warmup_peft.method.model import evaluation_mode
+from warmup_peft.method.prefix import SharedPrefix, install
 from warmup_peft.method.rows import (
     CachedPrompt,
     PlainRows,
@@ -95,3 +96,33 @@ def test_first_predictions_stand_before_the_later_ones_of_their_branch():
     later = torch.tensor([[10.0], [20.0]])
     assert with_first_prediction(first, later, predicted).flatten().tolist() == [1.0, 10.0, 20.0, 2.0]
     assert with_first_prediction(first, later, predicted & torch.tensor([False, True])) is later
+
+
+# ---- The opening at the prompts' end ----
+
+
+@pytest.mark.parametrize("room", [None, 3])
+@pytest.mark.parametrize("kind", ["plain", "shared"])
+def test_the_opening_is_as_likely_as_in_each_prompt_alone(model, kind, room):
+    """Two tokens at the end of ragged prompts: log-probability and gradient, without padding by hand."""
+    prompts = [[30, 60, 61], [31, 32, 33, 60, 61]]
+    ids = torch.tensor([[0, 0, 30, 60, 61], [31, 32, 33, 60, 61]])
+    prompt = Tokens(ids, ids != 0)
+    expected = [model(torch.tensor([row])).logits[0].log_softmax(-1) for row in prompts]
+    expected = torch.stack([logp[-3, 60] + logp[-2, 61] for logp in expected])
+    expected.sum().backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    if kind == "shared":
+        install(model)
+        encoded = SharedPrefix(model, model, prompt, num_opening=2)
+    else:
+        encoded = PlainRows(model, model, prompt, room, num_opening=2)
+    torch.testing.assert_close(encoded.opening_logp_B1, expected.unsqueeze(1), rtol=1e-4, atol=1e-5)
+    encoded.opening_logp_B1.sum().backward()
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_without_an_opening_nothing_is_added(model, prompt):
+    assert PlainRows(model, model, prompt).opening_logp_B1.tolist() == [[0], [0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from contextlib import contextmanager
 
 import pytest
@@ -149,3 +150,50 @@ def test_random_numbers_are_put_back_on_every_kind_of_device(monkeypatch, device
     with random_numbers_from(0, torch.device(device)):
         pass
     assert asked == [expected]
+
+
+# ---- A separator that the model learns to write ----
+
+LEARNT = dataclasses.replace(SETTINGS, end_token_ids=(1, 3, 8), closing_id=8)
+
+
+def probabilities(*values: float) -> torch.Tensor:
+    """(1, 10) logits of tokens 0 to 9; the other probability is token 5's."""
+    p = torch.full((1, 10), 1e-12)
+    p[0, [1, 3, 8]] = torch.tensor(values)
+    p[0, 5] = 1 - sum(values)
+    return p.log() + 2.0  # logits are free up to a constant
+
+
+def test_ending_is_one_event():
+    logits = probabilities(0.2, 0.1, 0.3)
+    merged = LEARNT.with_one_end(logits).softmax(-1)[0]
+    assert merged[[1, 3, 8, 5]].tolist() == pytest.approx([0, 0, 0.6, 0.4], abs=1e-6)
+    assert LEARNT.end_probabilities(logits).item() == pytest.approx(0.6)
+    every = [LEARNT.logps(logits, torch.tensor([token])).exp().item() for token in (1, 3, 8)]
+    assert every == pytest.approx([0.6] * 3)  # whichever way another sampler ended
+    sampled = torch.cat([LEARNT.sample(logits)[0] for _ in range(200)])
+    assert set(sampled.flatten().tolist()) == {5, 8}
+    assert torch.equal(SETTINGS.with_one_end(logits), logits)
+
+
+def test_the_closing_token_takes_the_end_tokens_place_by_hand():
+    """e log P(closing) + (1 - e) log(1 - P(end)), with e = 0, 1, 0.25."""
+    logits = probabilities(0.2, 0.1, 0.3).expand(3, -1)
+    found = LEARNT.ending_logps(logits, torch.tensor([0.0, 1.0, 0.25]))
+    going_on, closing = math.log(0.4), math.log(0.3)
+    assert found.tolist() == pytest.approx([going_on, closing, 0.75 * going_on + 0.25 * closing])
+
+
+def test_the_best_end_is_the_bases_end_by_the_closing_token():
+    """Minimised where P(closing) is the base's probability of ending, and no other token ends."""
+    base, logits = torch.tensor([0.3]), torch.randn(1, 10, generator=torch.Generator().manual_seed(0))
+    logits.requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(600):
+        optimizer.zero_grad()
+        (-LEARNT.ending_logps(logits, base)).sum().backward()
+        optimizer.step()
+    p = logits.detach().softmax(-1)[0]
+    assert p[8].item() == pytest.approx(0.3, abs=0.01)
+    assert p[[1, 3]].sum().item() < 0.01

@@ -89,5 +89,19 @@ def test_hindsight_that_finds_nothing_is_said():
     assert what_is_wrong({**HEALTHY, "warmups/hindsight": 0.05}, 0.1) is None
 
 
+def test_thoughts_that_are_cut_off_are_counted():
+    cut = {**HEALTHY, "warmups/stopped": 0.3}
+    assert what_is_wrong(cut, 0.1, are_thoughts=True).startswith(
+        "70% of the thoughts are cut off at max_warmup_length"
+    )
+    assert what_is_wrong(cut, 0.1) is None
+
+
+def test_warmups_that_become_half_as_long_are_said():
+    short = {**HEALTHY, "warmups/mean_length": 3.9}
+    assert "(3.9 tokens instead of 8.0)" in what_is_wrong(short, 0.1, first_length=8.0)
+    assert what_is_wrong(short, 0.1, first_length=7.0) is None
+
+
 def test_nothing_is_wrong_with_what_was_not_measured():
     assert what_is_wrong({"train_runtime": 3.0}, 1.0) is None

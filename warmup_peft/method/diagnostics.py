@@ -21,6 +21,8 @@ from warmup_peft.method.branches import Warmups, prefix_mask
 EMPTY_BELOW = 0.5  # tokens on average
 DRAFT_ABOVE = 0.75  # share of the warmups' words that are the target's
 UNUSED_BELOW = 0.05  # nats a target over no warmup
+SHRUNK_BELOW = 0.5  # of the length at the first log
+CUT_BELOW = 0.5  # share of the thoughts that the model ended itself
 BLIND_BELOW = 0.01  # share of the prompts with a warmup that holds a word of the target
 GRACE = 0.5  # of the training: before that a gain of nothing is only a gain that has not come yet
 
@@ -61,10 +63,23 @@ def contains(warmup: str, target: str) -> bool:
     return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(words(warmup))} "
 
 
-def what_is_wrong(metrics: Mapping[str, float], share_of_training: float) -> str | None:
+def what_is_wrong(
+    metrics: Mapping[str, float],
+    share_of_training: float,
+    *,
+    first_length: float | None = None,
+    are_thoughts: bool = False,
+) -> str | None:
     """In words, with the option that helps, why warmups bring nothing any more; None where they do.
 
-    Hindsight that finds nothing teaches nothing. Collapse has three faces, and the thresholds lie between what was
+    Args:
+        metrics: of a log.
+        share_of_training: that is over, 0 to 1.
+        first_length: mean length of the warmups in the first log, in tokens.
+        are_thoughts: whether the warmups are a model's own thoughts, which have an end.
+
+    Hindsight that finds nothing teaches nothing, and thoughts that are cut off are not the model's own. Warmups that
+    become much shorter are on their way to empty ones. Collapse has three faces, and the thresholds lie between what was
     seen on puzzles such as those of `recipes/logiqa`:
 
     - empty: below half a token on average. Most warmups are then no warmup.
@@ -81,12 +96,23 @@ def what_is_wrong(metrics: Mapping[str, float], share_of_training: float) -> str
             f"Hindsight teaches nothing: {hindsight:.1%} of the prompts have a warmup that holds a word of the "
             "target. Raise num_warmups, or set hindsight_steps to 0."
         )
+    stopped = metrics.get("warmups/stopped")
+    if are_thoughts and stopped is not None and stopped < CUT_BELOW:
+        return (
+            f"{1 - stopped:.0%} of the thoughts are cut off at max_warmup_length, before the model closes them. Raise "
+            "max_warmup_length."
+        )
     help = "Raise warmup_anchor (0.3 is a good start), or set warmup_source to base."
     if length is not None and length < EMPTY_BELOW:
         return f"Warmups have become empty ({length:.2f} tokens on average). {help}"
     if overlap is not None and overlap > DRAFT_ABOVE:
         return (
             f"Warmups have collapsed into drafts of the answer: {overlap:.0%} of their words are the target's. {help}"
+        )
+    if length is not None and first_length is not None and length < SHRUNK_BELOW * first_length:
+        return (
+            f"Warmups have become less than half as long as at the start ({length:.1f} tokens instead of "
+            f"{first_length:.1f}). {help}"
         )
     if gain is not None and gain < UNUSED_BELOW and share_of_training >= GRACE:
         return (

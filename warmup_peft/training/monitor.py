@@ -45,6 +45,7 @@ class WarmupMonitor:
         self._previous: tuple[list[int], Warmups] | None = None  # the batch before: its last prompt, its first warmups
         self._gains: deque[float] = deque(maxlen=GAINS_TO_JUDGE)
         self._shown: list[dict[str, Any]] = []
+        self._first_length: float | None = None
         self._warned = False
 
     def texts(self, tokens: Tokens) -> list[str]:
@@ -121,7 +122,18 @@ class WarmupMonitor:
             self._gains.append(gain)
         if len(self._gains) == GAINS_TO_JUDGE:
             metrics["warmups/gain_over_none"] = sum(self._gains) / GAINS_TO_JUDGE
-        wrong = None if self._warned else diagnostics.what_is_wrong(metrics, share_of_training)
+        length = metrics.get("warmups/mean_length")
+        self._first_length = length if self._first_length is None else self._first_length
+        wrong = (
+            None
+            if self._warned
+            else diagnostics.what_is_wrong(
+                metrics,
+                share_of_training,
+                first_length=self._first_length,
+                are_thoughts=self.args.warmup_format == "thinking",
+            )
+        )
         if wrong is not None:
             self._warned = True
             logger.warning(wrong)

@@ -45,7 +45,7 @@ def batch(tokenizer):
 
 
 def monitor(tokenizer, **settings):
-    defaults = {"log_warmups": True, "num_warmups_to_print": 2, "report_to": []}
+    defaults = {"log_warmups": True, "num_warmups_to_print": 2, "report_to": [], "warmup_format": "plain"}
     return WarmupMonitor(SimpleNamespace(**{**defaults, **settings}), tokenizer)
 
 

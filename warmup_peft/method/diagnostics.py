@@ -79,8 +79,8 @@ def what_is_wrong(
         are_thoughts: whether the warmups are a model's own thoughts, which have an end.
 
     Hindsight that finds nothing teaches nothing, and thoughts that are cut off are not the model's own. Warmups that
-    become much shorter are on their way to empty ones. Collapse has three faces, and the thresholds lie between what was
-    seen on puzzles such as those of `recipes/logiqa`:
+    become much shorter are on their way to empty ones. Collapse has three faces, and the thresholds lie between what
+    was seen on puzzles such as those of `recipes/logiqa`:
 
     - empty: below half a token on average. Most warmups are then no warmup.
     - drafts of the answer: more than three quarters of the warmups' words are the target's. A chain of names that

@@ -25,7 +25,7 @@ from warmup_peft.evaluation.predictor import (
     shuffled,
 )
 from warmup_peft.evaluation.rows import held_out_questions
-from warmup_peft.evaluation.tasks import Question, Task, find_task, is_multiple_choice
+from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice
 from warmup_peft.export.model_card import score_columns, write_model_card
 from warmup_peft.inference.folder import HARNESS_NAME, METRICS_NAME, TrainingRecord, WarmupConfig, is_adapter
 from warmup_peft.inference.loading import LoadedModel, load_folder, why_no_base
@@ -63,8 +63,7 @@ def run_evaluation(options: EvaluateArguments) -> None:
         run_harness(options)
         return
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
-    task_name, questions, source = held_out_questions(options, record.data)
-    task = find_task(task_name)
+    task, questions, source = held_out_questions(options, record.data, record.settings.get("eval_metrics"))
     if options.max_new_tokens == 0 and not is_multiple_choice(questions):
         raise ValueError(
             "max_new_tokens=0 writes no answer, and answers are what this task scores. Set it to 1 or more, or leave "
@@ -241,7 +240,7 @@ def examples_table(questions: Sequence[Question], predictions: Sequence[Predicti
         table.add_column(column, overflow="fold")
     for question, prediction in list(zip(questions, predictions))[:count]:
         table.add_row(
-            shorten(question.prompt.removesuffix("Answer:").rsplit("\nA. ", 1)[0]),
+            shorten(question.text.removesuffix("Answer:").rsplit("\nA. ", 1)[0]),
             prediction.warmup.strip(),
             shorten(answer_text(question, prediction), 60),
             shorten(question.completion.strip(), 60),

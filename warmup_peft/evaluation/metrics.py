@@ -299,7 +299,7 @@ def exact_match(answers: Answers) -> Array:
 
 
 def contains(answers: Answers) -> Array:
-    """1 if the `normalised` reference stands in the `normalised` answer, and is not a part of a word or number there."""
+    """1 if the `normalised` reference stands in the `normalised` answer, not only as a part of a word or number."""
     return np.array([is_within(right, text) for text, right in zip(answers.texts, answers.references)])
 
 
@@ -313,8 +313,8 @@ def math_verify(answers: Answers) -> Array:
     """1 if the package math-verify finds answer and reference mathematically equal.
 
     As in TRL's `accuracy_reward`, the result in an answer is LaTeX that is marked as such, above all \\boxed{}. Where
-    there is none, the package's defaults find it, so that a bare 42 or \\sqrt{8} counts too, and a reference without
-    mathematics is compared as by `exact_match`, where TRL's reward leaves the row out.
+    there is none, the package's defaults find it, so that a bare 42 counts too. A reference in which the package finds
+    nothing (words, or LaTeX outside of $...$) is compared as by `exact_match`; TRL's reward leaves such a row out.
     """
     from math_verify import LatexExtractionConfig, parse, verify
 
@@ -322,14 +322,11 @@ def math_verify(answers: Answers) -> Array:
     parse = partial(parse, parsing_timeout=10 if is_main else None)
     marked = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
 
-    def parse_any(text: str) -> list:
-        return parse(text) or (parse(f"${text}$") if "\\" in text else [])
-
     def is_right(text: str, reference: str) -> bool:
-        wanted = parse_any(reference)
+        wanted = parse(reference)
         if not wanted:
             return normalised(text) == normalised(reference)
-        found = parse(text, extraction_config=marked, extraction_mode="first_match") or parse_any(text)
+        found = parse(text, extraction_config=marked, extraction_mode="first_match") or parse(text)
         return verify(wanted, found, timeout_seconds=5 if is_main else None)
 
     with only_errors_of("math_verify"):
@@ -444,10 +441,15 @@ def metric_names(text: str) -> tuple[str, ...]:
 
 
 def try_metrics(names: Sequence[str], answers: Answers) -> None:
-    """Raise ValueError if one of the task's own metrics fails on these answers, or on empty ones in their place.
+    """Try the metrics on these answers, and the task's own ones also on empty answers in their place.
 
     A single score of NaN passes: a correlation has none where all answers are right.
+
+    Raises:
+        ImportError: a package of the extra `compare` is missing.
+        ValueError: one of the task's own metrics failed.
     """
+    score_rows([name for name in names if not (METRICS[name].task or METRICS[name].package)], answers)
     trials = [answers]
     if answers.choices is None:  # a model may write nothing
         trials.append(dataclasses.replace(answers, texts=[""] * len(answers.texts)))

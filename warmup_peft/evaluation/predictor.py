@@ -18,15 +18,18 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.evaluation.metrics import Array, RowStatistics, score_rows, totals
-from warmup_peft.evaluation.tasks import Question, Row, as_answers, is_multiple_choice
+from warmup_peft.evaluation.tasks import Prompt, Question, Row, as_answers, is_multiple_choice
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import append_warmups, pad_token_id, write_warmups
+from warmup_peft.inference.loading import context_length
 from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded
 from warmup_peft.method.diagnostics import num_shared_words
 from warmup_peft.method.encoding import PromptEncoder
 from warmup_peft.method.model import evaluation_mode
 from warmup_peft.method.rows import CachedPrompt
 from warmup_peft.method.scoring import branch_logps
+
+ROOM_FOR_MORE = 32  # tokens of an answer beyond the longest reference, to see where it goes on
 
 Ids = list[int]
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -87,21 +90,23 @@ class Predictor:
     progress: Progress = no_progress
 
     def answer(
-        self, questions: Sequence[Question], max_new_tokens: int = 32, warmup_ids: list[Ids] | None = None
+        self, questions: Sequence[Question], max_new_tokens: int | None = 32, warmup_ids: list[Ids] | None = None
     ) -> list[Prediction]:
         """A prediction for each question, in their order. The arguments are those of `write`."""
         return self.score(questions, self.write(questions, max_new_tokens, warmup_ids))
 
     def write(
-        self, questions: Sequence[Question], max_new_tokens: int = 32, warmup_ids: list[Ids] | None = None
+        self, questions: Sequence[Question], max_new_tokens: int | None = 32, warmup_ids: list[Ids] | None = None
     ) -> Written:
         """Generate warmups and answers, both greedily.
 
         Args:
-            max_new_tokens: maximum length of an answer; with 0, none is generated.
+            max_new_tokens: maximum length of an answer; with 0, none is generated, and None is the `answer_limit`.
             warmup_ids: one warmup per question to use in place of the model's own.
         """
         warmup_ids = self.warmups(questions) if warmup_ids is None else warmup_ids
+        if max_new_tokens is None:
+            max_new_tokens = answer_limit(self.tokenizer, [question.completion for question in questions])
         return Written(warmup_ids, self._answers(questions, warmup_ids, max_new_tokens))
 
     def score(self, questions: Sequence[Question], written: Written) -> list[Prediction]:
@@ -146,7 +151,10 @@ class Predictor:
         """Log-likelihood in nats of the options of each question after these warmups, summed over their tokens."""
         scores: dict[int, tuple[float, ...]] = {}
         encoder = PromptEncoder(self.model, fast=CachedPrompt)
-        for indices, prompt, warmups in self._batches(questions, warmup_ids, "scores"):
+        prompts = prompt_ids(self.tokenizer, questions)
+        for indices, prompt, warmups in batches_with(
+            prompts, warmup_ids, self.model.device, self.batch_size, self.progress, "scores"
+        ):
             options = [
                 [continuation_ids(self.tokenizer, questions[i].prompt, option) for option in questions[i].options]
                 for i in indices
@@ -212,21 +220,17 @@ class Predictor:
     def _answers(self, questions: Sequence[Question], warmup_ids: list[Ids], max_new_tokens: int) -> list[str | None]:
         if max_new_tokens == 0:
             return [None] * len(questions)
-        texts: dict[int, str] = {}
-        for indices, prompt, warmups in self._batches(questions, warmup_ids, "answers"):
-            with evaluation_mode(self.model):
-                written = generate_texts(self.model, self.tokenizer, prompt, warmups, self._config, max_new_tokens)
-            texts |= dict(zip(indices, written))
-        return [texts[i] for i in range(len(questions))]
-
-    def _batches(
-        self, questions: Sequence[Question], warmup_ids: list[Ids], what: str
-    ) -> Iterator[tuple[list[int], Tokens, Warmups]]:
-        """Indices, prompts and warmups of one batch of questions after the other."""
-        prompts, device = prompt_ids(self.tokenizer, questions), self.model.device
-        for indices in batches_of(prompts, self.batch_size, self.progress, what):
-            warmups = as_warmups([warmup_ids[i] for i in indices], device)
-            yield indices, left_padded([prompts[i] for i in indices], device), warmups
+        prompts = prompt_ids(self.tokenizer, questions)
+        return answer_each(
+            self.model,
+            self.tokenizer,
+            prompts,
+            warmup_ids,
+            self._config,
+            max_new_tokens,
+            self.batch_size,
+            self.progress,
+        )
 
 
 def shuffled(warmup_ids: list[Ids]) -> list[Ids]:
@@ -251,13 +255,24 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
     return [tokenizer(question.prompt)["input_ids"] for question in questions]
 
 
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
-    """Token ids of `text` after `prompt`, or of `text` alone if the tokenizer merges tokens across the boundary."""
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str) -> list[int]:
+    """Token ids of `text` after `prompt`.
+
+    They are those of `text` alone after a conversation, and if the tokenizer merges tokens across the boundary.
+    """
+    if not isinstance(prompt, str):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
     prompt_ids = tokenizer(prompt)["input_ids"]
     ids = tokenizer(prompt + text)["input_ids"]
     if ids[: len(prompt_ids)] == prompt_ids and len(ids) > len(prompt_ids):
         return ids[len(prompt_ids) :]
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def answer_limit(tokenizer: PreTrainedTokenizerBase, references: Sequence[str]) -> int:
+    """How many tokens an answer may have: those of the longest reference, and `ROOM_FOR_MORE`."""
+    texts = [reference.strip() for reference in references]
+    return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + ROOM_FOR_MORE
 
 
 def right_padded(rows: Sequence[Sequence[Sequence[int]]], device: torch.device) -> Tokens:
@@ -283,6 +298,20 @@ def batches_of(
     return progress([by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)], what)
 
 
+def batches_with(
+    prompts: Sequence[Ids],
+    warmup_ids: Sequence[Ids],
+    device: torch.device,
+    batch_size: int,
+    progress: Progress,
+    what: str,
+) -> Iterator[tuple[list[int], Tokens, Warmups]]:
+    """Indices, prompts and warmups of one batch after the other."""
+    for indices in batches_of(prompts, batch_size, progress, what):
+        warmups = as_warmups([warmup_ids[i] for i in indices], device)
+        yield indices, left_padded([prompts[i] for i in indices], device), warmups
+
+
 # ---- The model ----
 
 
@@ -303,6 +332,30 @@ def write_each(
         lengths = warmups.lengths[:, 0].tolist()
         written |= {i: ids[:n] for i, ids, n in zip(indices, warmups.ids[:, 0].tolist(), lengths)}
     return [written[i] for i in range(len(prompts))]
+
+
+def answer_each(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Ids],
+    warmup_ids: Sequence[Ids],
+    warmup_config: WarmupConfig | None,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress = no_progress,
+) -> list[str]:
+    """Texts of one greedy answer after each prompt and its warmup; one that fills the model's context ends there."""
+    context = context_length(model.config)
+    texts: dict[int, str] = {}
+    for indices, prompt, warmups in batches_with(prompts, warmup_ids, model.device, batch_size, progress, "answers"):
+        limit = max_new_tokens
+        if context is not None:
+            used = prompt.ids.size(1) + warmups.ids.size(-1) + len(separator_of(warmup_config, model.device))
+            limit = max(1, min(limit, context - used))
+        with evaluation_mode(model):
+            written = generate_texts(model, tokenizer, prompt, warmups, warmup_config, limit)
+        texts |= dict(zip(indices, written))
+    return [texts[i] for i in range(len(prompts))]
 
 
 def separator_of(warmup_config: WarmupConfig | None, device: torch.device) -> Tensor:
@@ -435,7 +488,7 @@ def as_rows(
 ) -> list[Row]:
     return [
         Row(
-            prompt=question.prompt,
+            prompt=question.text,
             reference=question.completion.strip(),
             warmup=prediction.warmup.strip(),
             answer=answer_text(question, prediction),

@@ -34,12 +34,26 @@ def test_texts_stay_as_they_are():
         ({"messages": [ASK, {**SAY, "content": "<think>\nAnn\n</think>\n\nNed"}]}, [ASK], "user: Who?"),
         ({"messages": [ASK, {**SAY, "content": [{"type": "text", "text": "Ned"}]}]}, [ASK], "user: Who?"),
         ({"messages": [ASK, SAY], "prompt": None, "completion": None}, [ASK], "user: Who?"),
+        (
+            {"conversations": [{"from": "user", "value": "Who?"}, {"from": "assistant", "value": "Ned"}]},
+            [ASK],
+            "user: Who?",
+        ),
     ],
 )
 def test_the_last_assistant_turn_is_the_reference(row, prompt, text):
     (question,) = prompt_completion([row])
     assert (question.prompt, question.text, question.options) == (prompt, text, ("Ned",))
     assert question.training_row == {"prompt": prompt, "completion": [SAY]}
+
+
+def test_tools_and_what_a_template_takes_go_with_the_question():
+    more = {"tools": [{"type": "function"}], "chat_template_kwargs": {"enable_thinking": True}}
+    (question,) = prompt_completion([{"messages": [ASK, SAY], **more}])
+    assert question.template == {"tools": [{"type": "function"}], "enable_thinking": True}
+    assert question.training_row == {"prompt": [ASK], "completion": [SAY], **more}
+    (none,) = prompt_completion([{"messages": [ASK, SAY], "tools": None, "chat_template_kwargs": None}])
+    assert none.template == {}
 
 
 def test_conversations_have_a_fingerprint_of_their_own():

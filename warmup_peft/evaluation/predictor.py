@@ -18,7 +18,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.evaluation.metrics import Array, RowStatistics, score_rows, totals
-from warmup_peft.evaluation.tasks import Prompt, Question, Row, as_answers, is_multiple_choice
+from warmup_peft.evaluation.tasks import Question, Row, as_answers, is_multiple_choice
+from warmup_peft.inference.chat import Prompt, prompt_token_ids
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import append_warmups, pad_token_id, write_warmups
 from warmup_peft.inference.loading import context_length
@@ -131,7 +132,7 @@ class Predictor:
         """Token ids of the warmup that precedes each answer."""
         if not self.has_warmups:
             return empty(questions)
-        prompts = prompt_ids(self.tokenizer, questions)
+        prompts = self._prompt_ids(questions)
         own = write_each(self.model, prompts, self._config, self.batch_size, self.progress)
         return own if self.instead is None else self.instead(own)
 
@@ -141,7 +142,7 @@ class Predictor:
         Args:
             sampling: `temperature`, `top_k`, `top_p`, `min_p` as for `generate`.
         """
-        prompts, size = prompt_ids(self.tokenizer, questions), len(questions)
+        prompts, size = self._prompt_ids(questions), len(questions)
         every = write_each(
             self.model, prompts * count, self._config, self.batch_size, self.progress, do_sample=True, **sampling
         )
@@ -151,7 +152,7 @@ class Predictor:
         """Log-likelihood in nats of the options of each question after these warmups, summed over their tokens."""
         scores: dict[int, tuple[float, ...]] = {}
         encoder = PromptEncoder(self.model, fast=CachedPrompt)
-        prompts = prompt_ids(self.tokenizer, questions)
+        prompts = self._prompt_ids(questions)
         for indices, prompt, warmups in batches_with(
             prompts, warmup_ids, self.model.device, self.batch_size, self.progress, "scores"
         ):
@@ -217,10 +218,13 @@ class Predictor:
         config = self.warmup_config
         return None if config is None or config.max_warmup_length == 0 else config
 
+    def _prompt_ids(self, questions: Sequence[Question]) -> list[Ids]:
+        return prompt_ids(self.tokenizer, questions, self._config)
+
     def _answers(self, questions: Sequence[Question], warmup_ids: list[Ids], max_new_tokens: int) -> list[str | None]:
         if max_new_tokens == 0:
             return [None] * len(questions)
-        prompts = prompt_ids(self.tokenizer, questions)
+        prompts = self._prompt_ids(questions)
         return answer_each(
             self.model,
             self.tokenizer,
@@ -251,8 +255,11 @@ def empty(rows: Sequence[Any]) -> list[Ids]:
 # ---- Token ids ----
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[Ids]:
-    return [tokenizer(question.prompt)["input_ids"] for question in questions]
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], warmup_config: WarmupConfig | None = None
+) -> list[Ids]:
+    """Token ids of the prompts, with the opening of a warmup behind them."""
+    return [prompt_token_ids(tokenizer, q.prompt, warmup_config, **q.template) for q in questions]
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str) -> list[int]:
@@ -262,10 +269,10 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: s
     """
     if not isinstance(prompt, str):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
-    prompt_ids = tokenizer(prompt)["input_ids"]
+    before = tokenizer(prompt)["input_ids"]
     ids = tokenizer(prompt + text)["input_ids"]
-    if ids[: len(prompt_ids)] == prompt_ids and len(ids) > len(prompt_ids):
-        return ids[len(prompt_ids) :]
+    if ids[: len(before)] == before and len(ids) > len(before):
+        return ids[len(before) :]
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -1,7 +1,8 @@
 """The task `prompt_completion`: rows as `SFTTrainer` trains on them, whose completion is the reference.
 
-A row has `prompt` and `completion`, both texts or both TRL's lists of messages; or it has `messages`, whose last
-assistant turn is the reference.
+A row has `prompt` and `completion`, both texts or both TRL's lists of messages; or it has `messages` (ShareGPT's
+`conversations`), whose last assistant turn is the reference. As in TRL a conversation may have `tools` and
+`chat_template_kwargs`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from warmup_peft.evaluation.tasks import Messages, Question, Task, content_of
+from warmup_peft.evaluation.tasks import Question, Task, content_of
+from warmup_peft.inference.chat import END_THINK, Messages
 
-END_OF_THOUGHT = "</think>"
+SHAREGPT = {"from": "role", "value": "content"}  # names of fields, as TRL reads them
 
 
 def prompt_completion(rows: Iterable[dict]) -> list[Question]:
@@ -24,8 +26,9 @@ def prompt_completion(rows: Iterable[dict]) -> list[Question]:
 
 
 def _question(name: str, row: Mapping[str, Any]) -> Question:
-    if row.get("messages") is not None and row.get("completion") is None:
-        return _of_conversation(name, _messages(name, "messages", row["messages"]))
+    for column in ("messages", "conversations"):
+        if row.get(column) is not None and row.get("completion") is None:
+            return _of_conversation(name, _messages(name, column, row[column]), row)
     for column in ("prompt", "completion"):
         if not row.get(column):
             raise ValueError(
@@ -44,17 +47,19 @@ def _question(name: str, row: Mapping[str, Any]) -> Question:
         raise ValueError(
             f"{name} has {len(turns[1])} messages in its `completion`. A row has one answer: make one row for each."
         )
-    return _of_conversation(name, [*turns[0], *turns[1]])
+    return _of_conversation(name, [*turns[0], *turns[1]], row)
 
 
 def _messages(name: str, column: str, value: Any) -> Messages:
     """Messages without their empty fields, which data sets fill in."""
-    if not isinstance(value, list) or not all(isinstance(each, Mapping) and each.get("role") for each in value):
-        raise ValueError(f'{name} has no list of messages in `{column}`. Each is {{"role": ..., "content": ...}}.')
-    return [{key: field for key, field in each.items() if field is not None} for each in value]
+    if isinstance(value, list) and all(isinstance(each, Mapping) for each in value):
+        messages = [{SHAREGPT.get(key, key): each[key] for key in each if each[key] is not None} for each in value]
+        if all(message.get("role") for message in messages):
+            return messages
+    raise ValueError(f'{name} has no list of messages in `{column}`. Each is {{"role": ..., "content": ...}}.')
 
 
-def _of_conversation(name: str, messages: Messages) -> Question:
+def _of_conversation(name: str, messages: Messages, row: Mapping[str, Any]) -> Question:
     roles = [message["role"] for message in messages]
     if not roles or roles[-1] != "assistant":
         ending = f"ends with a {roles[-1]} turn" if roles else "has no messages"
@@ -65,10 +70,11 @@ def _of_conversation(name: str, messages: Messages) -> Question:
         raise ValueError(f"{name} ends with two assistant turns. A row has one answer: join them, or make two rows.")
     if set(roles[:-1]) <= {"system", "developer"}:
         raise ValueError(f"{name} has no user turn before its answer. Give it one, or remove the row.")
-    answer = content_of(messages[-1]).rpartition(END_OF_THOUGHT)[2].strip()
+    answer = content_of(messages[-1]).rpartition(END_THINK)[2].strip()
     if not answer:
         raise ValueError(f"{name} has no text in its answer. Give it some, or remove the row.")
-    return Question(messages[:-1], (answer,))
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
+    return Question(messages[:-1], (answer,), template={**(row.get("chat_template_kwargs") or {}), **tools})
 
 
 TASK = Task(read=prompt_completion, metrics=("exact_match",), max_new_tokens=None)

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,12 +20,10 @@ from typing import Any
 import numpy as np
 
 from warmup_peft.evaluation.metrics import Answers, Metric, add_metrics
+from warmup_peft.inference.chat import Prompt
 
 PROMPT_COMPLETION = "prompt_completion"  # where no task is named
 BUILT_IN_TASKS = ("logiqa", PROMPT_COMPLETION)  # modules of this folder, written like any task's file
-
-Messages = list[dict[str, Any]]
-Prompt = str | Messages
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,13 @@ class Question:
         options: the completions to choose from, each with a leading space after a text. A task whose answers are
             generated freely has one option, the reference.
         answer: index of the right option.
+        template: what a conversation gives its chat template: `tools`, and its `chat_template_kwargs`.
     """
 
     prompt: Prompt
     options: tuple[str, ...]
     answer: int = 0
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def completion(self) -> str:
@@ -59,7 +59,10 @@ class Question:
         """The row that teaches the right option."""
         if isinstance(self.prompt, str):
             return {"prompt": self.prompt, "completion": self.completion}
-        return {"prompt": self.prompt, "completion": [{"role": "assistant", "content": self.completion}]}
+        row = {"prompt": self.prompt, "completion": [{"role": "assistant", "content": self.completion}]}
+        more = dict(self.template)
+        tools = {"tools": more.pop("tools")} if "tools" in more else {}
+        return {**row, **tools, **({"chat_template_kwargs": more} if more else {})}
 
 
 def content_of(message: Mapping[str, Any]) -> str:

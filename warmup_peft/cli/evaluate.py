@@ -140,6 +140,7 @@ def evaluate_arms(
 ) -> dict[str, list[Prediction]]:
     """Predictions of the base (directly, and after its own warmups), of SFT, and of the adapter after each warmup."""
 
+    own_config = loaded.warmup_config
     limit = task.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens
 
     def answer(
@@ -148,7 +149,14 @@ def evaluate_arms(
         loaded: LoadedModel = loaded,
         warmup_ids: list[Ids] | None = None,
     ) -> list[Prediction]:
-        predictor = Predictor(loaded.model, loaded.tokenizer, warmup_config, options.batch_size, progress=bars(name))
+        predictor = Predictor(
+            loaded.model,
+            loaded.tokenizer,
+            warmup_config,
+            options.batch_size,
+            progress=bars(name),
+            room_to_think=own_config.room if warmup_config is None else 0,
+        )
         return predictor.answer(questions, limit, warmup_ids)
 
     arms = {}

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.evaluation.metrics import Array, RowStatistics, score_rows, totals
 from warmup_peft.evaluation.tasks import Question, Row, as_answers, is_multiple_choice
-from warmup_peft.inference.chat import Prompt, prompt_token_ids
+from warmup_peft.inference.chat import Prompt, WarmupFormat, find_format, is_conversation, prompt_token_ids
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import append_warmups, pad_token_id, write_warmups
 from warmup_peft.inference.loading import context_length
@@ -81,6 +81,8 @@ class Predictor:
         batch_size: number of questions per batch.
         instead: replaces the warmups that the model wrote (`shuffled`, `empty`); None keeps them.
         progress: wraps the list of batches to show progress; its second argument names the step.
+        room_to_think: tokens that an answer to a conversation may have beyond its limit, for a model that answers
+            directly and may think by itself first.
     """
 
     model: PreTrainedModel
@@ -89,6 +91,7 @@ class Predictor:
     batch_size: int = 32
     instead: Callable[[list[Ids]], list[Ids]] | None = None
     progress: Progress = no_progress
+    room_to_think: int = 0
 
     def answer(
         self, questions: Sequence[Question], max_new_tokens: int | None = 32, warmup_ids: list[Ids] | None = None
@@ -224,16 +227,17 @@ class Predictor:
     def _answers(self, questions: Sequence[Question], warmup_ids: list[Ids], max_new_tokens: int) -> list[str | None]:
         if max_new_tokens == 0:
             return [None] * len(questions)
-        prompts = self._prompt_ids(questions)
+        marks = thought_marks(self.tokenizer) if is_conversation(questions[0].prompt) else None
         return answer_each(
             self.model,
             self.tokenizer,
-            prompts,
+            self._prompt_ids(questions),
             warmup_ids,
             self._config,
-            max_new_tokens,
+            max_new_tokens + (self.room_to_think if marks else 0),
             self.batch_size,
             self.progress,
+            marks=marks,
         )
 
 
@@ -350,8 +354,13 @@ def answer_each(
     max_new_tokens: int,
     batch_size: int,
     progress: Progress = no_progress,
+    **how: Any,
 ) -> list[str]:
-    """Texts of one greedy answer after each prompt and its warmup; one that fills the model's context ends there."""
+    """Texts of one greedy answer after each prompt and its warmup; one that fills the model's context ends there.
+
+    Args:
+        how: as for `generate_texts`.
+    """
     context = context_length(model.config)
     texts: dict[int, str] = {}
     for indices, prompt, warmups in batches_with(prompts, warmup_ids, model.device, batch_size, progress, "answers"):
@@ -360,7 +369,7 @@ def answer_each(
             used = prompt.ids.size(1) + warmups.ids.size(-1) + len(separator_of(warmup_config, model.device))
             limit = max(1, min(limit, context - used))
         with evaluation_mode(model):
-            written = generate_texts(model, tokenizer, prompt, warmups, warmup_config, limit)
+            written = generate_texts(model, tokenizer, prompt, warmups, warmup_config, limit, **how)
         texts |= dict(zip(indices, written))
     return [texts[i] for i in range(len(prompts))]
 
@@ -392,9 +401,14 @@ def generate_texts(
     warmups: Warmups,
     warmup_config: WarmupConfig | None,
     max_new_tokens: int,
+    marks: WarmupFormat | None = None,
     **sampling: Any,
 ) -> list[str]:
-    """Answers generated after the warmups: greedy, or sampled as `sampling` (`do_sample`, ...) says."""
+    """Answers generated after the warmups: greedy, or sampled as `sampling` (`do_sample`, ...) says.
+
+    Args:
+        marks: leave out the thoughts that the model writes into its answers, see `thought_marks`.
+    """
     context = prompt if warmup_config is None else append_warmups(prompt, warmups, warmup_config, pad_token_id(model))
     sequences = model.generate(
         input_ids=context.ids,
@@ -403,7 +417,31 @@ def generate_texts(
         pad_token_id=pad_token_id(model),
         **{"do_sample": False, **sampling},
     )
-    return tokenizer.batch_decode(sequences[:, context.ids.size(1) :], skip_special_tokens=True)
+    answers = sequences[:, context.ids.size(1) :].tolist()
+    if marks is not None:
+        answers = [without_thought(ids, marks, tokenizer) for ids in answers]
+    return tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+
+def thought_marks(tokenizer: PreTrainedTokenizerBase) -> WarmupFormat | None:
+    """What a chat template puts around thoughts; None if it knows none, or the tokenizer cannot write it."""
+    try:
+        found = find_format(tokenizer, is_chat=True)
+    except ValueError:
+        return None
+    return None if found.thinking is None else found
+
+
+def without_thought(ids: Ids, marks: WarmupFormat, tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """The ids behind the last thought; none if a thought was opened and not closed."""
+    separator = list(marks.separator_ids)
+    added = tokenizer.added_tokens_decoder
+    for closing in (separator, separator[:1] if separator[0] in added else []):
+        starts = [i for i in range(len(ids)) if closing and ids[i : i + len(closing)] == closing]
+        if starts:
+            return ids[starts[-1] + len(closing) :]
+    is_open = any(token in ids for token in marks.opening_ids if token in added)
+    return [] if is_open else ids
 
 
 def check_logps(logps: Tensor) -> None:

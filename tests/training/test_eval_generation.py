@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from folders import TRAINING, argv_of, write_rows
 from safetensors.torch import load_file
+from thinkers import CONVERSATIONS
 from trainers import randomise_adapter
 from transformers import TrainerCallback
 
@@ -123,6 +124,30 @@ def test_training_goes_on_as_if_nothing_had_been_written(trainer_with):
         ended.append((weights, losses, torch.get_rng_state(), np.random.rand()))
     assert all(torch.equal(one, other) for one, other in zip(ended[0][::2], ended[1][::2]))
     assert ended[0][1::2] == ended[1][1::2]
+
+
+def test_answers_to_conversations_score_as_in_evaluate(thinker_folder, tmp_path):
+    """In the thinking format: prompts end with the opening, and warmups at the separator's first token."""
+    folder, run = tmp_path / "chats", tmp_path / "run"
+    for split in ("train", "test"):
+        write_rows(folder / f"{split}.jsonl", CONVERSATIONS)
+    options = {
+        **LEARNING,
+        **EVALUATING,
+        "eval_generate": 4,
+        "eval_steps": 60,
+        "max_steps": 60,
+        "eval_metrics": METRICS,
+    }
+    argv = argv_of("train", model_name_or_path=thinker_folder, dataset_name=folder, output_dir=run, **options)
+    assert main(argv) == 0
+    assert json.loads((run / "warmup_config.json").read_text())["warmup_opening"] == "<think>\n"
+    assert main(argv_of("evaluate", adapter=run)) == 0
+    scores = json.loads((run / "metrics.json").read_text())
+    (logged,) = evaluations(run)
+    for name in METRICS.split(","):
+        assert logged[f"eval_{name}"] == pytest.approx(scores["warmup"][name], abs=1e-9)
+    assert scores["warmup"]["exact_match"] > scores["base"]["exact_match"] == 0
 
 
 def test_the_mode_stays_as_it_was(trainer_with):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from thinkers import CONVERSATIONS, RENDERED
@@ -51,12 +53,17 @@ def test_token_ids_of_conversations(thinker, config):
 
 
 def test_scores_equal_a_plain_loop(model, thinker, config):
-    for own in (None, config):
+    empty, plain = (
+        f"{OPENING}\n{SEPARATOR}",
+        dataclasses.replace(config, warmup_separator_ids=[7], warmup_opening_ids=[]),
+    )
+    for own, before in ((None, empty), (config, ""), (plain, empty)):
         predictor = Predictor(model, thinker, own, batch_size=3)
         for question, prediction in zip(QUESTIONS, predictor.answer(QUESTIONS, 3), strict=True):
-            around = ([], []) if own is None else (config.warmup_opening_ids, config.warmup_separator_ids)
+            around = ([], []) if own is None else (own.warmup_opening_ids, own.warmup_separator_ids)
             text = RENDERED.format(question.prompt[0]["content"])
             context = [*thinker(text)["input_ids"], *around[0], *prediction.warmup_ids, *around[1]]
+            context += thinker(before)["input_ids"]  # what the template itself puts before an answer
             target = thinker(question.completion)["input_ids"]
             with torch.no_grad():
                 logp = model(torch.tensor([context + target])).logits[0].log_softmax(-1)

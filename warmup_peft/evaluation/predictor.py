@@ -19,7 +19,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.evaluation.metrics import Array, RowStatistics, score_rows, totals
 from warmup_peft.evaluation.tasks import Question, Row, as_answers, is_multiple_choice
-from warmup_peft.inference.chat import Prompt, WarmupFormat, find_format, is_conversation, prompt_token_ids
+from warmup_peft.inference.chat import (
+    ANSWER,
+    Prompt,
+    WarmupFormat,
+    find_format,
+    is_conversation,
+    prompt_token_ids,
+    render,
+    render_answer,
+)
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import append_warmups, pad_token_id, write_warmups
 from warmup_peft.inference.loading import context_length
@@ -156,6 +165,9 @@ class Predictor:
         scores: dict[int, tuple[float, ...]] = {}
         encoder = PromptEncoder(self.model, fast=CachedPrompt)
         prompts = self._prompt_ids(questions)
+        around = separator_of(self._config, self.model.device)
+        before = torch.tensor(ids_before_answer(self.tokenizer, questions[0], self._config), dtype=torch.long)
+        between = torch.cat([around, before.to(around.device)])
         for indices, prompt, warmups in batches_with(
             prompts, warmup_ids, self.model.device, self.batch_size, self.progress, "scores"
         ):
@@ -164,7 +176,7 @@ class Predictor:
                 for i in indices
             ]
             with evaluation_mode(self.model):
-                logps = option_logps(encoder, prompt, warmups, self._config, options)
+                logps = option_logps(encoder, prompt, warmups, between, options)
             check_logps(logps)
             scores |= dict(zip(indices, map(tuple, logps.tolist())))
         return [scores[i] for i in range(len(questions))]
@@ -280,6 +292,26 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: s
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def ids_before_answer(
+    tokenizer: PreTrainedTokenizerBase, question: Question, warmup_config: WarmupConfig | None
+) -> Ids:
+    """What the chat template puts between a conversation's prompt and its answer, such as an empty thought.
+
+    Nothing stands before the answer to a text, or behind a warmup that is a thought itself.
+    """
+    if isinstance(question.prompt, str):
+        return []
+    marks = thought_marks(tokenizer)
+    if marks and warmup_config and warmup_config.warmup_separator_ids[:1] == list(marks.separator_ids[:1]):
+        return []
+    template = {**(warmup_config.chat_template_kwargs if warmup_config else {}), **question.template}
+    prompt = render(tokenizer, question.prompt, add_generation_prompt=True, **template)
+    whole = render_answer(tokenizer, question.prompt, {"role": "assistant", "content": ANSWER}, template)
+    if ANSWER not in whole or not whole.startswith(prompt):
+        return []
+    return tokenizer(whole[len(prompt) : whole.rindex(ANSWER)], add_special_tokens=False)["input_ids"]
+
+
 def answer_limit(tokenizer: PreTrainedTokenizerBase, references: Sequence[str]) -> int:
     """How many tokens an answer may have: those of the longest reference, and `ROOM_FOR_MORE`."""
     texts = [reference.strip() for reference in references]
@@ -383,13 +415,17 @@ def option_logps(
     encoder: PromptEncoder,
     prompt: Tokens,
     warmups: Warmups,
-    warmup_config: WarmupConfig | None,
+    between: Tensor,
     options: list[list[list[int]]],
 ) -> Tensor:
-    """(B, number of options) log-likelihoods in nats. The options of a question are branches with the same warmup."""
+    """(B, number of options) log-likelihoods in nats. The options of a question are branches with the same warmup.
+
+    Args:
+        between: (S,) token ids between a warmup and each option.
+    """
     target = right_padded(options, prompt.ids.device)
     warmup = Tokens(*(x.expand(-1, target.ids.size(1), -1) for x in warmups.tokens()))
-    branches = lay_out_branches(warmup, separator_of(warmup_config, prompt.ids.device), target)
+    branches = lay_out_branches(warmup, between, target)
     encoded = encoder(encoder.model, prompt, room=branches.ids.size(-1))
     return branch_logps(encoded, branches, branches.is_target)
 

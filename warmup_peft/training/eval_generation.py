@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from accelerate.utils import gather_object
 from trl import SFTTrainer
@@ -36,7 +37,8 @@ from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.monitor import PROMPT_TOKENS_SHOWN, WarmupMonitor
 
 
-class Written(NamedTuple):
+@dataclass(frozen=True)
+class Written:
     """One row of the eval dataset and what the model wrote."""
 
     prompt: str
@@ -82,11 +84,11 @@ def scores_of_answers(
     if not rows:
         return {}
     written = write(trainer, rows)
-    prompts, _, texts, references = map(list, zip(*written))
-    statistics, _ = score_rows(metric_names(args.eval_metrics), Answers(texts, references, prompts))
+    answers = Answers(*([getattr(row, name) for row in written] for name in ("answer", "reference", "prompt")))
+    statistics, _ = score_rows(metric_names(args.eval_metrics), answers)
     if trainer.is_world_process_zero():
         first = next(iter(statistics.values())).row_scores
-        table = [{**row._asdict(), "score": float(score)} for row, score in zip(written, first)]
+        table = [{**vars(row), "score": float(score)} for row, score in zip(written, first)]
         monitor.show_answers(table, trainer.state.global_step)
     return {f"{prefix}_{name}": score for name, score in totals(statistics).items()}
 
@@ -118,7 +120,7 @@ def write(trainer: SFTTrainer, examples: Sequence[tuple[Ids, Ids]]) -> list[Writ
         (i, Written(tail_of(tokenizer, prompt), tokenizer.decode(ids).strip(), answer.strip(), references[i]))
         for i, prompt, ids, answer in zip(mine, prompts, warmup_ids, answers)
     ]
-    return [row for _, row in sorted(gather_object(found))]
+    return [row for _, row in sorted(gather_object(found), key=lambda each: each[0])]
 
 
 def tail_of(tokenizer: Any, prompt: Ids) -> str:

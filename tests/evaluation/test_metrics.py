@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import sacrebleu
 from sklearn.metrics import f1_score
+from trl.rewards import accuracy_reward
 
 from warmup_peft.evaluation.metrics import (
     METRICS,
@@ -18,6 +20,7 @@ from warmup_peft.evaluation.metrics import (
     add_metrics,
     check_metrics,
     metric_name,
+    metric_names,
     score_rows,
     score_text,
     source_text,
@@ -79,6 +82,74 @@ def test_rouge_by_hand():
     assert rows.total() == pytest.approx(rows.row_scores.mean())
 
 
+def scores_of(metric: str, pairs: list[tuple[str, str]]) -> list[float]:
+    """Of pairs of answer and reference."""
+    texts, references = map(list, zip(*pairs))
+    rows = METRICS[metric].score(Answers(texts, references, [""] * len(pairs)))
+    assert rows.total() == pytest.approx(sum(rows.row_scores) / len(pairs))
+    return rows.row_scores.tolist()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "exact", "within"),
+    [
+        ("Paris", "Paris", 1, 1),
+        ("  paris.\n", "Paris", 1, 1),
+        ("The  Eiffel\nTower!", "Eiffel tower", 1, 1),
+        ("**Paris**", '"Paris"', 1, 1),
+        ("It is Paris, in France.", "Paris", 0, 1),
+        ("Parisian", "Paris", 0, 0),
+        ("A", "B", 0, 0),  # an option's letter is no article
+        ("A.", "A", 1, 1),
+        ("", "A", 0, 0),
+        ("", "the", 0, 0),
+        ("-3", "3", 0, 1),
+        ("3.5", "35", 0, 0),
+        ("12.5", "12", 0, 0),
+        ("1,200", "200", 0, 0),
+        ("There are 12, I think.", "12", 0, 1),
+        ("f(x) = 2", "f(x) = 2.", 1, 1),
+        ("答案是巴黎。", "巴黎", 0, 1),
+        ("?", "!", 0, 0),
+    ],
+)
+def test_exact_match_and_contains_by_hand(answer, reference, exact, within):
+    assert scores_of("exact_match", [(answer, reference)]) == [exact]
+    assert scores_of("contains", [(answer, reference)]) == [within]
+
+
+def test_math_verify_by_hand():
+    pairs = [
+        (r"So \boxed{\frac{1}{2}}.", "0.5"),
+        (r"First $3$, then \boxed{4}.", "4"),  # what is marked counts
+        (r"First $3$, then \boxed{4}.", "3"),
+        ("42", "42"),  # where TRL's reward finds no result
+        ("She has 18 dollars.\n#### 18", "#### 18"),
+        ("1,000", "1000"),
+        ("$1+x^2$", "$x^2+1$"),
+        ("41", "42"),
+        ("", "42"),
+        ("ned.", "Ned"),  # no mathematics in the reference
+        ("Ann", "Ned"),
+    ]
+    assert scores_of("math_verify", pairs) == [1, 1, 0, 1, 1, 1, 1, 0, 0, 1, 0]
+
+
+def test_math_verify_in_a_thread_of_its_own(caplog):
+    """Where there is no alarm, and so no time limit."""
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(scores_of, "math_verify", [("42", "42"), ("41", "42")]).result() == [1, 0]
+    assert caplog.text == ""
+
+
+def test_math_verify_counts_what_trls_reward_counts():
+    pairs = [(r"\boxed{2\sqrt{2}}", r"$\sqrt{8}$"), (r"\boxed{7}", "8"), (r"It is \boxed{50\%}", "0.5")]
+    texts, references = zip(*pairs)
+    rewards = accuracy_reward([[{"role": "assistant", "content": text}] for text in texts], list(references))
+    assert scores_of("math_verify", pairs) == rewards
+    assert {0.0, 1.0} == set(rewards)
+
+
 def test_a_metric_whose_package_is_missing_is_left_out_with_the_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "bert_score", None)
     scored, left_out = score_rows(["rougeL", "bertscore"], WRITTEN)
@@ -123,7 +194,9 @@ def test_a_missing_package_of_the_extra_is_an_error_that_says_how_to_fix_it(monk
 @pytest.mark.parametrize(
     ("names", "is_choice", "words"),
     [
-        (("bleau",), False, "no metric 'bleau'"),
+        (("bleau",), False, "no metric 'bleau'. Did you mean bleu?"),
+        (("Exact_Match",), False, r"no metric 'Exact_Match'\. Did you mean exact_match\?"),
+        (("wer",), False, r"no metric 'wer'\. Choose from accuracy, macro_f1, exact_match"),
         (("accuracy",), False, "needs options"),
         (("comet", "bleu"), False, "always be there"),
         (("macro_f1",), True, "first metric"),
@@ -133,6 +206,14 @@ def test_a_missing_package_of_the_extra_is_an_error_that_says_how_to_fix_it(monk
 def test_metrics_that_do_not_fit_are_refused(names, is_choice, words):
     with pytest.raises(ValueError, match=words):
         check_metrics(names, is_choice)
+
+
+def test_metrics_as_an_option_names_them():
+    assert metric_names("exact_match") == ("exact_match",)
+    assert metric_names(" bleu, rougeL,") == ("bleu", "rougeL")
+    for text in ("", " , ", "bleu,bleu"):
+        with pytest.raises(ValueError, match="name none, or one twice"):
+            metric_names(text)
 
 
 # ---- A task's own metrics ----

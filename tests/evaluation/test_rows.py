@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, IterableDataset
 from folders import puzzles, write_rows
 
-from warmup_peft.evaluation.rows import held_out_questions, rows_to_compare_on, task_args_of, training_rows
+from warmup_peft.evaluation.rows import (
+    held_out_questions,
+    rows_to_compare_on,
+    task_args_of,
+    task_to_score,
+    training_rows,
+)
 from warmup_peft.settings.arguments import EvaluateArguments, RunOptions
 
 TASK = """
@@ -128,9 +135,53 @@ def test_a_single_file_needs_a_share_that_is_kept_out_of_training(tmp_path):
     assert len(seen) + len(curve) + len(test) == 20
 
 
-def test_without_a_task_answers_cannot_be_scored(tmp_path):
-    with pytest.raises(ValueError, match="Set --task"):
-        rows_to_compare_on(script(tmp_path), RunOptions(), None, 128)
+PAIRS = [{"prompt": f"Q{i}:", "completion": f" {i}\n"} for i in range(4)]
+
+
+def test_without_a_task_the_rows_are_prompts_and_completions(tmp_path):
+    write_rows(tmp_path / "test.jsonl", PAIRS)
+    curve, test = rows_to_compare_on(script(tmp_path), RunOptions(), None, 128)
+    assert [(q.prompt, q.completion) for q in curve] == [("Q0:", " 0\n"), ("Q2:", " 2\n")]
+    assert [q.prompt for q in test] == ["Q1:", "Q3:"]
+    with pytest.raises(ValueError, match="Did you mean exact_match"):
+        rows_to_compare_on(script(tmp_path), RunOptions(), None, 128, "exact_matches")
+
+
+def test_held_out_rows_of_a_training_without_a_task(tmp_path):
+    write_rows(tmp_path / "test.jsonl", PAIRS)
+    record = {"dataset_name": str(tmp_path), "task": None}
+    task, questions, _ = held_out_questions(EvaluateArguments("run"), record)
+    assert (task.metrics, task.max_new_tokens) == (("exact_match",), None)
+    assert [(q.prompt, q.options) for q in questions] == [(f"Q{i}:", (f" {i}\n",)) for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("task", "recorded", "named", "metrics"),
+    [
+        (None, None, None, ("exact_match",)),
+        (None, "contains,bleu", None, ("contains", "bleu")),
+        ("prompt_completion", "contains", None, ("contains",)),
+        (None, "contains", "bleu", ("bleu",)),
+        ("logiqa", "contains", None, ("accuracy", "macro_f1")),
+        ("logiqa", None, "macro_f1", ("macro_f1",)),
+    ],
+)
+def test_which_metrics_score(task, recorded, named, metrics):
+    assert task_to_score(task, recorded, named).metrics == metrics
+
+
+def test_a_package_that_is_missing_is_said_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    write_rows(tmp_path / "test.jsonl", PAIRS)
+    with pytest.raises(ImportError, match=r"^The metric math_verify needs math_verify\. Run: pip install"):
+        held_out_questions(EvaluateArguments("run", metrics="math_verify"), {"dataset_name": str(tmp_path)})
+
+
+def test_training_rows_of_prompts_and_completions_stay_as_they_are(tmp_path):
+    rows = [{**PAIRS[0], "other": 1}]
+    write_rows(tmp_path / "train.jsonl", rows)
+    for task in (None, "prompt_completion"):
+        assert training_rows(script(tmp_path), RunOptions(task=task), "train", None).to_list() == rows
 
 
 @pytest.mark.parametrize(
@@ -155,8 +206,9 @@ def test_a_tasks_arguments_are_remembered_from_the_training(tmp_path):
     data = folder_with(tmp_path / "data", train=2, test=3)
     record = {"dataset_name": str(data), "task": str(path), "task_args": {"column": "question"}}
     named = {"task": str(path)}  # what a folder names is not run, see test_named_tasks.py
-    name, questions, source = held_out_questions(EvaluateArguments("run", **named), record)
-    assert (name, [q.prompt for q in questions]) == (str(path), [f"Colour {i}?" for i in range(100, 103)])
+    task, questions, source = held_out_questions(EvaluateArguments("run", **named), record)
+    assert task.metrics == ("rougeL",)
+    assert [q.prompt for q in questions] == [f"Colour {i}?" for i in range(100, 103)]
     assert source == f"{data}, split test"
     given = EvaluateArguments("run", **named, task_args='{"column": "answer"}')
     assert [q.prompt for q in held_out_questions(given, record)[1]] == ["0", "1", "2"]

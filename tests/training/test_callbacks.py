@@ -22,6 +22,10 @@ FIRST = SimpleNamespace(is_world_process_zero=True, global_step=7)
             "step     7  loss 0.500  warmups 4.0 tokens  lr 2.0e-03",
         ),
         ({"eval_loss": 0.5}, "evaluation     7  loss 0.500"),
+        (
+            {"eval_bleu": 0.342, "eval_loss": 0.5, "eval_exact_match": 0.25},
+            "evaluation     7  loss 0.500  BLEU 34.2  exact match 0.250",
+        ),
         ({"train_runtime": 3.0}, None),
     ],
 )

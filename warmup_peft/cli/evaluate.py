@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from warmup_peft.evaluation.predictor import (
     shuffled,
 )
 from warmup_peft.evaluation.rows import held_out_questions
-from warmup_peft.evaluation.tasks import Question, Task, find_task, is_multiple_choice
+from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice
 from warmup_peft.export.model_card import score_columns, write_model_card
 from warmup_peft.inference.folder import HARNESS_NAME, METRICS_NAME, TrainingRecord, WarmupConfig, is_adapter
 from warmup_peft.inference.loading import LoadedModel, load_folder, why_no_base
@@ -63,8 +64,7 @@ def run_evaluation(options: EvaluateArguments) -> None:
         run_harness(options)
         return
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
-    task_name, questions, source = held_out_questions(options, record.data)
-    task = find_task(task_name)
+    task, questions, source = held_out_questions(options, record.data, record.settings.get("eval_metrics"))
     if options.max_new_tokens == 0 and not is_multiple_choice(questions):
         raise ValueError(
             "max_new_tokens=0 writes no answer, and answers are what this task scores. Set it to 1 or more, or leave "
@@ -120,7 +120,8 @@ def run_harness(options: EvaluateArguments) -> None:
     arms = {}
     if options.compare_base and has_base(loaded):
         with loaded.model.disable_adapter():
-            arms["base"] = run_tasks(loaded.model, loaded.tokenizer, None, tasks, **settings)
+            direct = dataclasses.replace(loaded.warmup_config, max_warmup_length=0)
+            arms["base"] = run_tasks(loaded.model, loaded.tokenizer, direct, tasks, **settings)
     arms["warmup"] = run_tasks(loaded.model, loaded.tokenizer, loaded.warmup_config, tasks, **settings)
     for name, results in arms.items():
         print(f"{ARM_NAMES[name]}:\n{make_table(results)}")
@@ -141,6 +142,7 @@ def evaluate_arms(
 ) -> dict[str, list[Prediction]]:
     """Predictions of the base (directly, and after its own warmups), of SFT, and of the adapter after each warmup."""
 
+    own_config = loaded.warmup_config
     limit = task.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens
 
     def answer(
@@ -149,7 +151,14 @@ def evaluate_arms(
         loaded: LoadedModel = loaded,
         warmup_ids: list[Ids] | None = None,
     ) -> list[Prediction]:
-        predictor = Predictor(loaded.model, loaded.tokenizer, warmup_config, options.batch_size, progress=bars(name))
+        predictor = Predictor(
+            loaded.model,
+            loaded.tokenizer,
+            warmup_config,
+            options.batch_size,
+            progress=bars(name),
+            room_to_think=own_config.room if warmup_config is None else 0,
+        )
         return predictor.answer(questions, limit, warmup_ids)
 
     arms = {}
@@ -241,7 +250,7 @@ def examples_table(questions: Sequence[Question], predictions: Sequence[Predicti
         table.add_column(column, overflow="fold")
     for question, prediction in list(zip(questions, predictions))[:count]:
         table.add_row(
-            shorten(question.prompt.removesuffix("Answer:").rsplit("\nA. ", 1)[0]),
+            shorten(question.text.removesuffix("Answer:").rsplit("\nA. ", 1)[0]),
             prediction.warmup.strip(),
             shorten(answer_text(question, prediction), 60),
             shorten(question.completion.strip(), 60),

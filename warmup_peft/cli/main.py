@@ -16,7 +16,8 @@ from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.settings.parsing import describe, nearest, parse, quieten, set_environment_of
 
 COMPARE_PACKAGES = (
-    "jinja2", "markupsafe", "matplotlib", "nltk", "rouge_score", "sacrebleu", "sklearn", "scipy", "statsmodels",
+    "jinja2", "markupsafe", "math_verify", "matplotlib", "nltk", "rouge_score", "sacrebleu", "sklearn", "scipy",
+    "statsmodels",
 )  # fmt: skip
 BAD_INPUT = 2
 INTERRUPTED = 130

@@ -47,8 +47,7 @@ def score_change(options: MergeArguments) -> str:
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
     try:
         held_out = EvaluateArguments(options.adapter, max_samples=options.max_samples, task=options.task)
-        name, questions, source = held_out_questions(held_out, record.data)
-        task = find_task(name)
+        task, questions, source = held_out_questions(held_out, record.data, record.settings.get("eval_metrics"))
     except (ValueError, OSError) as error:
         return f"Scores were not compared: {error}"
     metric, max_new_tokens = task.metrics[0], 0 if is_multiple_choice(questions) else task.max_new_tokens

@@ -24,8 +24,8 @@ from warmup_peft.comparison.results import COMPARISON_NAME, Comparison, Job, Run
 from warmup_peft.comparison.runner import Runner
 from warmup_peft.comparison.significance import least_rows, minimum_detectable_effect
 from warmup_peft.comparison.summary import summarize
-from warmup_peft.evaluation.rows import rows_to_compare_on
-from warmup_peft.evaluation.tasks import find_task, fingerprint
+from warmup_peft.evaluation.rows import rows_to_compare_on, task_to_score
+from warmup_peft.evaluation.tasks import fingerprint
 from warmup_peft.files import check_writable, saying_where_the_disk_is_full
 from warmup_peft.inference.loading import load_tokenizer
 from warmup_peft.settings.arguments import CompareOptions, check_counts
@@ -122,7 +122,9 @@ def plan_experiment(recipe: Recipe, options: CompareOptions) -> Experiment:
     arms = planned_arms(recipe, settings, options)
     seeds = read_seeds(options.seeds)
     check_base_model(settings)
-    curve, test = rows_to_compare_on(settings.script, settings.run, options.max_samples, options.curve_samples)
+    curve, test = rows_to_compare_on(
+        settings.script, settings.run, options.max_samples, options.curve_samples, settings.training.eval_metrics
+    )
     check_rows(len(test), arms)
     load_tokenizer(settings.model.model_name_or_path, settings.model.model_revision)
     model_config(settings.model.model_name_or_path, settings.training)
@@ -134,7 +136,7 @@ def plan_experiment(recipe: Recipe, options: CompareOptions) -> Experiment:
         folder=folder,
         arms=arms,
         seeds=seeds,
-        metric=find_task(settings.run.task).metrics[0],
+        metric=task_to_score(settings.run.task, settings.training.eval_metrics).metrics[0],
         recipe=recipe.without(*OWN_OPTIONS),
         options=options,
         rows=fingerprint([*curve, *test]),

@@ -18,7 +18,7 @@ from warmup_peft.comparison.significance import compare_with
 from warmup_peft.evaluation.metrics import is_right_or_wrong
 from warmup_peft.evaluation.predictor import Predictor, as_rows, bars, empty, score_predictions
 from warmup_peft.evaluation.rows import held_out_questions
-from warmup_peft.evaluation.tasks import Row, find_task
+from warmup_peft.evaluation.tasks import Row
 from warmup_peft.inference.folder import TrainingRecord
 from warmup_peft.inference.loading import load_folder
 from warmup_peft.method.diagnostics import words
@@ -102,8 +102,7 @@ def inspect(options: InspectArguments) -> Inspection:
     """
     record = TrainingRecord.load(options.run) or TrainingRecord(base_model="")
     asked = EvaluateArguments(options.run, **{name: getattr(options, name) for name in SHARED_OPTIONS})
-    name, questions, source = held_out_questions(asked, record.data)
-    task = find_task(name)
+    task, questions, source = held_out_questions(asked, record.data, record.settings.get("eval_metrics"))
     first = task.metrics[0]
     loaded = load_folder(options.run)
     model = (loaded.model, loaded.tokenizer, loaded.warmup_config, options.batch_size)

@@ -36,8 +36,8 @@ from warmup_peft.evaluation.predictor import (
     score_predictions,
     shuffled,
 )
-from warmup_peft.evaluation.rows import rows_to_compare_on
-from warmup_peft.evaluation.tasks import Question, Task, find_task, fingerprint, is_multiple_choice
+from warmup_peft.evaluation.rows import rows_to_compare_on, task_to_score
+from warmup_peft.evaluation.tasks import Question, Task, fingerprint, is_multiple_choice
 from warmup_peft.inference.loading import end_with_the_tokenizer
 from warmup_peft.method.model import random_numbers_from
 from warmup_peft.settings.parsing import quieten
@@ -72,13 +72,15 @@ def end_with(parent: int) -> None:
 def run_arm(job: Job, folder: Path) -> Run:
     """Train one arm and score it on the test rows."""
     settings = settings_of_job(job, folder / MODEL_FOLDER)
-    curve_rows, test_rows = rows_to_compare_on(settings.script, settings.run, job.max_samples, job.curve_samples)
+    curve_rows, test_rows = rows_to_compare_on(
+        settings.script, settings.run, job.max_samples, job.curve_samples, settings.training.eval_metrics
+    )
     if fingerprint([*curve_rows, *test_rows]) != job.rows:
         raise ValueError("The rows to score on have changed since the comparison was started. Start it anew.")
     build = build_sft_trainer if job.kind in (BASE_MODEL, SFT, MORE_SFT) else build_trainer
     trainer = build(settings)
     end_with_the_tokenizer(trainer.model, trainer.processing_class)
-    task, source = find_task(settings.run.task), settings.training.warmup_source
+    task, source = task_to_score(settings.run.task, settings.training.eval_metrics), settings.training.warmup_source
     predictor = Predictor(
         trainer.model,
         trainer.processing_class,

@@ -6,9 +6,15 @@ Every score is between 0 and 1, and higher is better. Standard libraries compute
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -269,6 +275,76 @@ def source_text(prompt: str) -> str:
     return line.split(":", 1)[-1].strip()
 
 
+ARTICLES = ("a", "an", "the")
+QUOTES = "\"'`*“”‘’«»„"
+ENDS = QUOTES + ".,;:!?。，！？、"
+
+
+def normalised(text: str) -> str:
+    """A text as `exact_match` and `contains` compare it.
+
+    Lower case; white space is one space; quotation marks and asterisks go at both ends, `.,;:!?` at the end, and an
+    article (a, an, the) at the beginning, if something is left. Unlike SQuAD's normalisation it keeps punctuation and
+    articles inside a text, so that 3.5 is not 35, -3 is not 3, and the option A is not nothing.
+    """
+    text = " ".join(text.casefold().split())
+    text = text.lstrip(QUOTES).rstrip(ENDS).strip() or text
+    first, _, rest = text.partition(" ")
+    return rest if first in ARTICLES and rest else text
+
+
+def exact_match(answers: Answers) -> Array:
+    """1 if answer and reference are the same text once both are `normalised`."""
+    return np.array([normalised(text) == normalised(right) for text, right in zip(answers.texts, answers.references)])
+
+
+def contains(answers: Answers) -> Array:
+    """1 if the `normalised` reference stands in the `normalised` answer, not only as a part of a word or number."""
+    return np.array([is_within(right, text) for text, right in zip(answers.texts, answers.references)])
+
+
+def is_within(reference: str, text: str) -> bool:
+    """`Paris` is within `It is Paris.`, and `12` is neither within `112` nor within `12.5`."""
+    wanted = re.escape(normalised(reference))
+    return re.search(rf"(?<![a-z0-9])(?<!\d[.,]){wanted}(?![a-z0-9])(?![.,]\d)", normalised(text)) is not None
+
+
+def math_verify(answers: Answers) -> Array:
+    """1 if the package math-verify finds answer and reference mathematically equal.
+
+    As in TRL's `accuracy_reward`, the result in an answer is LaTeX that is marked as such, above all \\boxed{}. Where
+    there is none, the package's defaults find it, so that a bare 42 counts too. A reference in which the package finds
+    nothing (words, or LaTeX outside of $...$) is compared as by `exact_match`; TRL's reward leaves such a row out.
+    """
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    is_main = threading.current_thread() is threading.main_thread()  # elsewhere there is no alarm to stop it with
+    parse = partial(parse, parsing_timeout=10 if is_main else None)
+    marked = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
+
+    def is_right(text: str, reference: str) -> bool:
+        wanted = parse(reference)
+        if not wanted:
+            return normalised(text) == normalised(reference)
+        found = parse(text, extraction_config=marked, extraction_mode="first_match") or parse(text)
+        return verify(wanted, found, timeout_seconds=5 if is_main else None)
+
+    with only_errors_of("math_verify"):
+        return np.array([is_right(*pair) for pair in zip(answers.texts, answers.references)])
+
+
+@contextmanager
+def only_errors_of(package: str) -> Iterator[None]:
+    """Without the warnings of a package's loggers."""
+    logger = logging.getLogger(package)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 # ---- The registry ----
 
 METRICS: dict[str, Metric] = {
@@ -276,6 +352,9 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("accuracy", "accuracy", 1, "right_or_wrong", accuracy, needs_options=True),
         Metric("macro_f1", "Macro F1", 1, "corpus", macro_f1, needs_options=True),
+        Metric("exact_match", "exact match", 1, "right_or_wrong", exact_match),
+        Metric("contains", "contains", 1, "right_or_wrong", contains),
+        Metric("math_verify", "math-verify", 1, "right_or_wrong", math_verify),
         Metric("bleu", "BLEU", 100, "corpus", bleu),
         Metric("chrf++", "chrF++", 100, "corpus", chrf_plus_plus),
         Metric("rouge1", "ROUGE-1", 100, "graded", rouge("rouge1")),
@@ -333,7 +412,7 @@ def check_metrics(names: Sequence[str], is_multiple_choice: bool) -> None:
     """Raise ValueError if a metric is unknown or does not fit the task."""
     for name in names:
         if name not in METRICS:
-            raise ValueError(f"There is no metric '{name}'. Choose from {', '.join(BUILT_IN)}.")
+            raise ValueError(f"There is no metric '{name}'. {nearest_metric(name)}")
         if METRICS[name].needs_options and not is_multiple_choice:
             raise ValueError(f"The metric {name} needs options to choose from, and the task's questions have none.")
     if not names or not METRICS[names[0]].ranks_arms:
@@ -343,11 +422,34 @@ def check_metrics(names: Sequence[str], is_multiple_choice: bool) -> None:
         )
 
 
+def nearest_metric(name: str) -> str:
+    """A sentence for who misspelt a metric."""
+    close = difflib.get_close_matches(name.lower(), METRICS, n=1)
+    return f"Did you mean {close[0]}?" if close else f"Choose from {', '.join(METRICS)}."
+
+
+def metric_names(text: str) -> tuple[str, ...]:
+    """The metrics that an option names, separated by commas: `exact_match, rougeL`.
+
+    Raises:
+        ValueError: none is named, or one twice.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"The metrics '{text}' name none, or one twice. Write them as in exact_match,rougeL.")
+    return names
+
+
 def try_metrics(names: Sequence[str], answers: Answers) -> None:
-    """Raise ValueError if one of the task's own metrics fails on these answers, or on empty ones in their place.
+    """Try the metrics on these answers, and the task's own ones also on empty answers in their place.
 
     A single score of NaN passes: a correlation has none where all answers are right.
+
+    Raises:
+        ImportError: a package of the extra `compare` is missing.
+        ValueError: one of the task's own metrics failed.
     """
+    score_rows([name for name in names if not (METRICS[name].task or METRICS[name].package)], answers)
     trials = [answers]
     if answers.choices is None:  # a model may write nothing
         trials.append(dataclasses.replace(answers, texts=[""] * len(answers.texts)))

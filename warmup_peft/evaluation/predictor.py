@@ -19,14 +19,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.evaluation.metrics import Array, RowStatistics, score_rows, totals
 from warmup_peft.evaluation.tasks import Question, Row, as_answers, is_multiple_choice
+from warmup_peft.inference.chat import (
+    ANSWER,
+    Prompt,
+    WarmupFormat,
+    find_format,
+    is_conversation,
+    prompt_token_ids,
+    render,
+    render_answer,
+)
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import append_warmups, pad_token_id, write_warmups
+from warmup_peft.inference.loading import context_length
 from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches, left_padded
 from warmup_peft.method.diagnostics import num_shared_words
 from warmup_peft.method.encoding import PromptEncoder
 from warmup_peft.method.model import evaluation_mode
 from warmup_peft.method.rows import CachedPrompt
 from warmup_peft.method.scoring import branch_logps
+
+ROOM_FOR_MORE = 32  # tokens of an answer beyond the longest reference, to see where it goes on
 
 Ids = list[int]
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -77,6 +90,8 @@ class Predictor:
         batch_size: number of questions per batch.
         instead: replaces the warmups that the model wrote (`shuffled`, `empty`); None keeps them.
         progress: wraps the list of batches to show progress; its second argument names the step.
+        room_to_think: tokens that an answer to a conversation may have beyond its limit, for a model that answers
+            directly and may think by itself first.
     """
 
     model: PreTrainedModel
@@ -85,23 +100,26 @@ class Predictor:
     batch_size: int = 32
     instead: Callable[[list[Ids]], list[Ids]] | None = None
     progress: Progress = no_progress
+    room_to_think: int = 0
 
     def answer(
-        self, questions: Sequence[Question], max_new_tokens: int = 32, warmup_ids: list[Ids] | None = None
+        self, questions: Sequence[Question], max_new_tokens: int | None = 32, warmup_ids: list[Ids] | None = None
     ) -> list[Prediction]:
         """A prediction for each question, in their order. The arguments are those of `write`."""
         return self.score(questions, self.write(questions, max_new_tokens, warmup_ids))
 
     def write(
-        self, questions: Sequence[Question], max_new_tokens: int = 32, warmup_ids: list[Ids] | None = None
+        self, questions: Sequence[Question], max_new_tokens: int | None = 32, warmup_ids: list[Ids] | None = None
     ) -> Written:
         """Generate warmups and answers, both greedily.
 
         Args:
-            max_new_tokens: maximum length of an answer; with 0, none is generated.
+            max_new_tokens: maximum length of an answer; with 0, none is generated, and None is the `answer_limit`.
             warmup_ids: one warmup per question to use in place of the model's own.
         """
         warmup_ids = self.warmups(questions) if warmup_ids is None else warmup_ids
+        if max_new_tokens is None:
+            max_new_tokens = answer_limit(self.tokenizer, [question.completion for question in questions])
         return Written(warmup_ids, self._answers(questions, warmup_ids, max_new_tokens))
 
     def score(self, questions: Sequence[Question], written: Written) -> list[Prediction]:
@@ -126,7 +144,7 @@ class Predictor:
         """Token ids of the warmup that precedes each answer."""
         if not self.has_warmups:
             return empty(questions)
-        prompts = prompt_ids(self.tokenizer, questions)
+        prompts = self._prompt_ids(questions)
         own = write_each(self.model, prompts, self._config, self.batch_size, self.progress)
         return own if self.instead is None else self.instead(own)
 
@@ -136,7 +154,7 @@ class Predictor:
         Args:
             sampling: `temperature`, `top_k`, `top_p`, `min_p` as for `generate`.
         """
-        prompts, size = prompt_ids(self.tokenizer, questions), len(questions)
+        prompts, size = self._prompt_ids(questions), len(questions)
         every = write_each(
             self.model, prompts * count, self._config, self.batch_size, self.progress, do_sample=True, **sampling
         )
@@ -146,13 +164,19 @@ class Predictor:
         """Log-likelihood in nats of the options of each question after these warmups, summed over their tokens."""
         scores: dict[int, tuple[float, ...]] = {}
         encoder = PromptEncoder(self.model, fast=CachedPrompt)
-        for indices, prompt, warmups in self._batches(questions, warmup_ids, "scores"):
+        prompts = self._prompt_ids(questions)
+        around = separator_of(self._config, self.model.device)
+        before = torch.tensor(ids_before_answer(self.tokenizer, questions[0], self._config), dtype=torch.long)
+        between = torch.cat([around, before.to(around.device)])
+        for indices, prompt, warmups in batches_with(
+            prompts, warmup_ids, self.model.device, self.batch_size, self.progress, "scores"
+        ):
             options = [
                 [continuation_ids(self.tokenizer, questions[i].prompt, option) for option in questions[i].options]
                 for i in indices
             ]
             with evaluation_mode(self.model):
-                logps = option_logps(encoder, prompt, warmups, self._config, options)
+                logps = option_logps(encoder, prompt, warmups, between, options)
             check_logps(logps)
             scores |= dict(zip(indices, map(tuple, logps.tolist())))
         return [scores[i] for i in range(len(questions))]
@@ -209,24 +233,24 @@ class Predictor:
         config = self.warmup_config
         return None if config is None or config.max_warmup_length == 0 else config
 
+    def _prompt_ids(self, questions: Sequence[Question]) -> list[Ids]:
+        return prompt_ids(self.tokenizer, questions, self._config)
+
     def _answers(self, questions: Sequence[Question], warmup_ids: list[Ids], max_new_tokens: int) -> list[str | None]:
         if max_new_tokens == 0:
             return [None] * len(questions)
-        texts: dict[int, str] = {}
-        for indices, prompt, warmups in self._batches(questions, warmup_ids, "answers"):
-            with evaluation_mode(self.model):
-                written = generate_texts(self.model, self.tokenizer, prompt, warmups, self._config, max_new_tokens)
-            texts |= dict(zip(indices, written))
-        return [texts[i] for i in range(len(questions))]
-
-    def _batches(
-        self, questions: Sequence[Question], warmup_ids: list[Ids], what: str
-    ) -> Iterator[tuple[list[int], Tokens, Warmups]]:
-        """Indices, prompts and warmups of one batch of questions after the other."""
-        prompts, device = prompt_ids(self.tokenizer, questions), self.model.device
-        for indices in batches_of(prompts, self.batch_size, self.progress, what):
-            warmups = as_warmups([warmup_ids[i] for i in indices], device)
-            yield indices, left_padded([prompts[i] for i in indices], device), warmups
+        marks = thought_marks(self.tokenizer) if is_conversation(questions[0].prompt) else None
+        return answer_each(
+            self.model,
+            self.tokenizer,
+            self._prompt_ids(questions),
+            warmup_ids,
+            self._config,
+            max_new_tokens + (self.room_to_think if marks else 0),
+            self.batch_size,
+            self.progress,
+            marks=marks,
+        )
 
 
 def shuffled(warmup_ids: list[Ids]) -> list[Ids]:
@@ -247,17 +271,51 @@ def empty(rows: Sequence[Any]) -> list[Ids]:
 # ---- Token ids ----
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[Ids]:
-    return [tokenizer(question.prompt)["input_ids"] for question in questions]
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], warmup_config: WarmupConfig | None = None
+) -> list[Ids]:
+    """Token ids of the prompts, with the opening of a warmup behind them."""
+    return [prompt_token_ids(tokenizer, q.prompt, warmup_config, **q.template) for q in questions]
 
 
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
-    """Token ids of `text` after `prompt`, or of `text` alone if the tokenizer merges tokens across the boundary."""
-    prompt_ids = tokenizer(prompt)["input_ids"]
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str) -> list[int]:
+    """Token ids of `text` after `prompt`.
+
+    They are those of `text` alone after a conversation, and if the tokenizer merges tokens across the boundary.
+    """
+    if not isinstance(prompt, str):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    before = tokenizer(prompt)["input_ids"]
     ids = tokenizer(prompt + text)["input_ids"]
-    if ids[: len(prompt_ids)] == prompt_ids and len(ids) > len(prompt_ids):
-        return ids[len(prompt_ids) :]
+    if ids[: len(before)] == before and len(ids) > len(before):
+        return ids[len(before) :]
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def ids_before_answer(
+    tokenizer: PreTrainedTokenizerBase, question: Question, warmup_config: WarmupConfig | None
+) -> Ids:
+    """What the chat template puts between a conversation's prompt and its answer, such as an empty thought.
+
+    Nothing stands before the answer to a text, or behind a warmup that is a thought itself.
+    """
+    if isinstance(question.prompt, str):
+        return []
+    marks = thought_marks(tokenizer)
+    if marks and warmup_config and warmup_config.warmup_separator_ids[:1] == list(marks.separator_ids[:1]):
+        return []
+    template = {**(warmup_config.chat_template_kwargs if warmup_config else {}), **question.template}
+    prompt = render(tokenizer, question.prompt, add_generation_prompt=True, **template)
+    whole = render_answer(tokenizer, question.prompt, {"role": "assistant", "content": ANSWER}, template)
+    if ANSWER not in whole or not whole.startswith(prompt):
+        return []
+    return tokenizer(whole[len(prompt) : whole.rindex(ANSWER)], add_special_tokens=False)["input_ids"]
+
+
+def answer_limit(tokenizer: PreTrainedTokenizerBase, references: Sequence[str]) -> int:
+    """How many tokens an answer may have: those of the longest reference, and `ROOM_FOR_MORE`."""
+    texts = [reference.strip() for reference in references]
+    return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + ROOM_FOR_MORE
 
 
 def right_padded(rows: Sequence[Sequence[Sequence[int]]], device: torch.device) -> Tokens:
@@ -283,6 +341,20 @@ def batches_of(
     return progress([by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)], what)
 
 
+def batches_with(
+    prompts: Sequence[Ids],
+    warmup_ids: Sequence[Ids],
+    device: torch.device,
+    batch_size: int,
+    progress: Progress,
+    what: str,
+) -> Iterator[tuple[list[int], Tokens, Warmups]]:
+    """Indices, prompts and warmups of one batch after the other."""
+    for indices in batches_of(prompts, batch_size, progress, what):
+        warmups = as_warmups([warmup_ids[i] for i in indices], device)
+        yield indices, left_padded([prompts[i] for i in indices], device), warmups
+
+
 # ---- The model ----
 
 
@@ -305,6 +377,35 @@ def write_each(
     return [written[i] for i in range(len(prompts))]
 
 
+def answer_each(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Ids],
+    warmup_ids: Sequence[Ids],
+    warmup_config: WarmupConfig | None,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress = no_progress,
+    **how: Any,
+) -> list[str]:
+    """Texts of one greedy answer after each prompt and its warmup; one that fills the model's context ends there.
+
+    Args:
+        how: as for `generate_texts`.
+    """
+    context = context_length(model.config)
+    texts: dict[int, str] = {}
+    for indices, prompt, warmups in batches_with(prompts, warmup_ids, model.device, batch_size, progress, "answers"):
+        limit = max_new_tokens
+        if context is not None:
+            used = prompt.ids.size(1) + warmups.ids.size(-1) + len(separator_of(warmup_config, model.device))
+            limit = max(1, min(limit, context - used))
+        with evaluation_mode(model):
+            written = generate_texts(model, tokenizer, prompt, warmups, warmup_config, limit, **how)
+        texts |= dict(zip(indices, written))
+    return [texts[i] for i in range(len(prompts))]
+
+
 def separator_of(warmup_config: WarmupConfig | None, device: torch.device) -> Tensor:
     ids = [] if warmup_config is None else warmup_config.warmup_separator_ids
     return torch.tensor(ids, dtype=torch.long, device=device)
@@ -314,13 +415,17 @@ def option_logps(
     encoder: PromptEncoder,
     prompt: Tokens,
     warmups: Warmups,
-    warmup_config: WarmupConfig | None,
+    between: Tensor,
     options: list[list[list[int]]],
 ) -> Tensor:
-    """(B, number of options) log-likelihoods in nats. The options of a question are branches with the same warmup."""
+    """(B, number of options) log-likelihoods in nats. The options of a question are branches with the same warmup.
+
+    Args:
+        between: (S,) token ids between a warmup and each option.
+    """
     target = right_padded(options, prompt.ids.device)
     warmup = Tokens(*(x.expand(-1, target.ids.size(1), -1) for x in warmups.tokens()))
-    branches = lay_out_branches(warmup, separator_of(warmup_config, prompt.ids.device), target)
+    branches = lay_out_branches(warmup, between, target)
     encoded = encoder(encoder.model, prompt, room=branches.ids.size(-1))
     return branch_logps(encoded, branches, branches.is_target)
 
@@ -332,9 +437,14 @@ def generate_texts(
     warmups: Warmups,
     warmup_config: WarmupConfig | None,
     max_new_tokens: int,
+    marks: WarmupFormat | None = None,
     **sampling: Any,
 ) -> list[str]:
-    """Answers generated after the warmups: greedy, or sampled as `sampling` (`do_sample`, ...) says."""
+    """Answers generated after the warmups: greedy, or sampled as `sampling` (`do_sample`, ...) says.
+
+    Args:
+        marks: leave out the thoughts that the model writes into its answers, see `thought_marks`.
+    """
     context = prompt if warmup_config is None else append_warmups(prompt, warmups, warmup_config, pad_token_id(model))
     sequences = model.generate(
         input_ids=context.ids,
@@ -343,7 +453,31 @@ def generate_texts(
         pad_token_id=pad_token_id(model),
         **{"do_sample": False, **sampling},
     )
-    return tokenizer.batch_decode(sequences[:, context.ids.size(1) :], skip_special_tokens=True)
+    answers = sequences[:, context.ids.size(1) :].tolist()
+    if marks is not None:
+        answers = [without_thought(ids, marks, tokenizer) for ids in answers]
+    return tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+
+def thought_marks(tokenizer: PreTrainedTokenizerBase) -> WarmupFormat | None:
+    """What a chat template puts around thoughts; None if it knows none, or the tokenizer cannot write it."""
+    try:
+        found = find_format(tokenizer, is_chat=True)
+    except ValueError:
+        return None
+    return None if found.thinking is None else found
+
+
+def without_thought(ids: Ids, marks: WarmupFormat, tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """The ids behind the last thought; none if a thought was opened and not closed."""
+    separator = list(marks.separator_ids)
+    added = tokenizer.added_tokens_decoder
+    for closing in (separator, separator[:1] if separator[0] in added else []):
+        starts = [i for i in range(len(ids)) if closing and ids[i : i + len(closing)] == closing]
+        if starts:
+            return ids[starts[-1] + len(closing) :]
+    is_open = any(token in ids for token in marks.opening_ids if token in added)
+    return [] if is_open else ids
 
 
 def check_logps(logps: Tensor) -> None:
@@ -435,7 +569,7 @@ def as_rows(
 ) -> list[Row]:
     return [
         Row(
-            prompt=question.prompt,
+            prompt=question.text,
             reference=question.completion.strip(),
             warmup=prediction.warmup.strip(),
             answer=answer_text(question, prediction),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,9 +19,10 @@ from warmup_peft.evaluation.data import (
     load_split,
     stream_split,
 )
-from warmup_peft.evaluation.metrics import check_metrics, try_metrics
+from warmup_peft.evaluation.metrics import check_metrics, metric_names, try_metrics
 from warmup_peft.evaluation.tasks import (
     BUILT_IN_TASKS,
+    PROMPT_COMPLETION,
     Question,
     Task,
     as_answers,
@@ -99,38 +101,56 @@ def training_rows(script_args, options: RunOptions, split: str, limit: int | Non
         ValueError: the rows cannot be loaded, or cannot be streamed although `dataset_streaming` is set.
     """
     if script_args.dataset_streaming:
-        if options.task is not None:
+        if options.task not in (None, PROMPT_COMPLETION):
             raise ValueError(TASK_NEEDS_ALL_ROWS)
         stream = stream_split(script_args.dataset_name, split, script_args.dataset_config)
         return stream if limit is None else stream.take(limit)
     rows = load_split(script_args.dataset_name, split, script_args.dataset_config, options.test_split_size)
     rows = first_rows(rows, limit)
-    if options.task is None:
+    if options.task in (None, PROMPT_COMPLETION):
         return rows
     questions = questions_of(find_task(options.task), rows, task_args_of(options))
-    return Dataset.from_list([{"prompt": q.prompt, "completion": q.completion} for q in questions])
+    return Dataset.from_list([question.training_row for question in questions])
 
 
 def first_rows(rows: Dataset, limit: int | None) -> Dataset:
     return rows.select(range(min(limit or len(rows), len(rows))))
 
 
-def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tuple[str, list[Question], str]:
-    """The task's name, its questions, and a text that says where they come from.
+def task_to_score(name: str | None, eval_metrics: str | None = None, metrics: str | None = None) -> Task:
+    """The task of this name, or `prompt_completion` where none is named.
+
+    Args:
+        eval_metrics: the training's; `prompt_completion` is scored by them.
+        metrics: named for this evaluation; any task is scored by them.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    task = find_task(name or PROMPT_COMPLETION)
+    named = metrics if metrics is not None or name not in (None, PROMPT_COMPLETION) else eval_metrics
+    return task if named is None else dataclasses.replace(task, metrics=metric_names(named))
+
+
+def held_out_questions(
+    options: EvaluateArguments, data: dict[str, Any], eval_metrics: str | None = None
+) -> tuple[Task, list[Question], str]:
+    """The task, its questions, and a text that says where they come from.
 
     Args:
         data: the training's record in the adapter's folder. Anybody may have written it, so a task file that it names
             is never run.
+        eval_metrics: the training's, see `task_to_score`.
 
     Raises:
         ValueError: the data or the task is missing, or only the adapter's folder names the task's file.
     """
     name = options.dataset_name or data.get("dataset_name")
     own = name is not None and is_same_source(name, data.get("dataset_name"))
-    task = options.task or recorded_task(data)
-    if name is None or task is None:
-        missing = "--dataset_name" if name is None else "--task"
-        raise ValueError(f"{missing} is not given, and the adapter's folder does not say what it was trained with.")
+    task_name = options.task or recorded_task(data)
+    if name is None:
+        raise ValueError("--dataset_name is not given, and the adapter's folder does not say what it was trained on.")
+    task = task_to_score(task_name, eval_metrics, options.metrics)
     share = data.get("test_split_size", 0.0) if own else 0.0
     if own and is_one_split(name) and share == 0:
         raise ValueError(f"The adapter was trained on all rows of {name}. Name other rows with --dataset_name.")
@@ -140,21 +160,21 @@ def held_out_questions(options: EvaluateArguments, data: dict[str, Any]) -> tupl
         print(f"{name} has no split {wanted}; scoring on its validation split.")
     rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share)
     where = name if is_one_split(name) else f"{name}, split {split}"
-    task_args = {**recorded_task_args(task, data), **task_args_of(options)}
-    questions = questions_to_score(find_task(task), first_rows(rows, options.max_samples), task_args)
+    task_args = {**recorded_task_args(task_name, data), **task_args_of(options)}
+    questions = questions_to_score(task, first_rows(rows, options.max_samples), task_args)
     if not questions:
-        raise ValueError(f"The task {task} reads no question from the rows of {where}. Give it at least one.")
+        raise ValueError(f"The task {task_name} reads no question from the rows of {where}. Give it at least one.")
     return task, questions, where
 
 
-def recorded_task(data: dict[str, Any]) -> str | None:
-    """The built-in task in a training's record.
+def recorded_task(data: dict[str, Any]) -> str:
+    """The built-in task in a training's record; `prompt_completion` if it had none.
 
     Raises:
         ValueError: the record names a file.
     """
-    task = data.get("task")
-    if task is not None and str(task) not in BUILT_IN_TASKS:
+    task = data.get("task") or PROMPT_COMPLETION
+    if str(task) not in BUILT_IN_TASKS:
         raise ValueError(
             f"The adapter was trained with the task {task}, and a Python file that only the adapter's folder names is "
             "not run. If you trust that file, name it with --task path/to/task.py."
@@ -164,7 +184,7 @@ def recorded_task(data: dict[str, Any]) -> str | None:
 
 def recorded_task_args(task: str, data: dict[str, Any]) -> dict[str, Any]:
     """The training's `task_args` if the task is the training's. Its file may have moved to another folder since."""
-    recorded, task_args = str(data.get("task")), data.get("task_args") or {}
+    recorded, task_args = str(data.get("task") or PROMPT_COMPLETION), data.get("task_args") or {}
     if not isinstance(task_args, dict):
         raise ValueError(f"The training's record has task_args={task_args}, and they should be names with values.")
     parts = Path(recorded).parts
@@ -176,19 +196,15 @@ def recorded_task_args(task: str, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows_to_compare_on(
-    script_args, options: RunOptions, max_samples: int | None, curve_samples: int
+    script_args, options: RunOptions, max_samples: int | None, curve_samples: int, eval_metrics: str | None = None
 ) -> tuple[list[Question], list[Question]]:
     """Questions for learning curves and for choosing arms, and other questions for the verdict.
 
     The first come from the validation split. If there is none, they are every second row of the test split.
 
     Raises:
-        ValueError: no task is given, or rows are missing or malformed.
+        ValueError: rows are missing or malformed.
     """
-    if options.task is None:
-        raise ValueError(
-            "No task is named, so answers cannot be scored. Set --task to logiqa, or to a file with TASK."
-        )
     if script_args.dataset_streaming:
         raise ValueError(TASK_NEEDS_ALL_ROWS)
     name, split = script_args.dataset_name, script_args.dataset_test_split
@@ -202,7 +218,7 @@ def rows_to_compare_on(
     if curve is None:
         curve, rows = rows.select(range(0, len(rows), 2)), rows.select(range(1, len(rows), 2))
     curve, rows = first_rows(curve, curve_samples), first_rows(rows, max_samples)
-    task, task_args = find_task(options.task), task_args_of(options)
+    task, task_args = task_to_score(options.task, eval_metrics), task_args_of(options)
     return questions_of(task, curve, task_args), questions_to_score(task, rows, task_args)
 
 

@@ -1,7 +1,7 @@
 """Tasks: how a row of a data set becomes a prompt with its completion, and which metrics score the answers.
 
-A task is a Python file that defines `TASK`, and its path is its name (`--task recipes/translation/task.py`). The task
-`logiqa` comes with the package. This module knows no model and no trainer.
+A task is a Python file that defines `TASK`, and its path is its name (`--task recipes/translation/task.py`). The tasks
+`logiqa` and `prompt_completion` come with the package. This module knows no model and no trainer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from warmup_peft.evaluation.metrics import Answers, Metric, add_metrics
+from warmup_peft.inference.chat import Prompt
 
-BUILT_IN_TASKS = ("logiqa",)  # modules of this folder, written like any task's file
+PROMPT_COMPLETION = "prompt_completion"  # where no task is named
+BUILT_IN_TASKS = ("logiqa", PROMPT_COMPLETION)  # modules of this folder, written like any task's file
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,44 @@ class Question:
     """One row as a model reads it.
 
     Attributes:
-        prompt: the text that the model reads.
-        options: the completions to choose from, each with a leading space. A task whose answers are generated freely
-            has one option, the reference.
+        prompt: what the model reads: a text, or a conversation, which goes through the chat template.
+        options: the completions to choose from, each with a leading space after a text. A task whose answers are
+            generated freely has one option, the reference.
         answer: index of the right option.
+        template: what a conversation gives its chat template: `tools`, and its `chat_template_kwargs`.
     """
 
-    prompt: str
+    prompt: Prompt
     options: tuple[str, ...]
     answer: int = 0
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def completion(self) -> str:
         return self.options[self.answer]
+
+    @property
+    def text(self) -> str:
+        """The prompt for tables and reports; a line `role: content` for each turn of a conversation."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(f"{message['role']}: {content_of(message)}" for message in self.prompt)
+
+    @property
+    def training_row(self) -> dict[str, Any]:
+        """The row that teaches the right option."""
+        if isinstance(self.prompt, str):
+            return {"prompt": self.prompt, "completion": self.completion}
+        row = {"prompt": self.prompt, "completion": [{"role": "assistant", "content": self.completion}]}
+        more = dict(self.template)
+        tools = {"tools": more.pop("tools")} if "tools" in more else {}
+        return {**row, **tools, **({"chat_template_kwargs": more} if more else {})}
+
+
+def content_of(message: Mapping[str, Any]) -> str:
+    """A message's text; of a list of parts, those with text."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
 
 
 @dataclass(frozen=True)
@@ -49,7 +76,7 @@ class Row:
     """One test row and a trained model's answer to it.
 
     Attributes:
-        prompt, reference: texts of the question.
+        prompt, reference: texts of the question, see `Question.text`.
         warmup, answer: texts of the model. The answer to a multiple-choice question is the chosen option.
         score: score of this row alone in the task's first metric (1 or 0 for accuracy, sentence BLEU, ...).
         target_nll: -log P(reference | prompt, warmup, separator) in nats, summed over the reference's tokens.
@@ -76,14 +103,15 @@ class Task:
         metrics: names from `warmup_peft.evaluation.metrics.METRICS`, or the task's own: a `Metric`, or a function of
             predictions and references (two lists of strings) that returns one score per row, whose mean is the score,
             or a single score for all rows. Arms are compared by the first one. `find_task` replaces each by its name.
-        max_new_tokens: maximum length of a generated answer.
+        max_new_tokens: maximum length of a generated answer; with None, that of the longest reference among the
+            questions and `ROOM_FOR_MORE` tokens more.
         warmup_is_right: where that is known, whether a warmup is right: True or False for a question and the warmup's
             text, without white space at its ends. `compare` reports the share; no training uses it.
     """
 
     read: Callable[..., list[Question]]
     metrics: tuple[str | Metric | Callable, ...]
-    max_new_tokens: int = 32
+    max_new_tokens: int | None = 32
     warmup_is_right: Callable[[Question, str], bool] | None = None
 
 
@@ -174,7 +202,7 @@ def as_answers(questions: Sequence[Question], texts: Sequence[str], choices: Seq
     return Answers(
         texts=list(texts),
         references=[question.completion.strip() for question in questions],
-        prompts=[question.prompt for question in questions],
+        prompts=[question.text for question in questions],
         choices=np.array(list(zip(choices, right))) if is_multiple_choice(questions) else None,
         num_options=max(len(question.options) for question in questions),
     )

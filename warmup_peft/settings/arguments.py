@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 TASK_HELP = (
     "Name of a built-in task, or path of a task's file. By default the task of the training, if it is a built-in one: "
-    "a file is run only if it is named here."
+    "a file is run only if it is named here. Where there is none it is 'prompt_completion', for rows as TRL has them."
 )
 
 
@@ -125,6 +125,13 @@ class EvaluateArguments:
     )
     compare_base: bool = field(
         default=True, metadata={"help": "Also score the base model: answering directly, and after warmups of its own."}
+    )
+    metrics: str | None = field(
+        default=None,
+        metadata={
+            "help": "Metrics to score by, separated by commas, as in exact_match,bleu. By default those of the task, "
+            "or the training's eval_metrics where it had no task."
+        },
     )
 
 

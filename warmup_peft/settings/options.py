@@ -161,6 +161,20 @@ class WarmupOptions:
             "always encodes it once per warmup. 'true' and 'false' are older names of 'always' and 'never'."
         },
     )
+    eval_generate: int = field(
+        default=0,
+        metadata={
+            "help": "At every evaluation, write answers to this many rows of the eval dataset, from the first one, "
+            "after the model's own greedy warmup, and log their scores as eval_exact_match and so on; 0 means never."
+        },
+    )
+    eval_metrics: str = field(
+        default="exact_match",
+        metadata={
+            "help": "The metrics of eval_generate, separated by commas: exact_match, contains, math_verify, rougeL, "
+            "bleu and others. `evaluate` and `compare` use them too where no task is named."
+        },
+    )
 
     def check_warmup_options(self) -> None:
         """Raise ValueError for a value that cannot work. The message names the field and says how to fix it."""
@@ -229,6 +243,7 @@ class WarmupOptions:
         require(0 <= self.warmup_dropout < 1, "warmup_dropout", "Set it to 0 (off) up to 1.")
         require(self.warmup_gain_steps >= 0, "warmup_gain_steps", "Set it to 0 (never) or more.")
         require(self.num_warmups_to_print >= 1, "num_warmups_to_print", "Set it to 1 or more.")
+        require(self.eval_generate >= 0, "eval_generate", "Set it to 0 (never) or more.")
 
     def _check_beams(self) -> None:
         if self.warmup_sampling == "multinomial":

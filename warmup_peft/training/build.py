@@ -86,6 +86,11 @@ def check_settings(settings: TrainingSettings) -> None:
         raise ValueError(f"output_dir={args.output_dir} is the base model's own folder. Choose another --output_dir.")
     if script.dataset_streaming and args.max_steps <= 0:
         raise ValueError("A stream does not say how many rows it has. Set max_steps, or leave dataset_streaming out.")
+    if args.eval_generate and args.eval_strategy == "no":
+        raise ValueError(
+            f"eval_generate={args.eval_generate} writes answers at every evaluation, and eval_strategy is 'no'. Set "
+            "eval_strategy to steps or epoch, or eval_generate to 0."
+        )
     if args.eval_strategy != "no" and is_one_split(script.dataset_name) and run.test_split_size == 0:
         raise ValueError(
             f"eval_strategy={args.eval_strategy.value} would evaluate on the training rows: "

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import ProgressCallback, TrainerCallback
 
+from warmup_peft.evaluation.metrics import METRICS, metric_name, score_text
+
 SHOWN = {
     "loss": "loss {:.3f}",
     "mean_token_accuracy": "token accuracy {:.2f}",
@@ -30,6 +32,7 @@ class ShortProgress(ProgressCallback):
         is_evaluation = any(key.startswith("eval_") for key in logs)
         values = {key.removeprefix("eval_"): value for key, value in logs.items()}
         shown = [text.format(float(values[key])) for key, text in SHOWN.items() if key in values]
+        shown += [f"{metric_name(key)} {score_text(key, values[key])}" for key in values if key in METRICS]
         if shown:
             name = "evaluation" if is_evaluation else "step"
             self.training_bar.write("  ".join([f"{name} {state.global_step:>5}", *shown]))

@@ -162,18 +162,21 @@ class WarmupMonitor:
         """Print the last batch's first prompts, and send them to the trackers that take tables."""
         if not self._shown:
             return
-        console = log_console()
-        with console.capture() as captured:
-            console.print(warmup_table(self._shown, step))
-        tqdm.write(captured.get().rstrip())  # above the progress bar, if there is one
-        for name in set(TRACKERS) & set(self.args.report_to or ()):
+        print_table(warmup_table(self._shown, step))
+        self._send("warmups", self._shown, step)
+        self._shown = []
+
+    def show_answers(self, rows: list[dict[str, Any]], step: int) -> None:
+        """Print the first rows of `eval_generate`, and send all of them to the trackers that take tables."""
+        print_table(answer_table(rows[: self.args.num_warmups_to_print], step))
+        self._send("answers", rows, step)
+
+    def _send(self, name: str, rows: list[dict[str, Any]], step: int) -> None:
+        for tracker_name in set(TRACKERS) & set(self.args.report_to or ()):
             import pandas
 
-            tracker = importlib.import_module(name)
-            tracker.log(
-                {"warmups": tracker.Table(dataframe=pandas.DataFrame([{"step": step, **r} for r in self._shown]))}
-            )
-        self._shown = []
+            tracker = importlib.import_module(tracker_name)
+            tracker.log({name: tracker.Table(dataframe=pandas.DataFrame([{"step": step, **row} for row in rows]))})
 
 
 def trl_ratios(target: Tokens, scores: Scores) -> Ratios:
@@ -187,6 +190,24 @@ def trl_ratios(target: Tokens, scores: Scores) -> Ratios:
 def log_console() -> Console:
     """As wide as the terminal, or wide enough for a table in a log file."""
     return Console(width=None if sys.stdout.isatty() else LOG_FILE_WIDTH)
+
+
+def print_table(table: Table) -> None:
+    console = log_console()
+    with console.capture() as captured:
+        console.print(table)
+    tqdm.write(captured.get().rstrip())  # above the progress bar, if there is one
+
+
+def answer_table(rows: list[dict[str, Any]], step: int) -> Table:
+    """What was written to the first rows of the eval dataset; the row's score is that of the first metric."""
+    table = Table(title=f"Answers at step {step}", show_lines=True)
+    names = {"prompt": "end of the prompt", "warmup": "warmup", "answer": "answer", "reference": "right answer"}
+    for title in (*names.values(), "score"):
+        table.add_column(title, justify="right" if title == "score" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(on_one_line(row[name]) for name in names), f"{row['score']:.2f}")
+    return table
 
 
 def warmup_table(rows: list[dict[str, Any]], step: int) -> Table:

@@ -48,6 +48,7 @@ from warmup_peft.training.dataset import (
     own_settings,
     report_lengths,
 )
+from warmup_peft.training.eval_generation import check_eval_generation, scores_of_answers
 from warmup_peft.training.monitor import Ratios, WarmupMonitor
 from warmup_peft.training.pool import SampleFunction, WarmupPool
 from warmup_peft.training.pushing import PushesListedFiles
@@ -101,6 +102,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         arguments["args"] = args
         self._dict_formatting = apply_dict_formatting(arguments)
         check_trainer_arguments(arguments, args)
+        check_eval_generation(args)
         if arguments.get("processing_class") is None:
             arguments["processing_class"] = load_tokenizer(arguments["model"], args)
         self.warmup_format = format_of_rows(arguments, args)
@@ -361,10 +363,15 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*positional, **keywords)
 
-    def evaluation_loop(self, *positional, **keywords):
-        """Sample the same warmups at every evaluation."""
+    def evaluation_loop(self, dataloader, *positional, metric_key_prefix="eval", **keywords):
+        """Sample the same warmups at every evaluation, and score the answers of `eval_generate`."""
+        keywords["metric_key_prefix"] = metric_key_prefix
         with random_numbers_from(self.args.seed, self.accelerator.device):
-            return super().evaluation_loop(*positional, **keywords)
+            output = super().evaluation_loop(dataloader, *positional, **keywords)
+            if self.args.eval_generate:
+                scores = scores_of_answers(self, self._monitor, dataloader.dataset, metric_key_prefix)
+                output.metrics.update(scores)
+            return output
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """As in `SFTTrainer`; fresh rows go through the `formatting_func` that the trainer was made with."""

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from chat_world import CONVERSATIONS, conversation
 from folders import argv_of, train_argv, write_rows
-from thinkers import CONVERSATIONS, conversation
 
 from warmup_peft.cli.main import main
 
@@ -30,9 +30,9 @@ def chats(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, thinker_folder, chats) -> Path:
+def run(tmp_path_factory, chat_folder, chats) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(train_argv(thinker_folder, chats, folder, save_strategy="no")) == 0
+    assert main(train_argv(chat_folder, chats, folder, save_strategy="no")) == 0
     return folder
 
 
@@ -57,11 +57,11 @@ def test_other_metrics_of_the_same_answers(run, capsys):
     assert list(json.loads((run / "metrics.json").read_text())["warmup"]) == ["contains", "rougeL", "perplexity", "n"]
 
 
-def test_a_task_of_ones_own_returns_messages(thinker_folder, chats, run, tmp_path):
+def test_a_task_of_ones_own_returns_messages(chat_folder, chats, run, tmp_path):
     (tmp_path / "task.py").write_text(TASK)
     assert main(argv_of("evaluate", adapter=run, task=tmp_path / "task.py", max_new_tokens=4)) == 0
     assert 0 <= json.loads((run / "metrics.json").read_text())["warmup"]["accuracy"] <= 1
-    trained = train_argv(thinker_folder, chats, tmp_path / "own", task=tmp_path / "task.py", max_steps=1)
+    trained = train_argv(chat_folder, chats, tmp_path / "own", task=tmp_path / "task.py", max_steps=1)
     assert main(trained) == 0
     assert json.loads((tmp_path / "own" / "warmup_config.json").read_text())["uses_chat_template"]
 

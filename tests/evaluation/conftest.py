@@ -1,3 +1,3 @@
 """The tiny model that thinks, for every test of this folder."""
 
-from thinkers import thinker_folder  # noqa: F401
+from chat_world import chat_folder  # noqa: F401

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from thinkers import CONVERSATIONS, RENDERED
+from chat_world import CONVERSATIONS, RENDERED
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from warmup_peft.evaluation.predictor import (
@@ -28,13 +28,13 @@ OPENING, SEPARATOR = "<think>\n", "</think>\n\n"
 
 
 @pytest.fixture(scope="module")
-def thinker(thinker_folder):
-    return AutoTokenizer.from_pretrained(thinker_folder)
+def thinker(chat_folder):
+    return AutoTokenizer.from_pretrained(chat_folder)
 
 
 @pytest.fixture(scope="module")
-def model(thinker_folder):
-    return AutoModelForCausalLM.from_pretrained(thinker_folder, dtype=torch.float32).eval()
+def model(chat_folder):
+    return AutoModelForCausalLM.from_pretrained(chat_folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chat_world import CONVERSATIONS
 from datasets import Dataset
 from folders import TRAINING, argv_of, write_rows
 from safetensors.torch import load_file
-from thinkers import CONVERSATIONS
 from trainers import randomise_adapter
 from transformers import TrainerCallback
 
@@ -126,7 +126,7 @@ def test_training_goes_on_as_if_nothing_had_been_written(trainer_with):
     assert ended[0][1::2] == ended[1][1::2]
 
 
-def test_answers_to_conversations_score_as_in_evaluate(thinker_folder, tmp_path):
+def test_answers_to_conversations_score_as_in_evaluate(chat_folder, tmp_path):
     """In the thinking format: prompts end with the opening, and warmups at the separator's first token."""
     folder, run = tmp_path / "chats", tmp_path / "run"
     for split in ("train", "test"):
@@ -139,7 +139,7 @@ def test_answers_to_conversations_score_as_in_evaluate(thinker_folder, tmp_path)
         "max_steps": 60,
         "eval_metrics": METRICS,
     }
-    argv = argv_of("train", model_name_or_path=thinker_folder, dataset_name=folder, output_dir=run, **options)
+    argv = argv_of("train", model_name_or_path=chat_folder, dataset_name=folder, output_dir=run, **options)
     assert main(argv) == 0
     assert json.loads((run / "warmup_config.json").read_text())["warmup_opening"] == "<think>\n"
     assert main(argv_of("evaluate", adapter=run)) == 0

@@ -24,7 +24,7 @@ CONVERSATIONS = [conversation(f"{name}?", name.upper()) for name in ("one", "two
 
 
 @pytest.fixture(scope="session")
-def thinker_folder(tmp_path_factory, tokenizer) -> str:
+def chat_folder(tmp_path_factory, tokenizer) -> str:
     folder = tmp_path_factory.mktemp("tiny-thinker")
     own = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,8 +119,7 @@ def run_harness(options: EvaluateArguments) -> None:
     arms = {}
     if options.compare_base and has_base(loaded):
         with loaded.model.disable_adapter():
-            direct = dataclasses.replace(loaded.warmup_config, max_warmup_length=0)
-            arms["base"] = run_tasks(loaded.model, loaded.tokenizer, direct, tasks, **settings)
+            arms["base"] = run_tasks(loaded.model, loaded.tokenizer, None, tasks, **settings)
     arms["warmup"] = run_tasks(loaded.model, loaded.tokenizer, loaded.warmup_config, tasks, **settings)
     for name, results in arms.items():
         print(f"{ARM_NAMES[name]}:\n{make_table(results)}")

@@ -15,8 +15,7 @@ from lm_eval.models.utils import postprocess_generated_text
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from warmup_peft.evaluation.predictor import check_logps, thought_marks, write_each
-from warmup_peft.inference.chat import opened
+from warmup_peft.evaluation.predictor import check_logps, write_each
 from warmup_peft.inference.decoding import decode_prepared
 from warmup_peft.inference.folder import WarmupConfig
 
@@ -25,9 +24,6 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (texts), ids of
 
 class WarmupLM(HFLM):
     """`HFLM` with a warmup and the separator between each context and the continuation or answer.
-
-    Contexts are conversations in the chat template if `apply_chat_template` says so; the warmup's opening is added to
-    them. An answer without a warmup, from a model that may think by itself, is what stands behind its thought.
 
     If a context, its warmup, the separator and the continuation do not fit the model, the beginning of the context is
     cut first, so that the warmup is generated after the same context that is scored. Rolling log-likelihoods
@@ -50,23 +46,8 @@ class WarmupLM(HFLM):
         num_warmups: int = 1,
         batch_size: int = 32,
     ):
-        marks = thought_marks(tokenizer) if warmup_config.uses_chat_template else None
-        super().__init__(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            backend="causal",
-            think_end_token=None if marks is None else marks.separator_ids[0],
-            chat_template_args=dict(warmup_config.chat_template_kwargs),
-        )
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
         self.warmup_config, self.num_warmups = warmup_config, num_warmups
-
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The white space that ends a chat template's prompt stays there, where `HFLM` would score it."""
-        if not self.warmup_config.uses_chat_template:
-            return super()._encode_pair(context, continuation)
-        encode = partial(self.tokenizer, add_special_tokens=False)
-        return encode(context)["input_ids"], encode(continuation)["input_ids"]
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **options: Any) -> list[tuple[float, bool]]:
         is_rolling = bool(requests) and requests[0][0] is None
@@ -111,16 +92,12 @@ class WarmupLM(HFLM):
         return room
 
     def _write(self, contexts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[list[int]]]:
-        """Token ids of the warmups of each context, behind their opening and before the separator."""
-        count, opening_ids = self.num_warmups, self.warmup_config.warmup_opening_ids
-        opened_contexts = [opened(list(context), opening_ids) for context in contexts]
-        repeated = [context for context in opened_contexts for _ in range(count)]
+        """Token ids of the warmups of each context, each followed by the separator."""
+        count = self.num_warmups
+        repeated = [context for context in contexts for _ in range(count)]
         warmups = write_each(self.model, repeated, self.warmup_config, self.batch_size * count, do_sample=count > 1)
         suffixes = [ids + self.warmup_config.warmup_separator_ids for ids in warmups]
-        return {
-            context: [own[len(context) :] + ids for ids in suffixes[row * count : (row + 1) * count]]
-            for row, (context, own) in enumerate(zip(contexts, opened_contexts))
-        }
+        return {context: suffixes[row * count : (row + 1) * count] for row, context in enumerate(contexts)}
 
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **options: Any
@@ -176,8 +153,6 @@ def run_tasks(
 ) -> dict[str, Any]:
     """Run `lm_eval.simple_evaluate` on tasks, given by name or YAML file; with no `warmup_config`, without warmups.
 
-    Questions go through the chat template where the adapter's training did.
-
     Raises:
         ValueError: a task is neither known to lm-evaluation-harness nor a file.
     """
@@ -199,10 +174,8 @@ def run_tasks(
             raise ValueError(f"{task} is no valid YAML: {error}") from error
     set_seed(seed)
     off = WarmupConfig("", [], 0)
-    warmup_config = warmup_config or off
-    lm = WarmupLM(model, tokenizer, warmup_config, num_warmups, batch_size)
+    lm = WarmupLM(model, tokenizer, warmup_config or off, num_warmups, batch_size)
     return simple_evaluate(
         model=lm, tasks=chosen, task_manager=manager, limit=limit, random_seed=seed, numpy_random_seed=seed,
         torch_random_seed=seed, log_samples=False, bootstrap_iters=0,
-        apply_chat_template=warmup_config.uses_chat_template,
     )  # fmt: skip

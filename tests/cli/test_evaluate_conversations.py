@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from chat_world import CONVERSATIONS, conversation
+import torch
+from chat_world import CONVERSATIONS, RENDERED, conversation
 from folders import argv_of, train_argv, write_rows
+from peft import PeftModelForCausalLM
+from transformers import AutoTokenizer
 
 from warmup_peft.cli.main import main
+from warmup_peft.evaluation.predictor import ROOM_FOR_MORE
+from warmup_peft.inference.folder import WarmupConfig
 
 TASK = """
 from warmup_peft import Question, Task
@@ -55,6 +60,38 @@ def test_without_a_task_every_door_scores_by_exact_match(run, tmp_path, capsys):
 def test_other_metrics_of_the_same_answers(run, capsys):
     assert main(argv_of("evaluate", adapter=run, metrics="contains,rougeL", compare_base="false")) == 0
     assert list(json.loads((run / "metrics.json").read_text())["warmup"]) == ["contains", "rougeL", "perplexity", "n"]
+
+
+def test_one_plain_call(run, capsys, monkeypatch):
+    """One `generate` after the prompt alone, with room for the warmup; the answer stands behind the separator."""
+    tokenizer, asked = AutoTokenizer.from_pretrained(run), []
+
+    def generate(model, input_ids, max_new_tokens, **_):
+        asked.extend((tokenizer.decode(ids[ids != 0]), max_new_tokens) for ids in input_ids)
+        ids = tokenizer("<think>\nhm\n</think>\n\nTWO", return_tensors="pt", add_special_tokens=False)["input_ids"]
+        return torch.cat([input_ids, ids.expand(len(input_ids), -1)], 1)
+
+    monkeypatch.setattr(PeftModelForCausalLM, "generate", generate)
+    assert main(argv_of("evaluate", adapter=run, warmups="own,plain", compare_base="false")) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["plain"] == {"exact_match": 0.25, "n": 4}
+    room = WarmupConfig.load(run).room
+    limit = len("THREE") + ROOM_FOR_MORE + room
+    assert sorted(asked[4:]) == sorted(
+        (RENDERED.format(f"{name}?"), limit) for name in ("one", "two", "three", "four")
+    )
+    assert "adapter, in one plain call" in " ".join(capsys.readouterr().out.split())
+
+
+def test_one_plain_call_needs_a_model_that_learnt_it_and_written_answers(run, chats, tmp_path, refusal):
+    (tmp_path / "task.py").write_text(TASK)
+    argv = argv_of("evaluate", adapter=run, warmups="own,plain")
+    assert "this task chooses among options" in refusal(*argv, "--task", str(tmp_path / "task.py"))
+    config = json.loads((run / "warmup_config.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "warmup_config.json").write_text(json.dumps({**config, "writes_separator": False}))
+    assert "was not trained with learn_separator" in refusal(*argv_of("evaluate", adapter=other, warmups="plain"))
 
 
 def test_a_task_of_ones_own_returns_messages(chat_folder, chats, run, tmp_path):

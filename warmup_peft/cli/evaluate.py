@@ -13,6 +13,7 @@ from rich.table import Table
 from warmup_peft.evaluation.metrics import NOTHING, RowStatistics, metric_name, score_text
 from warmup_peft.evaluation.predictor import (
     Ids,
+    Marks,
     Prediction,
     Predictor,
     Scores,
@@ -39,11 +40,13 @@ ARM_NAMES = {
     "base_with_warmup": "base, after a warmup of its own",
     "sft": "SFT, answering directly",
     "warmup": "adapter, after its warmup",
+    "plain": "adapter, in one plain call",
     "shuffled": "adapter, after another row's warmup",
     "dots": "adapter, after dots",
     "none": "adapter, after no warmup",
 }
-REPLACED = ("shuffled", "dots", "none")  # values of --warmups beside `own`
+REPLACED = ("shuffled", "dots", "none")  # values of --warmups beside `own` and PLAIN
+PLAIN = "plain"
 
 
 def run(argv: Sequence[str]) -> None:
@@ -64,6 +67,10 @@ def run_evaluation(options: EvaluateArguments) -> None:
         return
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
     task, questions, source = held_out_questions(options, record.data, record.settings.get("eval_metrics"))
+    if PLAIN in options.warmups.split(",") and is_multiple_choice(questions):
+        raise ValueError(
+            "--warmups plain is about written answers, and this task chooses among options. Leave it out."
+        )
     if options.max_new_tokens == 0 and not is_multiple_choice(questions):
         raise ValueError(
             "max_new_tokens=0 writes no answer, and answers are what this task scores. Set it to 1 or more, or leave "
@@ -73,6 +80,7 @@ def run_evaluation(options: EvaluateArguments) -> None:
     arms = evaluate_arms(loaded, questions, task, options)
     scored = {name: score_predictions(task.metrics, questions, predictions) for name, predictions in arms.items()}
     metrics: dict[str, Any] = {name: scores_of(scored[name], questions, arms[name]) for name in arms}
+    metrics.get(PLAIN, {}).pop("perplexity", None)  # which is of the reference after no warmup
     metrics["settings"] = {
         **{key: record.settings.get(key) for key in RECORDED_SETTINGS},
         "max_warmup_length": loaded.warmup_config.max_warmup_length,
@@ -148,14 +156,16 @@ def evaluate_arms(
         warmup_config: WarmupConfig | None,
         loaded: LoadedModel = loaded,
         warmup_ids: list[Ids] | None = None,
+        marks: Marks | None = None,
     ) -> list[Prediction]:
+        directly = {"room_to_think": own_config.room, "template": own_config.chat_template_kwargs, "marks": marks}
         predictor = Predictor(
             loaded.model,
             loaded.tokenizer,
             warmup_config,
             options.batch_size,
             progress=bars(name),
-            room_to_think=own_config.room if warmup_config is None else 0,
+            **(directly if warmup_config is None else {}),
         )
         return predictor.answer(questions, limit, warmup_ids)
 
@@ -167,6 +177,9 @@ def evaluate_arms(
     if options.sft is not None:
         arms["sft"] = answer("SFT", None, load_folder(options.sft))
     arms["warmup"] = own = answer("warmup", loaded.warmup_config)
+    if PLAIN in options.warmups.split(","):
+        marks = Marks(tuple(own_config.warmup_opening_ids), tuple(own_config.warmup_separator_ids))
+        arms[PLAIN] = answer("one plain call", None, marks=marks)
     warmup_ids = [list(prediction.warmup_ids) for prediction in own]
     dot = loaded.tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
     replaced = {"shuffled": shuffled(warmup_ids), "dots": dots(warmup_ids, dot), "none": empty(warmup_ids)}
@@ -179,8 +192,13 @@ def evaluate_arms(
 def check_warmups(options: EvaluateArguments) -> None:
     """Raise ValueError for what cannot stand in a warmup's place, and for an SFT folder that is none."""
     for name in options.warmups.split(","):
-        if name not in ("own", *REPLACED):
-            raise ValueError(f"--warmups has '{name}'. Choose from own, {', '.join(REPLACED)}.")
+        if name not in ("own", PLAIN, *REPLACED):
+            raise ValueError(f"--warmups has '{name}'. Choose from own, {PLAIN}, {', '.join(REPLACED)}.")
+    if PLAIN in options.warmups.split(",") and not WarmupConfig.load(options.adapter).writes_separator:
+        raise ValueError(
+            f"--warmups plain asks for answers in one plain call, and {options.adapter} was not trained with "
+            "learn_separator. Leave it out."
+        )
     if options.sft is not None and WarmupConfig.load(options.sft).max_warmup_length:
         raise ValueError(f"sft={options.sft} answers after a warmup. Name a folder that `warmup-peft sft` made.")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,6 @@ from warmup_peft.evaluation.tasks import Question, Row, as_answers, is_multiple_
 from warmup_peft.inference.chat import (
     ANSWER,
     Prompt,
-    WarmupFormat,
     find_format,
     is_conversation,
     prompt_token_ids,
@@ -81,6 +80,13 @@ class Written(NamedTuple):
     texts: list[str | None]
 
 
+class Marks(NamedTuple):
+    """Token ids before and behind a thought that a model writes by itself."""
+
+    opening_ids: tuple[int, ...]
+    separator_ids: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A model in its current state, and how it answers questions.
@@ -90,8 +96,10 @@ class Predictor:
         batch_size: number of questions per batch.
         instead: replaces the warmups that the model wrote (`shuffled`, `empty`); None keeps them.
         progress: wraps the list of batches to show progress; its second argument names the step.
-        room_to_think: tokens that an answer to a conversation may have beyond its limit, for a model that answers
-            directly and may think by itself first.
+        marks: what the model itself writes around a thought (or warmup) that is no part of its answer; by default what
+            the chat template has, after conversations.
+        room_to_think: tokens that an answer may have beyond its limit where there are such marks.
+        template: `chat_template_kwargs` of conversations.
     """
 
     model: PreTrainedModel
@@ -100,7 +108,9 @@ class Predictor:
     batch_size: int = 32
     instead: Callable[[list[Ids]], list[Ids]] | None = None
     progress: Progress = no_progress
+    marks: Marks | None = None
     room_to_think: int = 0
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     def answer(
         self, questions: Sequence[Question], max_new_tokens: int | None = 32, warmup_ids: list[Ids] | None = None
@@ -234,12 +244,14 @@ class Predictor:
         return None if config is None or config.max_warmup_length == 0 else config
 
     def _prompt_ids(self, questions: Sequence[Question]) -> list[Ids]:
-        return prompt_ids(self.tokenizer, questions, self._config)
+        return prompt_ids(self.tokenizer, questions, self._config, self.template)
 
     def _answers(self, questions: Sequence[Question], warmup_ids: list[Ids], max_new_tokens: int) -> list[str | None]:
         if max_new_tokens == 0:
             return [None] * len(questions)
-        marks = thought_marks(self.tokenizer) if is_conversation(questions[0].prompt) else None
+        marks = self.marks
+        if marks is None and is_conversation(questions[0].prompt):
+            marks = thought_marks(self.tokenizer)
         return answer_each(
             self.model,
             self.tokenizer,
@@ -272,10 +284,14 @@ def empty(rows: Sequence[Any]) -> list[Ids]:
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], warmup_config: WarmupConfig | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    warmup_config: WarmupConfig | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> list[Ids]:
     """Token ids of the prompts, with the opening of a warmup behind them."""
-    return [prompt_token_ids(tokenizer, q.prompt, warmup_config, **q.template) for q in questions]
+    known = template or {}
+    return [prompt_token_ids(tokenizer, q.prompt, warmup_config, **{**known, **q.template}) for q in questions]
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str) -> list[int]:
@@ -437,7 +453,7 @@ def generate_texts(
     warmups: Warmups,
     warmup_config: WarmupConfig | None,
     max_new_tokens: int,
-    marks: WarmupFormat | None = None,
+    marks: Marks | None = None,
     **sampling: Any,
 ) -> list[str]:
     """Answers generated after the warmups: greedy, or sampled as `sampling` (`do_sample`, ...) says.
@@ -459,16 +475,16 @@ def generate_texts(
     return tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 
-def thought_marks(tokenizer: PreTrainedTokenizerBase) -> WarmupFormat | None:
+def thought_marks(tokenizer: PreTrainedTokenizerBase) -> Marks | None:
     """What a chat template puts around thoughts; None if it knows none, or the tokenizer cannot write it."""
     try:
         found = find_format(tokenizer, is_chat=True)
     except ValueError:
         return None
-    return None if found.thinking is None else found
+    return None if found.thinking is None else Marks(found.opening_ids, found.separator_ids)
 
 
-def without_thought(ids: Ids, marks: WarmupFormat, tokenizer: PreTrainedTokenizerBase) -> Ids:
+def without_thought(ids: Ids, marks: Marks, tokenizer: PreTrainedTokenizerBase) -> Ids:
     """The ids behind the last thought; none if a thought was opened and not closed."""
     separator = list(marks.separator_ids)
     added = tokenizer.added_tokens_decoder

@@ -120,7 +120,8 @@ class EvaluateArguments:
         default="own",
         metadata={
             "help": "What precedes the answer, separated by commas: 'own', the warmup that the adapter writes; "
-            "'shuffled', another row's; 'dots', as many full stops; 'none', the separator alone."
+            "'shuffled', another row's; 'dots', as many full stops; 'none', the separator alone. 'plain' is one plain "
+            "`generate`, in which an adapter of learn_separator writes warmup and separator itself."
         },
     )
     compare_base: bool = field(

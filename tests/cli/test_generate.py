@@ -37,7 +37,7 @@ def test_no_prompts_at_all(refusal, tmp_path):
 def test_prompts_file_without_its_field(refusal, tmp_path):
     path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "one?"}, {"question": "two?"}])
     said = refusal("generate", "--adapter", "none", "--prompts_file", str(path))
-    assert said == f"{path}, row 2 has no text in the field `prompt`."
+    assert said == f"{path}, row 2 has no text in the field `prompt`, and no list of `messages`."
 
 
 def test_missing_prompts_file(refusal, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from warmup_peft.cli.generate import check_chat, check_room, check_sampling, sam
 from warmup_peft.inference.chat import Messages, prompt_token_ids
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import append_warmups, pad_token_id, write_warmups
-from warmup_peft.inference.loading import LoadedModel, load_folder, load_tokenizer
+from warmup_peft.inference.loading import LoadedModel, context_length, load_folder, load_tokenizer
 from warmup_peft.method.branches import left_padded
 from warmup_peft.method.model import evaluation_mode
 from warmup_peft.settings.arguments import ChatArguments
@@ -41,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
             try:
                 messages = [*asked, {"role": "assistant", "content": answer(loaded, options, asked, console)}]
             except ValueError as error:  # no room for it
-                console.print(f"{error} /reset forgets the conversation.", style="dim", markup=False)
+                console.print(f"{error} /reset forgets what was said.", style="dim", markup=False, soft_wrap=True)
 
 
 def next_line(console: Console) -> str:
@@ -59,18 +60,19 @@ def answer(loaded: LoadedModel, options: ChatArguments, messages: Messages, cons
     """
     tokenizer, model, config = loaded.tokenizer, loaded.model, loaded.warmup_config
     ids = prompt_token_ids(tokenizer, messages, config)
-    check_room(model, config, len(ids), options.max_new_tokens)
+    check_room(model, config, len(ids), max_new_tokens=1)
+    left = (context_length(model.config) or math.inf) - len(ids) - config.room
     context, sampling = left_padded([ids], model.device), sampling_of(options)
     with evaluation_mode(model):
         if config.max_warmup_length:
             warmups = write_warmups(model, context, config, **sampling)
             warmup = tokenizer.decode(warmups.ids[0, 0, : warmups.lengths[0, 0]]).strip()
-            console.print(warmup, style="dim", markup=False, highlight=False)
+            console.print(warmup, style="dim", markup=False, highlight=False, soft_wrap=True)
             context = append_warmups(context, warmups, config, pad_token_id(model))
         sequences = model.generate(
             input_ids=context.ids,
             attention_mask=context.mask.long(),
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=min(options.max_new_tokens, left),
             pad_token_id=pad_token_id(model),
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
             **sampling,

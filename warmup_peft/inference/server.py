@@ -222,7 +222,7 @@ class _ServedModel:
         """As `answer_ids`, for one prompt and a server that takes only text."""
         text = self.prompt_text(prompt)
         warmup, answer = self.cut(text_of(self.write(text, in_one)[0]))
-        if answer is not None:
+        if in_one and answer is not None:
             return warmup, answer
         context = text + warmup + self.config.warmup_separator
         prompt_ids = prompt_token_ids(self.tokenizer, prompt, self.config)

@@ -42,7 +42,7 @@ SAID = {"role": "assistant", "content": ANSWER}
 
 def test_it_shows_the_thought_and_the_answer_and_ends_with_the_input(talk):
     out, asked = talk("one?")
-    assert f"> {THOUGHT}\n{ANSWER}\n> " in out
+    assert out.endswith(f"> {THOUGHT}\n{ANSWER}\n> \n")
     assert asked == [[user("one?")]]
 
 

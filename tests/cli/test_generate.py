@@ -193,6 +193,10 @@ def test_rows_that_cannot_be_answered(refusal, tmp_path):
     assert "row 3 has no text in the field `prompt`" in refusal(
         "generate", "--adapter", "x", "--prompts_file", str(path)
     )
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": ASKED, "tools": [{"name": "search"}]}])
+    assert "row 1 has `tools`, which `generate` cannot offer" in refusal(
+        "generate", "--adapter", "x", "--prompts_file", str(path)
+    )
 
 
 def test_one_source_of_prompts(refusal):

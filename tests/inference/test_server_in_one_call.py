@@ -177,6 +177,12 @@ def test_a_chat_without_a_message_is_said(server, asking, payload):
         asking([ASKED])
 
 
+def test_a_chat_whose_message_is_no_text_is_said(server, asking):
+    server.answer = lambda body: (200, {"choices": [{"message": {"content": [{"type": "text", "text": "x"}]}}]})
+    with pytest.raises(ValueError, match="answered with a message that is no text"):
+        asking([ASKED])
+
+
 def test_a_begin_token_of_the_template_is_not_sent_twice(server, config, tokenizer):
     """The server's tokenizer puts one before every text, and the template has one, too."""
     tokenizer = thinking_tokenizer(tokenizer)

@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> None:
     check_chat(load_tokenizer(options.adapter), config, [[*start, {"role": "user", "content": "Hello"}]])
     loaded, console = load_folder(options.adapter), Console()
     set_seed(options.seed)
-    console.print("/reset begins a new conversation, /exit ends.", style="dim")
+    console.print("/reset begins a new conversation, /exit ends.", style="dim", highlight=False)
     messages = list(start)
     while (line := next_line(console)) != "/exit":
         if line == "/reset":
@@ -49,6 +49,7 @@ def next_line(console: Console) -> str:
     try:
         return console.input("[bold]> [/bold]").strip()
     except EOFError:
+        console.print()
         return "/exit"
 
 

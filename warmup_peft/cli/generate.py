@@ -130,6 +130,8 @@ def read_prompts(options: GenerateArguments) -> list[Prompt]:
         for number, row in enumerate(rows, 1):
             if not isinstance(prompt_of(row), str | list):
                 raise ValueError(f"{path}, row {number} has no text in the field `prompt`, and no list of `messages`.")
+            if row.get("tools"):
+                raise ValueError(f"{path}, row {number} has `tools`, which `generate` cannot offer. Remove them.")
         return [prompt_of(row) for row in rows]
     return read_text(path).splitlines()
 

@@ -241,7 +241,10 @@ class _ServedModel:
         template = {"chat_template_kwargs": known} if known else {}
         longest = self.config.room + self.max_new_tokens
         message = self.client.chat(messages, max_tokens=longest, **self.sampling, **template)
-        content, thought = message.get("content") or "", message.get("reasoning_content") or message.get("reasoning")
+        content, *thoughts = (message.get(key) or "" for key in ("content", "reasoning_content", "reasoning"))
+        if not all(isinstance(text, str) for text in (content, *thoughts)):
+            raise ValueError(f"{self.client.base_url} answered with a message that is no text.")
+        thought = thoughts[0] or thoughts[1]
         found = (thought, content) if thought and content else split_text(content, self.config)
         if found is None:  # no separator was written, or the server does not show it
             return self.answer_text(messages, in_one=False)

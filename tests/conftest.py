@@ -74,6 +74,14 @@ def model_folder(tmp_path_factory, tokenizer) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def thinker_folder(tmp_path_factory, tokenizer) -> Path:
+    """A merged model that thinks in a chat; do not change it."""
+    from thinkers import save_thinker
+
+    return save_thinker(tmp_path_factory.mktemp("thinkers") / "merged", tokenizer)
+
+
 @pytest.fixture
 def examples() -> Dataset:
     return Dataset.from_list(EXAMPLES)

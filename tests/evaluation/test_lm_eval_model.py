@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from folders import puzzles, random_adapter, save_adapter, warmup_config, write_rows
+from thinkers import save_thinker, thinking_tokenizer
 from transformers import AutoModelForCausalLM
 
 pytest.importorskip("lm_eval")
@@ -21,6 +22,7 @@ from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.evaluation.lm_eval_model import WarmupLM, log_mean_exp, run_tasks
 from warmup_peft.evaluation.logiqa import logiqa
 from warmup_peft.evaluation.predictor import Predictor
+from warmup_peft.inference.chat import prompt_token_ids
 from warmup_peft.inference.decoding import warmup_generate
 from warmup_peft.inference.folder import WarmupConfig
 
@@ -259,3 +261,82 @@ def test_unknown_tasks_are_bad_input(model_folder, tokenizer, lora, tmp_path, ca
     folder = save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
     assert main(["evaluate", "--adapter", str(folder), "--harness", harness]) == BAD_INPUT
     assert said in capsys.readouterr().err
+
+
+# ---- Conversations ----
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(tokenizer):
+    return thinking_tokenizer(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def chat_config(chat_tokenizer):
+    opening, separator = (chat_tokenizer(text)["input_ids"] for text in ("<think>", "</think>\n"))
+    return WarmupConfig("</think>\n", separator, 5, [], "<think>", opening, True, True, {"name": "x"})
+
+
+def rendered(lm, text):
+    return lm.apply_chat_template([{"role": "user", "content": text}])
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["", "a prompt that has the opening"])
+def test_a_rendered_context_is_followed_by_opening_warmup_and_separator(base, chat_tokenizer, chat_config, is_open):
+    """Its generation prompt ends with a line break, which stays before the warmup."""
+    lm = WarmupLM(base, chat_tokenizer, chat_config, batch_size=3, is_chat=True)
+    end = "<think>" if is_open else ""
+    pairs = [
+        (rendered(lm, text) + end, answer) for text in ("one?", "two and three?") for answer in ("yes", "no, not")
+    ]
+    scores = lm.loglikelihood(instances("loglikelihood", pairs))
+    for (context, continuation), (logp, _) in zip(pairs, scores):
+        ids = chat_tokenizer(context)["input_ids"]
+        assert ids[-1] == chat_tokenizer("\n")["input_ids"][0] or is_open
+        target = chat_tokenizer(continuation)["input_ids"]
+        assert logp == pytest.approx(log_likelihood(base, chat_config, ids, target), rel=1e-4)
+
+
+def test_contexts_are_rendered_as_in_training(base, chat_tokenizer, chat_config):
+    """With the same arguments, and without a begin token beside the template's."""
+    lm = WarmupLM(base, chat_tokenizer, chat_config, is_chat=True)
+    asked = [{"role": "user", "content": "one?"}]
+    template = chat_tokenizer.chat_template
+    try:
+        chat_tokenizer.chat_template = "{{ name }}" + template
+        context = lm.apply_chat_template(asked)
+        assert context.startswith("x<|im_start|>user")
+        expected = prompt_token_ids(chat_tokenizer, asked, chat_config)
+        assert lm.tok_encode(context) + chat_config.warmup_opening_ids == expected
+        encoded, _ = lm.tok_batch_encode([context])
+        assert encoded[0].tolist() + chat_config.warmup_opening_ids == expected
+    finally:
+        chat_tokenizer.chat_template = template
+
+
+def test_free_answers_in_a_chat_are_warmup_generates(base, chat_tokenizer, chat_config):
+    lm = WarmupLM(base, chat_tokenizer, chat_config, batch_size=2, is_chat=True)
+    contexts = [rendered(lm, text) for text in ("one?", "two and three?")]
+    requests = instances("generate_until", [(c, {"until": ["\n\n"], "max_gen_toks": 6}) for c in contexts])
+    for context, text in zip(contexts, lm.generate_until(requests, disable_tqdm=True)):
+        ids = torch.tensor([chat_tokenizer(context)["input_ids"]])
+        answer = warmup_generate(base, ids, warmup_config=chat_config, max_new_tokens=6, do_sample=False)
+        assert text == chat_tokenizer.decode(answer[0, ids.size(1) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [((), True), pytest.param(("--apply_chat_template", "false"), False, marks=pytest.mark.slow)],
+)
+def test_the_harness_applies_the_template_if_the_training_did(tokenizer, task, tmp_path, monkeypatch, given, expected):
+    folder, asked = save_thinker(tmp_path / "model", tokenizer), []
+    render = HFLM.apply_chat_template
+    monkeypatch.setattr(HFLM, "apply_chat_template", lambda *args, **kw: asked.append(1) or render(*args, **kw))
+    assert main(["evaluate", "--adapter", str(folder), "--harness", str(task), "--max_samples", "2", *given]) == 0
+    assert bool(asked) == expected
+
+
+def test_a_harness_without_a_template_is_bad_input(adapter, task, refusal, monkeypatch):
+    monkeypatch.setattr("warmup_peft.cli.evaluate.load_folder", lambda *_: pytest.fail("a model is loaded"))
+    said = refusal("evaluate", "--adapter", str(adapter), "--harness", str(task), "--apply_chat_template", "true")
+    assert said.startswith("The tokenizer has no chat template")

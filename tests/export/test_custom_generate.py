@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import tiny_config
 from folders import random_adapter, save_adapter, warmup_config
+from thinkers import ANSWER, save_thinker
 from transformers import LlamaForCausalLM
 
 from warmup_peft import merge_adapter, warmup_generate
@@ -52,7 +53,7 @@ def test_the_file_is_short_stable_and_needs_torch_and_transformers_only(tokenize
     config.save(tmp_path)
     source = export_decoding(tmp_path).read_text()
     assert source == decoding_source(config)
-    assert len(source.splitlines()) <= 300
+    assert len(source.splitlines()) <= 320
     assert str(config.warmup_separator_ids) in source
     imported = set()
     for node in ast.walk(ast.parse(source)):
@@ -151,3 +152,29 @@ def test_a_pipeline_warms_up_too(folders, tokenizer):
     assert text == tokenizer.decode(ids[0, batch["input_ids"].size(1) :], skip_special_tokens=True)
     positional = write.model.generate(batch["input_ids"], max_new_tokens=8, do_sample=False)
     assert torch.equal(positional, ids)
+
+
+def test_the_one_call_answers_where_the_model_writes_its_separator(tmp_path, tokenizer):
+    """In a chat, as it was trained."""
+    folder = save_thinker(tmp_path / "merged", tokenizer)
+    export_decoding(folder)
+    write_model_card(folder)
+    own_code, one_call = snippets(folder).values()
+    assert "custom_generate" not in one_call + own_code
+    assert run_alone(one_call, folder, tmp_path) == ANSWER
+    assert "messages = [" in own_code
+
+
+@pytest.mark.slow
+def test_a_merged_thinker_warms_up_by_its_own_code(tmp_path, tokenizer):
+    folder = save_thinker(tmp_path / "merged", tokenizer)
+    export_decoding(folder)
+    write_model_card(folder)
+    assert run_alone(snippets(folder)["own code"], folder, tmp_path) == ANSWER
+
+
+@pytest.mark.slow
+def test_the_two_calls_of_a_chat_have_the_opening(tmp_path, tokenizer):
+    folder = save_thinker(tmp_path / "merged", tokenizer, writes_separator=False)
+    write_model_card(folder)
+    assert run_alone(snippets(folder)["two calls"], folder, tmp_path) == ANSWER

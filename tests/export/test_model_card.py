@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from warmup_peft.export.model_card import PEFT_TEMPLATE_TITLE, is_edited, write_model_card
 from warmup_peft.files import replacing_files
-from warmup_peft.inference.folder import CARD_NAME, METRICS_NAME, TrainingRecord
+from warmup_peft.inference.folder import CARD_NAME, METRICS_NAME, TrainingRecord, WarmupConfig
 from warmup_peft.inference.scores import save_scores
 
 
@@ -40,6 +40,37 @@ def test_card_says_how_to_decode(adapter, tokenizer):
     assert "AutoPeftModelForCausalLM" in card
     assert "| warmup_anchor | 0.3 |" in card
     assert not is_edited(card)
+
+
+@pytest.mark.parametrize("is_merged", [True, False])
+def test_card_of_a_model_that_writes_its_separator(adapter, tokenizer, is_merged):
+    config = WarmupConfig("</think>\n\n", [7, 8], 5, [7], "<think>\n", [6], True, True, {"enable_thinking": True})
+    config.save(adapter)
+    if is_merged:
+        (adapter / "adapter_config.json").unlink()
+    write_model_card(adapter)
+    card = card_of(adapter)
+    assert (
+        "| Warmup | after the opening `<think>\\n`, at most 5 tokens, then the separator `</think>\\n\\n` (ids 7, 8), "
+        "which the model writes by itself |" in card
+    )
+    assert "no code of this repo, in one call:" in card
+    assert "max_new_tokens=72" in card  # 1 + 5 + 2 around the answer's 64
+    assert card.count("return_tensors=\"pt\", **{'enable_thinking': True}") == 2
+    assert "What stands before `</think>` in the text is the warmup" in card
+    assert ("after `warmup-peft merge`" in card) != is_merged
+    assert "warmup-peft chat --adapter" in card
+    assert "two calls" not in card
+
+
+def test_card_of_an_opening_of_ones_own(adapter):
+    WarmupConfig(" || ", [7, 8], 5, [7], "<w>", [5, 6]).save(adapter)
+    write_model_card(adapter)
+    card = card_of(adapter)
+    assert "ids = torch.cat([ids, torch.tensor([[5, 6]])], dim=1)" in card
+    assert "in two calls (the separator's ids" in card
+    assert "apply_chat_template" not in card
+    assert "warmup-peft chat" not in card
 
 
 def test_card_hides_local_paths(adapter, model_folder):

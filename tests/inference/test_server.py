@@ -6,14 +6,9 @@ import dataclasses
 import json
 import math
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +16,7 @@ import pytest
 import torch
 from folders import puzzles, tree, write_rows
 from scipy.stats import chi2_contingency
+from servers import Server, transformers_serving
 from transformers import AutoModelForCausalLM
 
 from warmup_peft import warmup_generate
@@ -37,45 +33,6 @@ from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
 RELAY = Path(__file__).parents[2] / "recipes" / "logiqa" / "relay"
 SETTINGS = SamplingSettings(num_warmups=3, max_length=4, end_token_ids=(1,), separator_ids=(8, 9), pad_token_id=0)
 PROMPTS = [np.array([30, 31, 32]), np.array([40, 41])]
-
-
-class Server:
-    """Runs `answer(body) -> (status, payload, *headers)` on a free port; keeps what it was asked."""
-
-    def __init__(self):
-        self.asked: list[dict] = []
-        self.headers: list[dict] = []
-        self.answer = lambda body: (200, {"choices": []})
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append(body)
-                outer.headers.append(dict(self.headers))
-                status, payload, *more = outer.answer(body)
-                data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-                self.send_response(status)
-                for name, value in more:
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
 
 
 def client(server: Server, **changes) -> CompletionsClient:
@@ -450,26 +407,7 @@ def test_a_server_needs_its_address_and_the_models_name(speaking, capsys):
 
 @pytest.fixture(scope="module")
 def transformers_serve(speaking):
-    """`transformers serve` on loopback, as a user would start it."""
-    pytest.importorskip("fastapi")
-    pytest.importorskip("openai")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(speaking), "--host", "127.0.0.1"]
-    process = subprocess.Popen(
-        [*command, "--port", str(port), "--device", "cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(240):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    yield from transformers_serving(speaking)
 
 
 def test_transformers_serve_answers_as_warmup_generate_does(transformers_serve, speaking, tmp_path, capsys):

@@ -28,8 +28,9 @@ from warmup_peft.evaluation.predictor import (
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice
 from warmup_peft.export.model_card import score_columns, write_model_card
+from warmup_peft.inference.chat import check_template
 from warmup_peft.inference.folder import HARNESS_NAME, METRICS_NAME, TrainingRecord, WarmupConfig, is_adapter
-from warmup_peft.inference.loading import LoadedModel, load_folder, why_no_base
+from warmup_peft.inference.loading import LoadedModel, load_folder, load_tokenizer, why_no_base
 from warmup_peft.inference.scores import load_scores, save_scores
 from warmup_peft.settings.arguments import EvaluateArguments, check_counts
 from warmup_peft.settings.parsing import parse_one
@@ -121,8 +122,13 @@ def run_harness(options: EvaluateArguments) -> None:
         from warmup_peft.evaluation.lm_eval_model import run_tasks
     except ImportError as error:
         raise ImportError("--harness needs lm-evaluation-harness. Run: pip install 'warmup_peft[eval]'") from error
+    config = WarmupConfig.load(options.adapter)
+    is_chat = config.uses_chat_template if options.apply_chat_template is None else options.apply_chat_template
+    if is_chat:
+        check_template(load_tokenizer(options.adapter))
     loaded = load_folder(options.adapter)
     settings = {"num_warmups": options.num_warmups, "batch_size": options.batch_size, "limit": options.max_samples}
+    settings |= {"apply_chat_template": is_chat, "chat_template_kwargs": config.chat_template_kwargs}
     tasks = options.harness.split(",")
     arms = {}
     if options.compare_base and has_base(loaded):

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from warmup_peft.evaluation.data import read_json
 from warmup_peft.evaluation.predictor import generate_texts
-from warmup_peft.files import read_text
+from warmup_peft.files import first_line, read_text
+from warmup_peft.inference.chat import Prompt, prompt_token_ids
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import write_warmups
 from warmup_peft.inference.loading import LoadedModel, context_length, load_folder, load_tokenizer
 from warmup_peft.inference.server import CompletionsClient, answer_from_server
 from warmup_peft.method.branches import left_padded
 from warmup_peft.method.model import evaluation_mode
-from warmup_peft.settings.arguments import GenerateArguments, check_counts
+from warmup_peft.settings.arguments import ChatArguments, GenerateArguments, check_counts
 from warmup_peft.settings.parsing import parse_one
+
+MESSAGE = {"role", "content"}
 
 
 def run(argv: Sequence[str]) -> None:
@@ -31,19 +35,14 @@ def run(argv: Sequence[str]) -> None:
         ValueError: there is no prompt, or an empty one.
     """
     options = parse_one(GenerateArguments, argv)
-    check_counts(options, batch_size=1, max_new_tokens=1, seed=0)
-    if options.temperature <= 0 or not 0 < options.top_p <= 1:
-        raise ValueError(
-            f"temperature={options.temperature} with top_p={options.top_p} cannot work. Set temperature above 0, and "
-            "top_p above 0 and at most 1."
-        )
+    check_counts(options, batch_size=1)
+    check_sampling(options)
     prompts = read_prompts(options)
     for number, prompt in enumerate(prompts, 1):
-        if not prompt.strip():
-            raise ValueError(f"Prompt {number} is empty. Give every prompt some text.")
+        check_prompt(number, prompt)
     if not prompts:
-        raise ValueError("There is no prompt. Pass --prompt, --prompts_file, or lines on standard input.")
-    answer = choose_answerer(options)
+        raise ValueError("There is no prompt. Pass --prompt, --messages, --prompts_file, or lines on standard input.")
+    answer = choose_answerer(options, prompts)
     batches = [prompts[i : i + options.batch_size] for i in range(0, len(prompts), options.batch_size)]
     for batch in tqdm(batches, disable=len(batches) == 1, unit="batch", desc="answering"):
         for prompt, (warmup, text) in zip(batch, answer(batch)):
@@ -54,19 +53,22 @@ def run(argv: Sequence[str]) -> None:
                 print(text.strip(), flush=True)
 
 
-def choose_answerer(options: GenerateArguments) -> Callable[[Sequence[str]], list[tuple[str, str]]]:
+def choose_answerer(
+    options: GenerateArguments, prompts: Sequence[Prompt]
+) -> Callable[[Sequence[Prompt]], list[tuple[str, str]]]:
     """A function from prompts to the warmup and answer of each.
 
     Raises:
-        ValueError: only one of base_url and model is given, or the folder holds no warmup adapter.
+        ValueError: only one of base_url and model is given, the folder holds no warmup adapter, or its chat template
+            cannot read one of `prompts`.
     """
-    if (options.base_url is None) != (options.model is None):
-        missing = "--model" if options.model is None else "--base_url"
-        raise ValueError(f"{missing} is not given. A server needs both --base_url and --model.")
-    if options.base_url is not None:
-        client = CompletionsClient(options.base_url, options.model, timeout=options.server_timeout)
-        config = WarmupConfig.load(options.adapter)
-        return partial(
+    client = choose_client(options)
+    config = WarmupConfig.load(options.adapter)
+    as_trained = partial(in_trained_form, config)
+    if config.uses_chat_template or not all(isinstance(prompt, str) for prompt in prompts):
+        check_chat(load_tokenizer(options.adapter), config, as_trained(prompts))
+    if client is not None:
+        answer = partial(
             answer_from_server,
             client,
             load_tokenizer(options.adapter),
@@ -75,14 +77,49 @@ def choose_answerer(options: GenerateArguments) -> Callable[[Sequence[str]], lis
             temperature=options.temperature if options.do_sample else 0.0,
             top_p=options.top_p if options.do_sample else 1.0,
         )
-    loaded = load_folder(options.adapter)
-    set_seed(options.seed)
-    return partial(answer_prompts, loaded, options)
+    else:
+        answer = partial(answer_prompts, load_folder(options.adapter), options)
+        set_seed(options.seed)
+    return lambda batch: answer(as_trained(batch))
 
 
-def read_prompts(options: GenerateArguments) -> list[str]:
+def choose_client(options: GenerateArguments) -> CompletionsClient | None:
+    if (options.base_url is None) != (options.model is None):
+        missing = "--model" if options.model is None else "--base_url"
+        raise ValueError(f"{missing} is not given. A server needs both --base_url and --model.")
+    if options.base_url is None:
+        return None
+    return CompletionsClient(options.base_url, options.model, timeout=options.server_timeout)
+
+
+def check_sampling(options: GenerateArguments | ChatArguments) -> None:
+    """Raise ValueError for numbers with which nothing can be generated."""
+    check_counts(options, max_new_tokens=1, seed=0)
+    if options.temperature <= 0 or not 0 < options.top_p <= 1:
+        raise ValueError(
+            f"temperature={options.temperature} with top_p={options.top_p} cannot work. Set temperature above 0, and "
+            "top_p above 0 and at most 1."
+        )
+
+
+def sampling_of(options: GenerateArguments | ChatArguments) -> dict[str, Any]:
+    """What `generate` takes."""
+    if not options.do_sample:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p}
+
+
+# ---- Prompts ----
+
+
+def read_prompts(options: GenerateArguments) -> list[Prompt]:
+    given = [name for name in ("prompt", "messages", "prompts_file") if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"--{given[0]} and --{given[1]} are both given. Choose one of them.")
     if options.prompt is not None:
         return [options.prompt]
+    if options.messages is not None:
+        return [read_messages(options.messages)]
     if options.prompts_file is None:
         return sys.stdin.read().splitlines()
     path = Path(options.prompts_file)
@@ -91,10 +128,68 @@ def read_prompts(options: GenerateArguments) -> list[str]:
     if path.suffix in (".jsonl", ".json"):
         rows = list(read_json(path))
         for number, row in enumerate(rows, 1):
-            if not isinstance(row.get("prompt"), str):
-                raise ValueError(f"{path}, row {number} has no text in the field `prompt`.")
-        return [row["prompt"] for row in rows]
+            if not isinstance(prompt_of(row), str | list):
+                raise ValueError(f"{path}, row {number} has no text in the field `prompt`, and no list of `messages`.")
+            if row.get("tools"):
+                raise ValueError(f"{path}, row {number} has `tools`, which `generate` cannot offer. Remove them.")
+        return [prompt_of(row) for row in rows]
     return read_text(path).splitlines()
+
+
+def prompt_of(row: Mapping[str, Any]) -> Any:
+    return row.get("prompt", row.get("messages"))
+
+
+def read_messages(text: str) -> Any:
+    """The JSON value of --messages, or of the file that it names."""
+    is_json = text.lstrip().startswith(("[", "{"))
+    if not is_json and not Path(text).is_file():
+        raise ValueError(f"--messages is neither a JSON list nor a file: {text[:100]}")
+    try:
+        return json.loads(text if is_json else read_text(Path(text)))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--messages is no whole JSON value ({error}).") from error
+
+
+def check_prompt(number: int, prompt: Any) -> None:
+    """Raise ValueError if there is nothing to answer."""
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError(f"Prompt {number} is empty. Give every prompt some text.")
+        return
+    messages = prompt if isinstance(prompt, list) else []
+    if not messages or not all(isinstance(message, dict) and message.keys() >= MESSAGE for message in messages):
+        raise ValueError(
+            f"Prompt {number} is no conversation. Write it as a list of messages, each with a role and a content: "
+            '[{"role": "user", "content": "..."}].'
+        )
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(
+            f"Prompt {number} ends with a message of the assistant, so there is nothing to answer. End it with the "
+            "user's."
+        )
+
+
+def in_trained_form(config: WarmupConfig, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """A text becomes one message of the user where the adapter was trained on conversations."""
+    is_chat = config.uses_chat_template
+    return [
+        [{"role": "user", "content": prompt}] if is_chat and isinstance(prompt, str) else prompt for prompt in prompts
+    ]
+
+
+def check_chat(tokenizer: PreTrainedTokenizerBase, config: WarmupConfig, prompts: Sequence[Prompt]) -> None:
+    """Raise ValueError if there is no chat template, or if it refuses one of the prompts."""
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            prompt_token_ids(tokenizer, prompt, config)
+        except (ValueError, ImportError):
+            raise
+        except Exception as error:  # a template may raise whatever it likes
+            raise ValueError(f"The chat template cannot read prompt {number}: {first_line(error)}") from error
+
+
+# ---- Answers ----
 
 
 def check_room(model: PreTrainedModel, config: WarmupConfig, prompt_length: int, max_new_tokens: int) -> None:
@@ -108,19 +203,20 @@ def check_room(model: PreTrainedModel, config: WarmupConfig, prompt_length: int,
         )
 
 
-def answer_prompts(loaded: LoadedModel, options: GenerateArguments, prompts: Sequence[str]) -> list[tuple[str, str]]:
+def answer_prompts(
+    loaded: LoadedModel, options: GenerateArguments, prompts: Sequence[Prompt]
+) -> list[tuple[str, str]]:
     """Warmup and answer of each prompt."""
     tokenizer, model = loaded.tokenizer, loaded.model
-    prompt_ids = [tokenizer(text)["input_ids"] for text in prompts]
+    prompt_ids = [prompt_token_ids(tokenizer, prompt, loaded.warmup_config) for prompt in prompts]
     check_room(model, loaded.warmup_config, max(map(len, prompt_ids)), options.max_new_tokens)
     prompt = left_padded(prompt_ids, model.device)
-    sampling = {"do_sample": options.do_sample}
-    if options.do_sample:
-        sampling |= {"temperature": options.temperature, "top_p": options.top_p}
+    sampling, config = sampling_of(options), loaded.warmup_config
+    if config.max_warmup_length == 0:
+        answers = generate_texts(model, tokenizer, prompt, None, None, options.max_new_tokens, **sampling)
+        return [("", text) for text in answers]
     with evaluation_mode(model):
-        warmups = write_warmups(model, prompt, loaded.warmup_config, **sampling)
-        answers = generate_texts(
-            model, tokenizer, prompt, warmups, loaded.warmup_config, options.max_new_tokens, **sampling
-        )
+        warmups = write_warmups(model, prompt, config, **sampling)
+        answers = generate_texts(model, tokenizer, prompt, warmups, config, options.max_new_tokens, **sampling)
     written = [tokenizer.decode(warmups.ids[row, 0, : warmups.lengths[row, 0]]) for row in range(len(prompts))]
     return list(zip(written, answers))

@@ -80,6 +80,9 @@ COMMANDS = {
         'Answer prompts, with warmups on standard error: warmup-peft generate --adapter <folder> --prompt "..."',
         (arguments.GenerateArguments,),
     ),
+    "chat": Command(
+        "Talk with an adapter in the terminal: warmup-peft chat --adapter <folder>", (arguments.ChatArguments,)
+    ),
     "merge": Command(
         "Merge an adapter into its base: warmup-peft merge --adapter <folder> --output_dir <folder>",
         (arguments.MergeArguments,),

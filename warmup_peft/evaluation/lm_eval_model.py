@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from warmup_peft.evaluation.predictor import check_logps, write_each
+from warmup_peft.inference.chat import opened
 from warmup_peft.inference.decoding import decode_prepared
 from warmup_peft.inference.folder import WarmupConfig
 
@@ -23,7 +24,7 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (texts), ids of
 
 
 class WarmupLM(HFLM):
-    """`HFLM` with a warmup and the separator between each context and the continuation or answer.
+    """`HFLM` with opening, warmup and separator between each context and the continuation or answer.
 
     If a context, its warmup, the separator and the continuation do not fit the model, the beginning of the context is
     cut first, so that the warmup is generated after the same context that is scored. Rolling log-likelihoods
@@ -36,6 +37,8 @@ class WarmupLM(HFLM):
         num_warmups: number of sampled warmups if it is above 1. The likelihood of a continuation is averaged over
             them, and the most frequent generated text is the answer.
         batch_size: number of requests per batch.
+        is_chat: whether the contexts have been rendered by the chat template, with its own special tokens. They are
+            then encoded as in training, apart from the continuations.
     """
 
     def __init__(
@@ -45,9 +48,17 @@ class WarmupLM(HFLM):
         warmup_config: WarmupConfig,
         num_warmups: int = 1,
         batch_size: int = 32,
+        is_chat: bool = False,
     ):
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
-        self.warmup_config, self.num_warmups = warmup_config, num_warmups
+        chat = {"add_bos_token": False, "chat_template_args": warmup_config.chat_template_kwargs} if is_chat else {}
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal", **chat)
+        self.warmup_config, self.num_warmups, self.is_chat = warmup_config, num_warmups, is_chat
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of both. `HFLM` moves the white space at the end of a context, which a generation prompt needs there."""
+        if not self.is_chat:
+            return super()._encode_pair(context, continuation)
+        return self.tok_encode(context), self.tok_encode(continuation)
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **options: Any) -> list[tuple[float, bool]]:
         is_rolling = bool(requests) and requests[0][0] is None
@@ -92,11 +103,14 @@ class WarmupLM(HFLM):
         return room
 
     def _write(self, contexts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[list[int]]]:
-        """Token ids of the warmups of each context, each followed by the separator."""
-        count = self.num_warmups
-        repeated = [context for context in contexts for _ in range(count)]
-        warmups = write_each(self.model, repeated, self.warmup_config, self.batch_size * count, do_sample=count > 1)
-        suffixes = [ids + self.warmup_config.warmup_separator_ids for ids in warmups]
+        """Token ids of the warmups of each context, each after the opening and followed by the separator."""
+        count, config = self.num_warmups, self.warmup_config
+        prompts = [opened(list(context), config.warmup_opening_ids) for context in contexts for _ in range(count)]
+        warmups = write_each(self.model, prompts, config, self.batch_size * count, do_sample=count > 1)
+        starts = [len(context) for context in contexts for _ in range(count)]
+        suffixes = [
+            prompt[start:] + ids + config.warmup_separator_ids for prompt, start, ids in zip(prompts, starts, warmups)
+        ]
         return {context: suffixes[row * count : (row + 1) * count] for row, context in enumerate(contexts)}
 
     def tok_batch_encode(
@@ -150,8 +164,14 @@ def run_tasks(
     batch_size: int = 32,
     limit: int | None = None,
     seed: int = 0,
+    apply_chat_template: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run `lm_eval.simple_evaluate` on tasks, given by name or YAML file; with no `warmup_config`, without warmups.
+
+    Args:
+        apply_chat_template: render every context by the tokenizer's chat template.
+        chat_template_kwargs: what that is given where there is no `warmup_config`.
 
     Raises:
         ValueError: a task is neither known to lm-evaluation-harness nor a file.
@@ -173,9 +193,9 @@ def run_tasks(
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{task} is no valid YAML: {error}") from error
     set_seed(seed)
-    off = WarmupConfig("", [], 0)
-    lm = WarmupLM(model, tokenizer, warmup_config or off, num_warmups, batch_size)
+    off = WarmupConfig("", [], 0, chat_template_kwargs=dict(chat_template_kwargs or {}))
+    lm = WarmupLM(model, tokenizer, warmup_config or off, num_warmups, batch_size, is_chat=apply_chat_template)
     return simple_evaluate(
         model=lm, tasks=chosen, task_manager=manager, limit=limit, random_seed=seed, numpy_random_seed=seed,
-        torch_random_seed=seed, log_samples=False, bootstrap_iters=0,
+        torch_random_seed=seed, log_samples=False, bootstrap_iters=0, apply_chat_template=apply_chat_template,
     )  # fmt: skip

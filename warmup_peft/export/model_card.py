@@ -30,7 +30,7 @@ CARD_TEXT = """
 |---|---|
 | Base model | `{base}` |
 | Data | {data} |
-| Warmup | at most {max_warmup_length} tokens, then the separator `{separator}` (ids {separator_ids}) |
+| Warmup | {warmup} |
 {settings_rows}
 {scores}
 ## Use
@@ -38,7 +38,7 @@ CARD_TEXT = """
 With warmup_peft:
 
 ```bash
-warmup-peft generate --adapter <this folder> --prompt "..."
+warmup-peft generate --adapter <this folder> --prompt "..."{talk}
 ```
 
 With {libraries} alone, where you trust the code in `custom_generate/generate.py` (read it, it is short):
@@ -47,10 +47,13 @@ With {libraries} alone, where you trust the code in `custom_generate/generate.py
 {own_code}
 ```
 
-With {libraries} alone and no code of this repo, in two calls (the separator's ids go between them, never its text):
+{plain}
+"""
+
+PLAIN_CODE = """With {libraries} alone and no code of this repo, {how}:
 
 ```python
-{two_calls}
+{code}
 ```
 """
 
@@ -63,7 +66,7 @@ model = AutoPeftModelForCausalLM.from_pretrained(folder)"""
 GENERATE = """{load}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 
-inputs = tokenizer("...", return_tensors="pt")
+{inputs}
 ids = model.generate(**inputs, max_new_tokens=64, do_sample=False{how})
 print(tokenizer.decode(ids[0, inputs.input_ids.shape[1]:], skip_special_tokens=True))"""
 
@@ -72,12 +75,35 @@ LOAD_MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = "<this folder or repo>"
 model = AutoModelForCausalLM.from_pretrained(folder)"""
 
+TEXT_INPUTS = 'inputs = tokenizer("...", return_tensors="pt")'
+CHAT_INPUTS = """messages = [{{"role": "user", "content": "..."}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"{template}
+)"""
+
+ONE_CALL = """{load}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+
+{inputs}
+ids = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)
+ids = ids[0, inputs.input_ids.shape[1]:].tolist()
+separator = {separator_ids}  # the warmup ends with its first token, and the answer begins behind its last
+start = ids.index(separator[0]) + len(separator) if separator[0] in ids else len(ids)
+print(tokenizer.decode(ids[start:], skip_special_tokens=True))"""
+
+SERVERS = """
+Any server answers in one call too{merged}: `vllm serve`; `llama-server -m` or Ollama, after llama.cpp's
+`convert_hf_to_gguf.py`. What stands before `{separator}` in the text is the warmup; some servers return it apart, as
+`reasoning_content`.
+"""
+
 TWO_CALLS = """import torch
 {load}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 
 separator, end_tokens = {separator_ids}, {end_token_ids}
-ids = tokenizer("...", return_tensors="pt").input_ids
+{inputs}
+ids = inputs.input_ids{opening}
 warmup = model.generate(input_ids=ids, max_new_tokens={max_warmup_length}, do_sample=False)[0, ids.shape[1]:].tolist()
 for i in range(len(warmup)):
     if warmup[i] in end_tokens or warmup[i : i + len(separator)] == separator:
@@ -86,6 +112,9 @@ for i in range(len(warmup)):
 context = torch.cat([ids, torch.tensor([warmup + separator])], dim=1)
 answer = model.generate(input_ids=context, max_new_tokens=64, do_sample=False)
 print(tokenizer.decode(answer[0, context.shape[1]:], skip_special_tokens=True))"""
+
+OPENING = """
+ids = torch.cat([ids, torch.tensor([{opening_ids}])], dim=1)  # the opening"""
 
 SEAL = "<!-- written by warmup_peft {digest}; edit freely, an edited card is never overwritten -->"
 SEAL_PATTERN = re.compile(SEAL.format(digest="([0-9a-f]{16})"))
@@ -143,19 +172,13 @@ def public_name(name: str) -> str:
 
 
 def card_text(folder: Path, record: TrainingRecord, title: str | None, license: str | None) -> str:
-    warmup_config = WarmupConfig.load(folder)
-    separator_ids = ", ".join(map(str, warmup_config.warmup_separator_ids))
+    config = WarmupConfig.load(folder)
     is_one = is_adapter(folder)
     load = LOAD_ADAPTER if is_one else LOAD_MERGED
     trusting = (
         load if is_one else load.replace("from_pretrained(folder)", "from_pretrained(folder, trust_remote_code=True)")
     )
-    two_calls = TWO_CALLS.format(
-        load=load,
-        separator_ids=f"[{separator_ids}]",
-        max_warmup_length=warmup_config.max_warmup_length,
-        end_token_ids=warmup_config.end_token_ids,
-    )
+    libraries = "transformers and peft" if is_one else "transformers"
     rows = [f"| {key} | {record.settings[key]} |" for key in SHOWN_SETTINGS if record.settings.get(key) is not None]
     if license:
         rows.insert(0, f"| License | {license}, inherited from the base |")
@@ -166,15 +189,60 @@ def card_text(folder: Path, record: TrainingRecord, title: str | None, license: 
         kind="A PEFT adapter" if is_adapter(folder) else "A merged model",
         base=public_name(record.base_model),
         data=public_name(record.data.get("dataset_name", "")) if record.data else "not recorded",
-        max_warmup_length=warmup_config.max_warmup_length,
-        separator=warmup_config.warmup_separator,
-        separator_ids=separator_ids,
+        warmup=warmup_row(config),
         settings_rows="\n".join(rows),
         scores=scores_table(folder),
-        libraries="transformers and peft" if is_one else "transformers",
-        own_code=GENERATE.format(load=trusting, how=", custom_generate=folder, trust_remote_code=True" * is_one),
-        two_calls=two_calls,
+        talk="\nwarmup-peft chat --adapter <this folder>" * config.uses_chat_template,
+        libraries=libraries,
+        own_code=GENERATE.format(
+            load=trusting, inputs=inputs_code(config), how=", custom_generate=folder, trust_remote_code=True" * is_one
+        ),
+        plain=plain_part(config, load, libraries, is_one),
     )
+
+
+def warmup_row(config: WarmupConfig) -> str:
+    opening = f"after the opening {as_code(config.warmup_opening)}, " if config.warmup_opening else ""
+    by_itself = ", which the model writes by itself" if config.writes_separator else ""
+    ids = ", ".join(map(str, config.warmup_separator_ids))
+    return (
+        f"{opening}at most {config.max_warmup_length} tokens, then the separator "
+        f"{as_code(config.warmup_separator)} (ids {ids}){by_itself}"
+    )
+
+
+def as_code(text: str) -> str:
+    """Text in one line of Markdown code."""
+    return "`" + text.replace("\n", "\\n") + "`"
+
+
+def inputs_code(config: WarmupConfig) -> str:
+    """Code that encodes a prompt as in training."""
+    if not config.uses_chat_template:
+        return TEXT_INPUTS
+    template = f", **{config.chat_template_kwargs!r}" if config.chat_template_kwargs else ""
+    return CHAT_INPUTS.format(template=template)
+
+
+def plain_part(config: WarmupConfig, load: str, libraries: str, is_one: bool) -> str:
+    """How to decode with plain `generate`: in one call if the model writes its separator, else in two."""
+    inputs, ids = inputs_code(config), config.warmup_separator_ids
+    if config.writes_separator:
+        code = ONE_CALL.format(load=load, inputs=inputs, separator_ids=ids, max_new_tokens=config.room + 64)
+        servers = SERVERS.format(
+            separator=config.warmup_separator.strip(), merged=" (after `warmup-peft merge`)" if is_one else ""
+        )
+        return PLAIN_CODE.format(libraries=libraries, how="in one call", code=code) + servers
+    code = TWO_CALLS.format(
+        load=load,
+        inputs=inputs,
+        separator_ids=ids,
+        opening=OPENING.format(opening_ids=config.warmup_opening_ids) if config.warmup_opening_ids else "",
+        max_warmup_length=config.max_warmup_length,
+        end_token_ids=config.end_token_ids,
+    )
+    how = "in two calls (the separator's ids go between them, never its text)"
+    return PLAIN_CODE.format(libraries=libraries, how=how, code=code)
 
 
 def scores_table(folder: Path) -> str:

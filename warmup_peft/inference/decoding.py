@@ -2,7 +2,8 @@
 
 The model generates a few tokens after the prompt (and an opening such as `<think>`, where it was trained with one), up
 to an end token, the separator or a limit. Then the separator's token ids are appended, and the model generates the
-answer. Works with any causal language model or PEFT adapter, needs only torch and transformers, reads no file but
+answer. (A model that was trained to write opening and separator itself also answers in one plain `generate`.) Works
+with any causal language model or PEFT adapter, needs only torch and transformers, reads no file but
 `warmup_config.json`, opens no connection. Method: arXiv 2502.12304.
 """
 

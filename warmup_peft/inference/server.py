@@ -1,7 +1,8 @@
 """Warmups and answers from an OpenAI-compatible server, such as vLLM.
 
 Prompts and warmups are exchanged as token ids if the server supports that, because tokenising joined text again may
-merge tokens at the boundary. Otherwise text is sent, and the boundary is checked.
+merge tokens at the boundary. Otherwise text is sent, and the boundary is checked. A model that writes its separator by
+itself is asked once, and what it wrote is split.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import requests
@@ -20,6 +20,7 @@ from requests.adapters import HTTPAdapter
 from transformers import PreTrainedTokenizerBase
 from urllib3.util import Retry
 
+from warmup_peft.inference.chat import Messages, Prompt, is_conversation, prompt_token_ids, render
 from warmup_peft.inference.decoding import warmup_lengths
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.method.branches import Warmups
@@ -42,7 +43,9 @@ class RefusedError(ServerError):
 
 @dataclass(frozen=True)
 class CompletionsClient:
-    """Client for `/v1/completions` of one model. If the server needs a key, it is read from OPENAI_API_KEY.
+    """Client for `/v1/completions` and `/v1/chat/completions` of one model.
+
+    If the server needs a key, it is read from OPENAI_API_KEY.
 
     Attributes:
         base_url: for example http://localhost:8000/v1.
@@ -85,6 +88,16 @@ class CompletionsClient:
         if not all(isinstance(choice, dict) and isinstance(choice.get("index"), int) for choice in choices):
             raise ValueError(f"{self.base_url} answered with completions without an index.")
         return sorted(choices, key=lambda choice: choice["index"])
+
+    def chat(self, messages: Messages, **options: Any) -> dict[str, Any]:
+        """The message that answers this conversation. Errors as of `complete`."""
+        answer = self._post("chat/completions", {"model": self.model, "messages": messages, **options})
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(message, dict):
+            raise ValueError(f"{self.base_url} answered without a message. Is it an OpenAI-compatible server?")
+        return message
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         url = f"{self.base_url.rstrip('/')}/{path}"
@@ -135,69 +148,161 @@ class CompletionsClient:
 def answer_from_server(
     client: CompletionsClient,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     config: WarmupConfig,
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
 ) -> list[tuple[str, str]]:
-    """Warmup and answer for each prompt, from two completion requests.
+    """Warmup and answer for each prompt.
+
+    A model that writes its separator answers in one request: of `/v1/chat/completions` where the prompts are messages,
+    else of `/v1/completions`. Other models need two of `/v1/completions`, with the separator put in between, and so
+    does an answer whose warmup did not end by itself, or in which the server shows no separator.
 
     Args:
         tokenizer: tokenizer of the served model.
+        prompts: texts, or messages, for the chat template.
         max_new_tokens: limit of the answer, in tokens.
         temperature: 0 is greedy.
 
     Raises:
-        ValueError: as `CompletionsClient.complete`.
+        ValueError: as `CompletionsClient.complete`, or messages without a chat template.
     """
     sampling = {"temperature": temperature, **({"top_p": top_p} if top_p < 1 else {})}
-    prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    served = _ServedModel(client, tokenizer, config, max_new_tokens, sampling)
+    if config.writes_separator and all(is_conversation(prompt) for prompt in prompts):
+        return _several_at_a_time(served.chat, prompts)
+    prompt_ids = [prompt_token_ids(tokenizer, prompt, config) for prompt in prompts]
     try:
-        written = client.complete(prompt_ids, max_tokens=config.max_warmup_length, return_token_ids=True, **sampling)
+        written = served.write(prompt_ids, return_token_ids=True)
     except RefusedError:  # `transformers serve` takes only one text at a time
-        with ThreadPoolExecutor(TEXTS_AT_A_TIME) as pool:
-            one = partial(_answer_text, client, tokenizer, config=config, max_new_tokens=max_new_tokens, **sampling)
-            return list(pool.map(one, prompts))
-    warmup_ids = [_warmup_ids(choice, tokenizer, config) for choice in written]
-    contexts = [ids + warmup + config.warmup_separator_ids for ids, warmup in zip(prompt_ids, warmup_ids)]
-    answers = client.complete(contexts, max_tokens=max_new_tokens, **sampling)
-    return [(tokenizer.decode(warmup), text_of(choice)) for warmup, choice in zip(warmup_ids, answers)]
+        return _several_at_a_time(served.answer_text, prompts)
+    return served.answer_ids(prompt_ids, written)
 
 
-def _warmup_ids(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase, config: WarmupConfig) -> list[int]:
-    """Ids before the first end token or separator. If the server returns no ids, those of the text."""
-    ids = choice.get("token_ids")
-    if not are(int, ids):
-        ids = tokenizer(text_of(choice), add_special_tokens=False)["input_ids"]
-    if not ids:
-        return ids
-    ends = torch.tensor([*config.end_token_ids, tokenizer.eos_token_id])
-    return ids[: int(warmup_lengths(torch.tensor([ids]), ends, torch.tensor(config.warmup_separator_ids)))]
+def _several_at_a_time(answer: Callable[[Any], tuple[str, str]], prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
+    with ThreadPoolExecutor(TEXTS_AT_A_TIME) as pool:
+        return list(pool.map(answer, prompts))
 
 
-def _answer_text(
-    client: CompletionsClient,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    *,
-    config: WarmupConfig,
-    max_new_tokens: int,
-    **sampling: float,
-) -> tuple[str, str]:
-    written = text_of(client.complete(prompt, max_tokens=config.max_warmup_length, **sampling)[0])
-    warmup = written.split(config.warmup_separator)[0]
-    context = prompt + warmup + config.warmup_separator
-    prompt_ids, separator_ids = tokenizer(prompt)["input_ids"], config.warmup_separator_ids
-    ids = tokenizer(context)["input_ids"]
-    if ids[: len(prompt_ids)] != prompt_ids or ids[-len(separator_ids) :] != separator_ids:
-        logger.warning(
-            "This server takes only text, and the warmup %r is tokenised differently beside the text around it. "
-            "The answer may differ from the one that token ids give.",
-            warmup,
-        )
-    return warmup, text_of(client.complete(context, max_tokens=max_new_tokens, **sampling)[0])
+@dataclass(frozen=True)
+class _ServedModel:
+    """A warmup model behind a server. Its fields are the arguments of `answer_from_server`."""
+
+    client: CompletionsClient
+    tokenizer: PreTrainedTokenizerBase
+    config: WarmupConfig
+    max_new_tokens: int
+    sampling: dict[str, float]
+
+    def write(self, prompts: Sequence[list[int]] | str, in_one: bool = True, **options: Any) -> list[dict[str, Any]]:
+        """What stands behind the prompts: the warmup, and the answer if the model writes the separator itself."""
+        longest = self.config.max_warmup_length
+        if in_one and self.config.writes_separator:
+            longest += len(self.config.warmup_separator_ids) + self.max_new_tokens
+        return self.client.complete(prompts, max_tokens=longest, **self.sampling, **options)
+
+    def finish(self, contexts: Sequence[list[int]] | str) -> list[str]:
+        """The answers after prompt, opening, warmup and separator."""
+        choices = self.client.complete(contexts, max_tokens=self.max_new_tokens, **self.sampling) if contexts else []
+        return [text_of(choice) for choice in choices]
+
+    def answer_ids(self, prompt_ids: list[list[int]], written: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+        read = [self.read(choice) for choice in written]
+        separator = self.config.warmup_separator_ids
+        contexts = [ids + warmup + separator for ids, (warmup, answer) in zip(prompt_ids, read) if answer is None]
+        finished = iter(self.finish(contexts))
+        return [
+            (self.tokenizer.decode(warmup), next(finished) if answer is None else answer) for warmup, answer in read
+        ]
+
+    def answer_text(self, prompt: Prompt, in_one: bool = True) -> tuple[str, str]:
+        """As `answer_ids`, for one prompt and a server that takes only text."""
+        text = self.prompt_text(prompt)
+        warmup, answer = self.cut(text_of(self.write(text, in_one)[0]))
+        if in_one and answer is not None:
+            return warmup, answer
+        context = text + warmup + self.config.warmup_separator
+        prompt_ids = prompt_token_ids(self.tokenizer, prompt, self.config)
+        ids, separator_ids = self.tokenizer(context)["input_ids"], self.config.warmup_separator_ids
+        if ids[: len(prompt_ids)] != prompt_ids or ids[-len(separator_ids) :] != separator_ids:
+            logger.warning(
+                "This server takes only text, and the warmup %r is tokenised differently beside the text around it. "
+                "The answer may differ from the one that token ids give.",
+                warmup,
+            )
+        return warmup, self.finish(context)[0]
+
+    def chat(self, messages: Messages) -> tuple[str, str]:
+        """Warmup and answer from one request of `/v1/chat/completions`."""
+        known = dict(self.config.chat_template_kwargs)
+        template = {"chat_template_kwargs": known} if known else {}
+        longest = self.config.room + self.max_new_tokens
+        message = self.client.chat(messages, max_tokens=longest, **self.sampling, **template)
+        content, *thoughts = (message.get(key) or "" for key in ("content", "reasoning_content", "reasoning"))
+        if not all(isinstance(text, str) for text in (content, *thoughts)):
+            raise ValueError(f"{self.client.base_url} answered with a message that is no text.")
+        thought = thoughts[0] or thoughts[1]
+        found = (thought, content) if thought and content else split_text(content, self.config)
+        if found is None:  # no separator was written, or the server does not show it
+            return self.answer_text(messages, in_one=False)
+        return found[0], self.shortened(found[1], self.max_new_tokens)
+
+    def read(self, choice: dict[str, Any]) -> tuple[list[int], str | None]:
+        """Ids of the warmup, and the answer if it stands behind it."""
+        ids, config = choice.get("token_ids"), self.config
+        if not are(int, ids):
+            warmup, answer = self.cut(text_of(choice))
+            return self.tokenizer(warmup, add_special_tokens=False)["input_ids"], answer
+        if not ids:
+            return ids, None
+        ends, separator = [*config.end_token_ids, self.tokenizer.eos_token_id], config.warmup_separator_ids
+        length = int(warmup_lengths(torch.tensor([ids]), torch.tensor(ends), torch.tensor(separator)))
+        start = length + len(separator)
+        if length > config.max_warmup_length or not config.writes_separator or ids[length:start] != separator:
+            return ids[: min(length, config.max_warmup_length)], None
+        answer_ids = ids[start : start + self.max_new_tokens]
+        return ids[:length], self.tokenizer.decode(answer_ids, skip_special_tokens=True)
+
+    def cut(self, written: str) -> tuple[str, str | None]:
+        """As `read`, for text."""
+        longest, found = self.config.max_warmup_length, None
+        if self.config.writes_separator:
+            found = split_text(written, self.config)
+        warmup = written.split(self.config.warmup_separator)[0] if found is None else found[0]
+        if found is not None and self.shortened(warmup, longest) == warmup:
+            return warmup, self.shortened(found[1], self.max_new_tokens)
+        return self.shortened(warmup, longest), None
+
+    def shortened(self, text: str, longest: int) -> str:
+        """The first tokens of the text: what a short warmup leaves free is no room for the answer."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return text if len(ids) <= longest else self.tokenizer.decode(ids[:longest])
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """Prompt and opening as text, for a server that puts the tokenizer's begin token before every text."""
+        opening, begin = self.config.warmup_opening, self.tokenizer.bos_token
+        text = prompt
+        if is_conversation(prompt):
+            text = render(self.tokenizer, prompt, add_generation_prompt=True, **self.config.chat_template_kwargs)
+            if begin and self.tokenizer(begin)["input_ids"].count(self.tokenizer.bos_token_id) > 1:
+                text = text.removeprefix(begin)
+        return text if opening and text.endswith(opening) else text + opening
+
+
+def split_text(text: str, config: WarmupConfig) -> tuple[str, str] | None:
+    """Warmup and answer of a text that a model wrote by itself; None if the separator does not stand in it."""
+    core = config.warmup_separator.strip() or config.warmup_separator
+    before, after = config.warmup_separator.split(core, 1)
+    warmup, found, answer = text.partition(core)
+    if not found:
+        return None
+    opening = config.warmup_opening
+    if opening and warmup.lstrip().startswith(opening.strip()):
+        warmup = warmup.lstrip().removeprefix(opening.strip()).removeprefix(opening[len(opening.rstrip()) :])
+    return warmup.removesuffix(before), answer.removeprefix(after)
 
 
 def text_of(choice: dict[str, Any]) -> str:

@@ -106,6 +106,12 @@ class EvaluateArguments:
             "Needs warmup_peft[eval]."
         },
     )
+    apply_chat_template: bool | None = field(
+        default=None,
+        metadata={
+            "help": "With --harness: render every context by the chat template; by default if the training did."
+        },
+    )
     num_warmups: int = field(
         default=1,
         metadata={
@@ -165,12 +171,25 @@ class InspectArguments:
 
 @dataclass
 class GenerateArguments:
-    """Options of `generate`. Prompts come from --prompt, from --prompts_file or from standard input."""
+    """Options of `generate`. Prompts come from --prompt, --messages, --prompts_file or standard input.
+
+    With an adapter that was trained on conversations, a prompt that is text becomes one message of the user.
+    """
 
     adapter: str = field(metadata={"help": "Folder of the adapter, or of a merged model."})
     prompt: str | None = field(default=None, metadata={"help": "One prompt."})
+    messages: str | None = field(
+        default=None,
+        metadata={
+            "help": "One conversation, for the chat template: a JSON list of messages, or the path of a file with one."
+        },
+    )
     prompts_file: str | None = field(
-        default=None, metadata={"help": "A file with one prompt per line, or JSON lines with the field 'prompt'."}
+        default=None,
+        metadata={
+            "help": "A file with one prompt per line; or JSON lines with the field 'prompt', a text or a list of "
+            "messages, or the field 'messages'."
+        },
     )
     max_new_tokens: int = field(default=64, metadata={"help": "Limit of the answer, in tokens."})
     do_sample: bool = field(default=False, metadata={"help": "Sample warmup and answer instead of greedy decoding."})
@@ -190,6 +209,21 @@ class GenerateArguments:
     server_timeout: float = field(default=120.0, metadata={"help": "With --base_url: seconds to wait for one answer."})
     batch_size: int = field(default=8, metadata={"help": "Number of prompts in a batch."})
     json: bool = field(default=False, metadata={"help": "Print JSON lines with prompt, warmup and answer."})
+
+
+@dataclass
+class ChatArguments:
+    """Options of `chat`. Type /reset to begin a new conversation, and /exit or Ctrl-D to end."""
+
+    adapter: str = field(metadata={"help": "Folder of the adapter, or of a merged model."})
+    system: str | None = field(default=None, metadata={"help": "A system prompt."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Limit of an answer, in tokens."})
+    do_sample: bool = field(default=False, metadata={"help": "Sample warmup and answer instead of greedy decoding."})
+    temperature: float = field(default=1.0, metadata={"help": "Divides the logits when sampling."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Sample from the most likely tokens that together have this probability."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
 
 @dataclass

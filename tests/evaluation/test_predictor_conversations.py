@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from importlib.resources import files
 
 import pytest
 import torch
@@ -95,6 +97,32 @@ def test_thoughts_are_no_part_of_an_answer(thinker, written, spoken):
     marks = thought_marks(thinker)
     ids = thinker(written, add_special_tokens=False)["input_ids"]
     assert thinker.decode(without_thought(ids, marks, thinker)) == spoken
+
+
+CHANNELS = files("trl").joinpath("chat_templates", "gptoss.jinja")
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>ONE", "ONE"),
+        ("<|channel|>final<|message|>ONE", "ONE"),
+        ("<|channel|>analysis<|message|>hm, ONE", ""),
+    ],
+)
+def test_a_template_that_begins_thoughts_and_answers_with_the_same_token(thinker, written, spoken):
+    own = copy.deepcopy(thinker)
+    own.add_tokens(["<|channel|>", "<|message|>", "<|end|>", "<|start|>"])
+    own.chat_template = CHANNELS.read_text(encoding="utf-8")
+    ids = own(written, add_special_tokens=False)["input_ids"]
+    assert own.decode(without_thought(ids, thought_marks(own), own)) == spoken
+
+
+def test_a_conversation_that_the_template_refuses_names_its_row(thinker):
+    own = copy.deepcopy(thinker)
+    own.chat_template = "{% if messages[0].content == 'two?' %}{{ raise_exception('No two') }}{% endif %}"
+    with pytest.raises(ValueError, match=r"^The chat template fails on row 2 \(No two\)"):
+        prompt_ids(own, QUESTIONS)
 
 
 def test_a_template_without_thoughts_has_no_marks(thinker):

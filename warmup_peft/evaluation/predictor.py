@@ -19,8 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.evaluation.metrics import Array, RowStatistics, score_rows, totals
 from warmup_peft.evaluation.tasks import Question, Row, as_answers, is_multiple_choice
+from warmup_peft.files import first_line
 from warmup_peft.inference.chat import (
     ANSWER,
+    Messages,
     Prompt,
     find_format,
     is_conversation,
@@ -81,10 +83,11 @@ class Written(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """Token ids before and behind a thought that a model writes by itself."""
+    """Token ids before and behind a thought that a model writes by itself, and those in place of a thought."""
 
     opening_ids: tuple[int, ...]
     separator_ids: tuple[int, ...]
+    skipped_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -289,9 +292,20 @@ def prompt_ids(
     warmup_config: WarmupConfig | None = None,
     template: Mapping[str, Any] | None = None,
 ) -> list[Ids]:
-    """Token ids of the prompts, with the opening of a warmup behind them."""
-    known = template or {}
-    return [prompt_token_ids(tokenizer, q.prompt, warmup_config, **{**known, **q.template}) for q in questions]
+    """Token ids of the prompts, with the opening of a warmup behind them.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or the template refuses a conversation.
+    """
+    known, found = template or {}, []
+    for number, question in enumerate(questions, 1):
+        try:
+            found.append(prompt_token_ids(tokenizer, question.prompt, warmup_config, **{**known, **question.template}))
+        except ValueError:
+            raise
+        except Exception as error:  # a template may raise whatever it likes
+            raise ValueError(f"The chat template fails on row {number} ({first_line(error)}). Fix it.") from error
+    return found
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str) -> list[int]:
@@ -321,11 +335,16 @@ def ids_before_answer(
     if marks and warmup_config and warmup_config.warmup_separator_ids[:1] == list(marks.separator_ids[:1]):
         return []
     template = {**(warmup_config.chat_template_kwargs if warmup_config else {}), **question.template}
-    prompt = render(tokenizer, question.prompt, add_generation_prompt=True, **template)
-    whole = render_answer(tokenizer, question.prompt, {"role": "assistant", "content": ANSWER}, template)
-    if ANSWER not in whole or not whole.startswith(prompt):
+    return ids_without_thought(tokenizer, question.prompt, template)
+
+
+def ids_without_thought(tokenizer: PreTrainedTokenizerBase, prompt: Messages, template: Mapping[str, Any]) -> Ids:
+    """What the chat template puts between the prompt and an answer without a thought."""
+    rendered = render(tokenizer, prompt, add_generation_prompt=True, **template)
+    whole = render_answer(tokenizer, prompt, {"role": "assistant", "content": ANSWER}, dict(template))
+    if ANSWER not in whole or not whole.startswith(rendered):
         return []
-    return tokenizer(whole[len(prompt) : whole.rindex(ANSWER)], add_special_tokens=False)["input_ids"]
+    return tokenizer(whole[len(rendered) : whole.rindex(ANSWER)], add_special_tokens=False)["input_ids"]
 
 
 def answer_limit(tokenizer: PreTrainedTokenizerBase, references: Sequence[str]) -> int:
@@ -481,18 +500,24 @@ def thought_marks(tokenizer: PreTrainedTokenizerBase) -> Marks | None:
         found = find_format(tokenizer, is_chat=True)
     except ValueError:
         return None
-    return None if found.thinking is None else Marks(found.opening_ids, found.separator_ids)
+    if found.thinking is None:
+        return None
+    skipped = ids_without_thought(tokenizer, [{"role": "user", "content": "Hello"}], {})
+    return Marks(found.opening_ids, found.separator_ids, tuple(skipped))
 
 
 def without_thought(ids: Ids, marks: Marks, tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """The ids behind the last thought; none if a thought was opened and not closed."""
+    """The ids behind the last thought; none if they begin with a thought that is not closed."""
     separator = list(marks.separator_ids)
     added = tokenizer.added_tokens_decoder
     for closing in (separator, separator[:1] if separator[0] in added else []):
         starts = [i for i in range(len(ids)) if closing and ids[i : i + len(closing)] == closing]
         if starts:
             return ids[starts[-1] + len(closing) :]
-    is_open = any(token in ids for token in marks.opening_ids if token in added)
+    if marks.skipped_ids and ids[: len(marks.skipped_ids)] == list(marks.skipped_ids):
+        return ids[len(marks.skipped_ids) :]
+    opening = marks.opening_ids[:1] if set(marks.opening_ids[:1]) <= added.keys() else marks.opening_ids
+    is_open = bool(opening) and ids[: len(opening)] == list(opening)
     return [] if is_open else ids
 
 

@@ -16,7 +16,7 @@ from folders import puzzles, tree, write_rows
 
 from warmup_peft.cli.main import BAD_INPUT, INTERRUPTED, main
 from warmup_peft.comparison import experiment, runner
-from warmup_peft.comparison.results import Job
+from warmup_peft.comparison.results import Job, Run
 from warmup_peft.settings.arguments import CompareOptions
 from warmup_peft.settings.recipe import Recipe
 from warmup_peft.training.config import TRAINING_KINDS
@@ -182,9 +182,13 @@ def test_rows_that_changed_since_are_refused(argv, data, tmp_path, in_this_proce
 
 
 def test_options_that_would_disturb_are_switched_off(argv, tmp_path, in_this_process):
-    assert main(argv(arms="sft", save_strategy="steps", save_steps="1", eval_strategy="epoch")) == 0
+    best = {"eval_generate": "4", "metric_for_best_model": "exact_match"}
+    assert main(argv(arms="sft", save_strategy="steps", save_steps="1", eval_strategy="epoch", **best)) == 0
     assert not list((tmp_path / "cmp").rglob("checkpoint-*"))
     assert Job.load(tmp_path / "cmp" / "runs" / "sft" / "seed-0").options["eval_strategy"] == "no"
+    runs = tmp_path / "again"
+    assert main(argv(arms="warmup", eval_strategy="epoch", output_dir=runs, **best)) == 0
+    assert Run.load(runs / "runs" / "warmup" / "seed-0").steps > 0
 
 
 def test_more_sft_without_a_time_to_train_for_has_failed(argv, tmp_path, in_this_process):

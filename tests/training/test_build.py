@@ -48,6 +48,12 @@ def test_settings_that_cannot_work(settings, options, said):
         check_settings(settings(**options))
 
 
+def test_sft_has_no_score_of_written_answers(settings):
+    given = settings(eval_strategy="epoch", eval_generate="4", metric_for_best_model="exact_match")
+    with pytest.raises(ValueError, match=r"SFT's own trainer writes no answers\. Add --metric_for_best_model loss"):
+        build_sft_trainer(given)
+
+
 def test_a_folder_that_is_written_and_read(settings, model_folder):
     given = settings()
     given.training.output_dir = model_folder

@@ -40,7 +40,8 @@ SHARED_MACHINE = "Several runs shared the machine, so seconds, and the steps of 
 REPORTS = ("report.html", "report.md")
 OWN_OPTIONS = ("seed", "output_dir", "overwrite_output_dir")  # every run has its own values of these
 # The measured time is training only, and no checkpoint is chosen with the rows of the verdict.
-UNDISTURBED = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False}
+UNDISTURBED = {"eval_strategy": "no", "eval_generate": 0, "save_strategy": "no", "load_best_model_at_end": False,
+               "metric_for_best_model": None, "push_to_hub": False}  # fmt: skip
 SAME_FOR_ALL = ("dataset_name", "dataset_config", "dataset_test_split", "test_split_size", "task", "task_args",
                 "answer_format")  # fmt: skip
 SHOWN_SETTINGS = (

@@ -11,6 +11,7 @@ from datasets import disable_progress_bars
 from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from warmup_peft.evaluation.data import is_one_split
+from warmup_peft.evaluation.metrics import METRICS
 from warmup_peft.evaluation.rows import data_record, training_rows
 from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer, readable_weights
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place
@@ -38,6 +39,12 @@ def build_sft_trainer(settings: TrainingSettings) -> SFTTrainer:
     Raises:
         ValueError: bad input, before a model is loaded.
     """
+    best = (settings.training.metric_for_best_model or "").removeprefix("eval_")
+    if best in METRICS:
+        raise ValueError(
+            f"metric_for_best_model={best} is a score of eval_generate, and SFT's own trainer writes no answers. Add "
+            "--metric_for_best_model loss."
+        )
     fields = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
     arguments = trainer_arguments(settings)
     arguments["args"] = SFTConfig(**{name: getattr(arguments["args"], name) for name in fields})

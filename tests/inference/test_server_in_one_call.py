@@ -36,6 +36,7 @@ PLAIN = WarmupConfig(" || ", [5], 8)
         (PLAIN, " Dan Tim . ||  Oli", (" Dan Tim .", " Oli")),
         (PLAIN, " Dan|| Oli", (" Dan", "Oli")),
         (PLAIN, " Dan | | Oli", None),
+        (PLAIN, "a||b || c || d", ("a||b", "c || d")),
     ],
 )
 def test_a_text_is_split_at_its_first_separator(config, text, expected):
@@ -138,6 +139,16 @@ def test_two_calls_have_the_opening(server, asking, tokenizer_of, takes_ids):
 def test_a_short_warmup_leaves_no_room_to_the_answer(server, asking, tokenizer_of, mode):
     server.answer = completing(tokenizer_of, lambda text: f"h{SEPARATOR}12345678", **mode)
     assert asking([TEXT], max_new_tokens=3) == [("h", "123")]
+
+
+@pytest.mark.parametrize("takes_ids", [True, False])
+def test_a_model_without_warmups_is_asked_once(server, asking, tokenizer_of, takes_ids):
+    """As `warmup-peft sft` saves it."""
+    server.answer = completing(tokenizer_of, lambda text: ANSWER, takes_ids=takes_ids)
+    none = {"max_warmup_length": 0, "warmup_opening": "", "warmup_opening_ids": [], "writes_separator": False}
+    assert asking([ASKED], **none) == [("", ANSWER)]
+    assert server.asked[-1]["prompt"] == (TEXT if not takes_ids else [tokenizer_of(TEXT)["input_ids"]])
+    assert len(server.asked) == (1 if takes_ids else 2)
 
 
 MESSAGES_FROM_SERVERS = {

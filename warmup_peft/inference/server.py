@@ -176,6 +176,8 @@ def answer_from_server(
         return _several_at_a_time(served.chat, prompts)
     prompt_ids = [prompt_token_ids(tokenizer, prompt, config) for prompt in prompts]
     try:
+        if config.max_warmup_length == 0:
+            return [("", answer) for answer in served.finish(prompt_ids)]
         written = served.write(prompt_ids, return_token_ids=True)
     except RefusedError:  # `transformers serve` takes only one text at a time
         return _several_at_a_time(served.answer_text, prompts)
@@ -221,6 +223,8 @@ class _ServedModel:
     def answer_text(self, prompt: Prompt, in_one: bool = True) -> tuple[str, str]:
         """As `answer_ids`, for one prompt and a server that takes only text."""
         text = self.prompt_text(prompt)
+        if self.config.max_warmup_length == 0:
+            return "", self.finish(text)[0]
         warmup, answer = self.cut(text_of(self.write(text, in_one)[0]))
         if in_one and answer is not None:
             return warmup, answer
@@ -294,8 +298,10 @@ class _ServedModel:
 
 def split_text(text: str, config: WarmupConfig) -> tuple[str, str] | None:
     """Warmup and answer of a text that a model wrote by itself; None if the separator does not stand in it."""
-    core = config.warmup_separator.strip() or config.warmup_separator
-    before, after = config.warmup_separator.split(core, 1)
+    separator = core = config.warmup_separator
+    if separator[:1] == separator.strip()[:1] or separator not in text:  # such as `</think>`, which ends any thought
+        core = separator.strip() or separator
+    before, after = separator.split(core, 1)
     warmup, found, answer = text.partition(core)
     if not found:
         return None

@@ -1,15 +1,15 @@
 """Makes the recipe's base: the relay world's model of two layers as a chat model that thinks, then answers.
 
 The first two stages are the relay world's own (`recipes/logiqa/relay/make_base.py`): following chains, recalling
-lists. The third is the recipe's: 900 steps on conversations in the chat template, half of them about the last hearer
-and half of the two other kinds (`world.py`). The model writes `<think>`, the names, `</think>` and `It is Eve.`, never
-the form that is fine-tuned later. Without its thought it cannot tell the answer: two layers cannot follow four links
-at once. The fourth stage is 150 more such steps with the weights rounded to NF4 in the forward pass, so that the base
-thinks as well in 4 bit.
+lists. The others are the recipe's, on conversations in the chat template, half of them about the last hearer and half
+of the two other kinds (`world.py`). The model writes `<think>`, the names, `</think>` and `It is Eve.` Without its
+thought it cannot tell the answer: two layers cannot follow four links at once. In the last two stages the forward pass
+has the weights in NF4, so that the base thinks as well in 4 bit; in the very last one questions about lists are
+answered by `Name: Tim`, so that it knows two forms. It never sees the form that is fine-tuned later.
 
     python recipes/thinking/make_tokenizer.py          # first: the tokenizer is read from base/
     python recipes/thinking/make_base.py               # about 45 minutes on one core
-    python recipes/thinking/make_base.py --reader runs/reader   # keeps the model after two stages: then ten minutes
+    python recipes/thinking/make_base.py --reader runs/reader   # keeps, or takes, the model after two stages
     python recipes/thinking/make_base.py --check       # measures what is there, without training
 
 The seed fixes the initial weights and the batches, but other CPUs sum in another order. What has to hold everywhere is
@@ -21,23 +21,53 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from measure import Measured, measure
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
-from world import BASE, RELAY, Chat, last_hearer, other_chats, relay_make_base, relay_splits, small_base
+from world import (
+    BASE,
+    LIST_FORM,
+    OWN_FORM,
+    RELAY,
+    Chat,
+    last_hearer,
+    other_chats,
+    relay_make_base,
+    relay_splits,
+    small_base,
+)
 
 MIN_SHARE, MIN_OTHER_SHARE, MAX_WITHOUT_THOUGHT = 0.99, 0.97, 0.35
 
 
-def conversations(size: int, steps: int, seed: int) -> Iterator[list[Chat]]:
+@dataclass(frozen=True)
+class Stage:
+    """Of the recipe's own pretraining, with its own cycle of the learning rate."""
+
+    name: str
+    steps: int
+    lr: float
+    in_4_bit: bool = False
+    list_form: str = OWN_FORM
+
+
+STAGES = (
+    Stage("chatting", 900, 1e-3),
+    Stage("chatting in 4 bit", 150, 5e-4, in_4_bit=True),
+    Stage("another form for lists", 200, 1e-3, in_4_bit=True, list_form=LIST_FORM),
+)
+
+
+def conversations(size: int, stage: Stage, seed: int) -> Iterator[list[Chat]]:
     """Batches of fresh puzzles: half about the last hearer, half of the other kinds."""
     rng = random.Random(seed)
-    for puzzles in relay_make_base.own_batches(3 * size // 4, steps, seed):
+    for puzzles in relay_make_base.own_batches(3 * size // 4, stage.steps, seed):
         half = size // 2
-        yield [last_hearer(puzzle) for puzzle in puzzles[:half]] + other_chats(puzzles[half:], rng)
+        yield [last_hearer(puzzle) for puzzle in puzzles[:half]] + other_chats(puzzles[half:], rng, stage.list_form)
 
 
 def turns(chats: list[Chat], tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[list[int]]]:
@@ -53,19 +83,15 @@ def turns(chats: list[Chat], tokenizer: PreTrainedTokenizerBase) -> tuple[list[l
 
 
 def learn_to_chat(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    args: argparse.Namespace,
-    steps: int,
-    lr: float,
-    in_4_bit: bool,
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: Stage, batch_size: int, seed: int
 ) -> None:
     batches = (
         small_base.continuations(*turns(chats, tokenizer), tokenizer.pad_token_id)
-        for chats in conversations(args.batch_size, steps, args.seed + (6 if in_4_bit else 5))
+        for chats in conversations(batch_size, stage, seed)
     )
-    name, loss_of = ("chatting in 4 bit", loss_in_4_bit) if in_4_bit else ("chatting", small_base.continuation_loss)
-    small_base.fit(model, batches, steps, lr, name, loss_of=loss_of)
+    loss_of = loss_in_4_bit if stage.in_4_bit else small_base.continuation_loss
+    small_base.fit(model, batches, stage.steps, stage.lr, stage.name, loss_of=loss_of)
+    model.to(torch.bfloat16).to(torch.float32)  # the precision in which it is saved
 
 
 def loss_in_4_bit(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -123,13 +149,9 @@ def main() -> None:
     parser.add_argument("--reader", type=Path, help="folder of the model after two stages: read from, or written to")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--recall_steps", type=int, default=500)
-    parser.add_argument("--chat_steps", type=int, default=900)
-    parser.add_argument("--rounded_steps", type=int, default=150)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--recall_lr", type=float, default=1e-3)
-    parser.add_argument("--chat_lr", type=float, default=1e-3)
-    parser.add_argument("--rounded_lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -139,9 +161,8 @@ def main() -> None:
         model = make_reader(args)
         torch.manual_seed(args.seed)
         forget_exchanged_tokens(model, tokenizer)
-        learn_to_chat(model, tokenizer, args, args.chat_steps, args.chat_lr, in_4_bit=False)
-        model.to(torch.bfloat16).to(torch.float32)  # the precision in which it is saved
-        learn_to_chat(model, tokenizer, args, args.rounded_steps, args.rounded_lr, in_4_bit=True)
+        for number, stage in enumerate(STAGES, start=5):
+            learn_to_chat(model, tokenizer, stage, args.batch_size, args.seed + number)
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.to(torch.bfloat16).save_pretrained(args.folder)
         print(f"{args.folder}: {model.num_parameters():,} parameters")

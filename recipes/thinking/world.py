@@ -36,15 +36,17 @@ from make_data import generate_splits as relay_splits  # noqa: E402, F401
 PLACES = {"first": 0, "second": 1, "third": 2, "last": -1}
 MIDDLE = ("first", "second", "third")
 LONGEST_LIST = 6
+OWN_FORM, LIST_FORM = "It is {}.", "Name: {}"
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A question, the names that the base model thinks of, and the one that is the answer."""
+    """A question, the names that the base model thinks of, the one that is the answer, and what stands around it."""
 
     question: str
     names: tuple[str, ...]
     name: str
+    form: str = OWN_FORM
 
     @property
     def thought(self) -> str:
@@ -53,7 +55,7 @@ class Chat:
     @property
     def own_answer(self) -> str:
         """In the base model's own form."""
-        return f"It is {self.name}."
+        return self.form.format(self.name)
 
     @property
     def new_answer(self) -> str:
@@ -76,12 +78,13 @@ def last_hearer(puzzle: Puzzle) -> Chat:
     return hearer(puzzle, "last")
 
 
-def place_in_list(rng: random.Random) -> Chat:
+def place_in_list(rng: random.Random, form: str) -> Chat:
     names = tuple(rng.sample(NAMES, rng.randint(3, LONGEST_LIST)))
     place = rng.choice(list(PLACES))
-    return Chat(f"Names: {' '.join(names)}. Who stands {place}?", names, names[PLACES[place]])
+    return Chat(f"Names: {' '.join(names)}. Who stands {place}?", names, names[PLACES[place]], form)
 
 
-def other_chats(puzzles: Sequence[Puzzle], rng: random.Random) -> list[Chat]:
+def other_chats(puzzles: Sequence[Puzzle], rng: random.Random, list_form: str = LIST_FORM) -> list[Chat]:
     """One question of either other kind for each puzzle."""
-    return [chat for puzzle in puzzles for chat in (hearer(puzzle, rng.choice(MIDDLE)), place_in_list(rng))]
+    kinds = ((hearer(puzzle, rng.choice(MIDDLE)), place_in_list(rng, list_form)) for puzzle in puzzles)
+    return [chat for pair in kinds for chat in pair]

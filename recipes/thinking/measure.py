@@ -1,6 +1,6 @@
 """Scores models by one plain `model.generate` each: is the answer right and in the new form, and does it still think?
 
-    python recipes/thinking/measure.py base warmup=runs/thinking sft=runs/sft --output runs/thinking.json
+    python recipes/thinking/measure.py base warmup=runs/thinking sft=runs/sft --output runs/thinking/metrics.json
 
 `base` is the model before any fine-tuning, every other argument a name for the output and the folder of an adapter.
 Greedy, on the test split, with the base in NF4:
@@ -167,7 +167,9 @@ def load(adapter: str | None) -> PreTrainedModel:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score models by one plain generate each.")
     parser.add_argument("models", nargs="+", help="`base`, or NAME=FOLDER of an adapter")
-    parser.add_argument("--output", type=Path, help="JSON file with the scores under each arm's name")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file for the scores, under each arm's name; others in it are kept"
+    )
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--seed", type=int, default=0, help="of the other questions")
     args = parser.parse_args()
@@ -178,7 +180,14 @@ def main() -> None:
         scores[name] = asdict(measure(load(folder or None), tokenizer, puzzles, args.seed))
         print(name, json.dumps(scores[name]), flush=True)
     if args.output is not None:
-        args.output.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        write_scores(args.output, scores)
+
+
+def write_scores(path: Path, scores: dict[str, dict]) -> None:
+    """Beside what is there already, such as the `metrics.json` of `warmup-peft evaluate`."""
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    new = {name: {**old.get(name, {}), **values} for name, values in scores.items()}
+    path.write_text(json.dumps({**old, **new}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

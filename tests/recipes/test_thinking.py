@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 
 import pytest
 from transformers import AutoTokenizer
 from worlds import ROOT, SPLITS, check_base, read_splits, run_script
+
+from warmup_peft.evaluation.metrics import METRICS, Answers
+from warmup_peft.evaluation.tasks import find_task, read_questions
+from warmup_peft.inference.chat import find_format
+from warmup_peft.training.config import parse_training
 
 RECIPE = ROOT / "recipes" / "thinking"
 TOKENIZER = AutoTokenizer.from_pretrained(RECIPE / "base")
@@ -117,6 +123,48 @@ def test_an_answer_in_any_form_names_one_person(measure):
     assert measure.names_only("Answer: Eve", chat)
     assert not measure.names_only("Bob or Eve", chat)
     assert not measure.names_only("", chat)
+
+
+def test_scores_are_added_to_a_file(measure, tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"settings": {"seed": 0}, "warmup": {"bleu": 1.0, "thinks": 0.0}}', encoding="utf-8")
+    measure.write_scores(path, {"warmup": {"thinks": 1.0}, "sft": {"thinks": 0.5}})
+    assert json.loads(path.read_text()) == {
+        "settings": {"seed": 0},
+        "warmup": {"bleu": 1.0, "thinks": 1.0},
+        "sft": {"thinks": 0.5},
+    }
+
+
+@pytest.mark.parametrize("name", ["tiny", "qlora"])
+def test_profiles_train_on_thoughts(name):
+    script, _, args, model = parse_training(["--config", str(RECIPE / f"{name}.yaml"), "--bf16", "false"])
+    assert (args.warmup_format, args.warmup_source) == ("thinking", "base")
+    assert args.warmup_pool_size == args.num_warmups  # one epoch
+    assert model.load_in_4bit
+    assert script.dataset_test_split == "test"
+
+
+def test_the_template_is_found_to_think():
+    found = find_format(TOKENIZER, is_chat=True)
+    assert (found.opening, found.separator) == ("<think>\n", "</think>\n\n")
+
+
+def test_gsm8k_rows_become_conversations_with_the_number_alone():
+    task = find_task(str(RECIPE / "gsm8k.py"))
+    rows = [{"question": "How many?", "answer": "9 * 2 = <<9*2=18>>18\n#### 1,018"}]
+    (question,) = read_questions(task, rows, {})
+    assert question.prompt == [{"role": "user", "content": "How many?"}]
+    assert question.completion == "#### 1,018"
+    with pytest.raises(ValueError, match="Row 2: the column `answer` has no number"):
+        read_questions(task, [*rows, {"question": "How many?", "answer": "18"}], {})
+
+
+def test_numbers_are_compared_as_numbers():
+    (metric,) = find_task(str(RECIPE / "gsm8k.py")).metrics
+    texts = ["#### 1018", "The answer is #### 1,018.", "1018", "#### 1019", ""]
+    answers = Answers(texts=texts, references=["#### 1,018"] * 5, prompts=[""] * 5, choices=None, num_options=1)
+    assert list(METRICS[metric].score(answers).row_scores) == [1, 1, 0, 0, 0]
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 from world import BASE, HERE, Chat, small_base
 
+from warmup_peft.inference.folder import WarmupConfig
+
 LORA = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
@@ -84,6 +86,7 @@ def main() -> None:
     )
     trainer.train()
     trainer.save_model()
+    WarmupConfig("", [], 0, uses_chat_template=True).save(args.output_dir)  # for `warmup-peft evaluate --sft`
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ def test_recipes_go_through_the_real_parser(path):
     assert options.task is not None
     assert model.dtype == "bfloat16"  # also the dtype of 4-bit arithmetic, which TRL would leave at float32
     assert model.lora_dropout == 0.0  # above it prompts cannot be shared
-    if path.stem in FOUR_BIT:
+    if path.stem in FOUR_BIT and path.parent.name != "thinking":
         assert (args.num_warmups, args.max_warmup_length, args.warmup_separator) == (4, 8, " || ")  # the paper's
+    if path.stem in FOUR_BIT:
         assert model.load_in_4bit
         assert model.use_bnb_nested_quant
         assert script.dataset_test_split == "test"

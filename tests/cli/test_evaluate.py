@@ -125,7 +125,7 @@ def test_what_a_table_shows_is_said(right, said):
 
 def test_unknown_warmups_are_refused(run, capsys):
     assert main(argv_of("evaluate", adapter=run, warmups="own,random")) == BAD_INPUT
-    assert "--warmups has 'random'. Choose from own, shuffled, dots, none." in capsys.readouterr().err
+    assert "--warmups has 'random'. Choose from own, plain, shuffled, dots, none." in capsys.readouterr().err
 
 
 def test_an_adapter_with_nan_logits_gets_no_scores(run, capsys):

@@ -41,7 +41,7 @@ class Question:
     prompt: Prompt
     options: tuple[str, ...]
     answer: int = 0
-    template: Mapping[str, Any] = field(default_factory=dict)
+    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def completion(self) -> str:

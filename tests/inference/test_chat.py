@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from warmup_peft.evaluation.predictor import continuation_ids
 from warmup_peft.inference import chat
 from warmup_peft.inference.folder import WarmupConfig
 
@@ -192,6 +193,7 @@ def test_a_row_has_the_ids_of_the_whole_text(scheme):
     whole = spaces(chat.render(spaces, [*HISTORY, answer]), add_special_tokens=False)["input_ids"]
     assert ids == whole[: len(ids)]
     assert spaces.decode(whole[len(ids) :]).strip() == ""
+    assert row.target_ids[:-1] == continuation_ids(spaces, HISTORY, ANSWER["content"])  # as `evaluate` scores it
 
 
 def test_a_closing_token_is_no_white_space(tokenizer):
@@ -225,6 +227,15 @@ def test_prompts_end_with_the_opening_once(thinker):
     assert thinker.decode(ids) == rendered + "<think>\n"
     assert chat.prompt_token_ids(thinker, rendered + "<think>\n", config) == ids
     assert chat.prompt_token_ids(thinker, rendered) == ids[: -len(opening_ids)]
+
+
+def test_a_thought_that_is_switched_off_is_refused(thinker):
+    """An opening behind an empty thought would be a second one."""
+    with_template(thinker, "qwen3")
+    config = WarmupConfig("</think>\n\n", [1], 8, warmup_opening_ids=thinker("<think>\n")["input_ids"])
+    with pytest.raises(ValueError, match=r"^The chat template, given {'enable_thinking': False}, ends a prompt with"):
+        chat.prompt_token_ids(thinker, HISTORY, config, enable_thinking=False)
+    chat.prompt_token_ids(thinker, HISTORY, enable_thinking=False)
 
 
 def test_messages_need_a_template(tokenizer):

@@ -213,6 +213,12 @@ def test_assistant_only_loss_is_another_target(thinking_folder, tmp_path, lora):
         trainer_of(thinking_folder, tmp_path, MESSAGES, lora, assistant_only_loss=True)
 
 
+def test_a_number_is_no_message(thinking_folder, tmp_path, lora):
+    rows = [{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": 2}]}]
+    with pytest.raises(ValueError, match=r"^Row 0 of the train dataset has a message whose content is 1, which is no"):
+        trainer_of(thinking_folder, tmp_path, rows, lora)
+
+
 def test_two_messages_are_no_completion(thinking_folder, tmp_path, lora):
     row = {"prompt": [user("one")], "completion": [assistant("A"), assistant("B")]}
     with pytest.raises(ValueError, match=r"^Row 3 of the train dataset has 2 messages in its answer"):

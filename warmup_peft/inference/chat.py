@@ -86,7 +86,7 @@ def prompt_token_ids(
         template: `tools`, and what the template takes beside the adapter's `chat_template_kwargs`.
 
     Raises:
-        ValueError: messages for a tokenizer without a chat template.
+        ValueError: messages for a tokenizer without a chat template, or a thought that they switch off.
     """
     if isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]
@@ -94,6 +94,12 @@ def prompt_token_ids(
         check_template(tokenizer)
         known = {} if config is None else config.chat_template_kwargs
         text = render(tokenizer, prompt, add_generation_prompt=True, **{**known, **template})
+        closing = "" if config is None else config.warmup_separator.strip()
+        if closing and text.rstrip().endswith(closing):
+            raise ValueError(
+                f"The chat template, given {template or known}, ends a prompt with {closing!r}, and the adapter was "
+                "trained to think first. Leave that out of chat_template_kwargs."
+            )
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids if config is None else opened(ids, config.warmup_opening_ids)
 

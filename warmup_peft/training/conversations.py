@@ -141,6 +141,9 @@ def why_unusable(messages: Messages, num_answers: int) -> str | None:
         return f"ends with a message of '{last}', so it has no answer to train on. Let an assistant's message end it."
     if num_answers > 1:
         return f"has {num_answers} messages in its answer. Give the last one as completion, the others in the prompt."
+    odd = [message["content"] for message in messages if not isinstance(message.get("content") or "", str | list)]
+    if odd:
+        return f"has a message whose content is {odd[0]}, which is no text. Write it as text."
     before = [message.get("role") for message in messages[:-1]]
     if not set(before) - {"system", "developer"}:
         return "has nothing before its answer but a system prompt. Add the user's message."

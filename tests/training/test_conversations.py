@@ -251,6 +251,12 @@ def test_a_separator_of_the_data_cannot_be_learnt(model_folder, tokenizer, tmp_p
     make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora)
 
 
+def test_a_separator_of_messages_cannot_be_learnt(thinking_folder, tmp_path, lora):
+    rows = [*MESSAGES, {"messages": [user("d"), assistant("e || f")]}]
+    with pytest.raises(ValueError, match=r"^The separator ' \|\| ' stands in 1 targets and 0 prompts of the 4 rows"):
+        trainer_of(thinking_folder, tmp_path, rows, lora, warmup_format="plain", learn_separator=True)
+
+
 # ---- Thoughts of the data ----
 
 

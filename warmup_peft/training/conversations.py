@@ -187,9 +187,14 @@ def check_separator_is_new(name: str, dataset: Any, separator: str) -> None:
         ValueError: with the number of targets and of prompts that hold it.
     """
     columns = get_dataset_column_names(dataset)
-    if not isinstance(dataset, Dataset) or not {"prompt", "completion"} <= set(columns):
+    if not isinstance(dataset, Dataset) or not ({"prompt", "completion"} <= set(columns) or "messages" in columns):
         return
-    found = {column: sum(holds(value, separator) for value in dataset[column]) for column in ("completion", "prompt")}
+    if "completion" in columns:
+        rows = {name: dataset[name] for name in ("completion", "prompt")}
+    else:
+        rows = {"completion": [row[-1:] for row in dataset["messages"]]}
+        rows["prompt"] = [row[:-1] for row in dataset["messages"]]
+    found = {name: sum(holds(value, separator) for value in values) for name, values in rows.items()}
     if any(found.values()):
         raise ValueError(
             f"The separator {separator!r} stands in {found['completion']} targets and {found['prompt']} prompts of "

@@ -177,6 +177,8 @@ NO_CONVERSATION = "Prompt 1 is no conversation. Write it as a list of messages, 
         ('["one?"]', NO_CONVERSATION),
         ('{"role": "user", "content": "one?"}', NO_CONVERSATION),
         ('[{"role": "user"}]', NO_CONVERSATION),
+        ('[{"role": "user", "content": null}]', "Prompt 1 has a message whose content is empty"),
+        ('[{"role": "user", "content": 3}]', "Prompt 1 has a message whose content is 3"),
         (json.dumps([*ASKED, {"role": "assistant", "content": "A"}]), "Prompt 1 ends with a message of the assistant"),
         ("[1,", "--messages is no whole JSON value ("),
         ("no/such/file.json", "--messages is neither a JSON list nor a file: no/such/file.json"),
@@ -193,10 +195,11 @@ def test_rows_that_cannot_be_answered(refusal, tmp_path):
     assert "row 3 has no text in the field `prompt`" in refusal(
         "generate", "--adapter", "x", "--prompts_file", str(path)
     )
-    path = write_rows(tmp_path / "rows.jsonl", [{"messages": ASKED, "tools": [{"name": "search"}]}])
-    assert "row 1 has `tools`, which `generate` cannot offer" in refusal(
-        "generate", "--adapter", "x", "--prompts_file", str(path)
-    )
+    for name, value in (("tools", [{"name": "search"}]), ("chat_template_kwargs", {"enable_thinking": False})):
+        path = write_rows(tmp_path / "rows.jsonl", [{"messages": ASKED, name: value}])
+        assert f"row 1 has `{name}`, which `generate` cannot offer" in refusal(
+            "generate", "--adapter", "x", "--prompts_file", str(path)
+        )
 
 
 def test_one_source_of_prompts(refusal):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib.resources import files
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from warmup_peft.evaluation.predictor import continuation_ids
 from warmup_peft.inference import chat
 from warmup_peft.inference.folder import WarmupConfig
 
@@ -164,6 +165,56 @@ def test_tools_stay_in_the_prompt(thinker):
     assert "look_up" not in thinker.decode(row.target_ids)
 
 
+def test_a_tool_call_that_ends_in_its_own_way_keeps_its_end(thinker):
+    with_template(thinker, "gptoss")
+    thinker.add_special_tokens({"additional_special_tokens": [*SPECIAL, "<|call|>"]})
+    calls = [{"type": "function", "function": {"name": "look_up", "arguments": {"name": "Kay"}}}]
+    found = chat.find_format(thinker, is_chat=True)
+    row = chat.thinking_row(thinker, HISTORY[:2], {**ANSWER, "tool_calls": calls}, found, {})
+    assert thinker.decode(row.target_ids).endswith('{"name": "Kay"}<|call|>')
+    with pytest.raises(ValueError, match=r"^The chat template does not write this answer behind a thought"):
+        chat.thinking_row(thinker, HISTORY[:2], {**ANSWER, "content": "", "tool_calls": calls}, found, {})
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_a_row_has_the_ids_of_the_whole_text(scheme):
+    """Also where the tokenizer puts a space before a text that it is given alone."""
+    letters = ["▁", "\n", *map(chr, range(33, 127))]
+    words = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    words.decoder = decoders.Metaspace(prepend_scheme=scheme, split=False)
+    spaces = PreTrainedTokenizerFast(tokenizer_object=words)
+    spaces.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]})
+    with_template(spaces, "qwen3")
+    answer = {**ANSWER, "reasoning_content": "Kay tells Ned."}
+    found = chat.find_format(spaces, is_chat=True)
+    row = chat.thinking_row(spaces, HISTORY, answer, found, {})
+    ids = [*row.prompt_ids, *row.thought_ids, *found.separator_ids, *row.target_ids]
+    whole = spaces(chat.render(spaces, [*HISTORY, answer]), add_special_tokens=False)["input_ids"]
+    assert ids == whole[: len(ids)]
+    assert spaces.decode(whole[len(ids) :]).strip() == ""
+    assert row.target_ids[:-1] == continuation_ids(spaces, HISTORY, ANSWER["content"])  # as `evaluate` scores it
+
+
+def test_a_closing_token_is_no_white_space(tokenizer):
+    """Of a model whose `</think>` is ordinary text, or every line would end its thought."""
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), eos_token="<|eos|>"
+    )
+    with_template(plain, "qwen3")
+    found = chat.find_format(plain, is_chat=True)
+    assert (found.separator, found.thinking.thought_end) == ("</think>\n\n", "\n")
+    row = chat.thinking_row(plain, HISTORY, {**ANSWER, "reasoning_content": "Ned"}, found, {})
+    assert (plain.decode(row.thought_ids), plain.decode(row.target_ids)) == ("Ned\n", "Answer: Ned<|eos|>")
+
+
+def test_text_parts_are_read_as_text(thinker):
+    with_template(thinker, "qwen3")  # which leaves lists out
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+    in_parts = [{"role": "system", "content": parts}, *HISTORY[1:]]
+    assert chat.prompt_token_ids(thinker, in_parts) == chat.prompt_token_ids(thinker, HISTORY)
+
+
 # ---- Prompts ----
 
 
@@ -176,6 +227,15 @@ def test_prompts_end_with_the_opening_once(thinker):
     assert thinker.decode(ids) == rendered + "<think>\n"
     assert chat.prompt_token_ids(thinker, rendered + "<think>\n", config) == ids
     assert chat.prompt_token_ids(thinker, rendered) == ids[: -len(opening_ids)]
+
+
+def test_a_thought_that_is_switched_off_is_refused(thinker):
+    """An opening behind an empty thought would be a second one."""
+    with_template(thinker, "qwen3")
+    config = WarmupConfig("</think>\n\n", [1], 8, warmup_opening_ids=thinker("<think>\n")["input_ids"])
+    with pytest.raises(ValueError, match=r"^The chat template, given {'enable_thinking': False}, ends a prompt with"):
+        chat.prompt_token_ids(thinker, HISTORY, config, enable_thinking=False)
+    chat.prompt_token_ids(thinker, HISTORY, enable_thinking=False)
 
 
 def test_messages_need_a_template(tokenizer):

@@ -80,6 +80,15 @@ def test_rows_of_a_thinking_model(thinking_folder, tmp_path, lora, rows):
     assert {closing, tokenizer.convert_tokens_to_ids("<|im_end|>"), 1} < set(trainer.sampling.end_token_ids)
 
 
+@pytest.mark.parametrize("warmup_format", ["thinking", "plain"])
+def test_contents_in_parts_are_the_same_rows(thinking_folder, tmp_path, lora, warmup_format):
+    parts = [{name: [{**row[name][0], "content": [{"type": "text", "text": row[name][0]["content"]}]}] for name in row}
+             for row in ROWS]  # fmt: skip
+    ids = [trainer_of(thinking_folder, tmp_path, rows, lora, warmup_format=warmup_format).train_dataset["input_ids"]
+           for rows in (ROWS, parts)]  # fmt: skip
+    assert list(ids[0]) == list(ids[1])
+
+
 def test_a_streamed_conversation_is_the_same_row(thinking_folder, tmp_path, lora):
     whole = trainer_of(thinking_folder, tmp_path, ROWS, lora).train_dataset
     config = WarmupSFTConfig(str(tmp_path / "stream"), max_steps=1, bf16=False, report_to="none")
@@ -118,6 +127,14 @@ def test_chat_template_kwargs_reach_the_template_and_the_folder(thinking_folder,
     assert (config["warmup_opening"], config["warmup_separator"]) == ("<think>\n", "</think>\n\n")
 
 
+def test_chat_template_kwargs_that_a_row_leaves_out_are_not_given(thinking_folder, tmp_path, lora):
+    """A table of rows fills them in with None, which this template takes for false."""
+    given = [{"enable_thinking": True}, {"other": 1}, {"enable_thinking": None}]
+    rows = [{**row, "chat_template_kwargs": kwargs} for row, kwargs in zip(ROWS, given)]
+    trainer = trainer_of(thinking_folder, tmp_path, rows, lora)
+    assert all("</think>" not in trainer.processing_class.decode(ids) for ids in trainer.train_dataset["input_ids"])
+
+
 def test_a_prompt_with_or_without_its_opening_is_decoded_alike(thinking_folder, tmp_path, lora):
     """One row of a batch that ends with the opening, one that does not, and either alone."""
     trainer = trainer_of(thinking_folder, tmp_path, ROWS, lora, max_warmup_length=4)
@@ -134,6 +151,10 @@ def test_a_prompt_with_or_without_its_opening_is_decoded_alike(thinking_folder, 
     for text in texts:
         alone = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
         assert tokenizer.decode(warmup_generate(model, **alone, **options)[0]) == shown[0]
+    longer = [PROMPT.format("a longer one"), texts[1]]
+    ragged = tokenizer(longer, return_tensors="pt", padding=True, return_token_type_ids=False)
+    padded = tokenizer.decode(warmup_generate(model, **ragged, **options)[1])
+    assert padded.count("<think>") == 1  # the left is filled with padding
     plain = warmup_generate(model, **batch, **{**options, "return_warmup": False})
     assert [row.removeprefix("<|pad|>" * 20)[: len(text)] for row, text in
             zip((tokenizer.decode(x[x != 0]) for x in plain), texts)] == texts  # fmt: skip
@@ -158,6 +179,44 @@ BAD = [
 def test_conversations_without_one_question_and_one_answer(thinking_folder, tmp_path, lora, messages, sentence):
     with pytest.raises(ValueError, match=f"^Row 3 of the train dataset {sentence}"):
         trainer_of(thinking_folder, tmp_path, [*MESSAGES, {"messages": messages}], lora)
+
+
+@pytest.mark.parametrize("warmup_format", ["auto", "plain"])
+def test_conversations_of_a_stream_or_in_sharegpts_form_end_with_an_answer_too(
+    thinking_folder, tmp_path, lora, warmup_format
+):
+    sentence = r"^A conversation ends with a message of 'user', so it has no answer"
+    turns = [{"from": role, "value": "x"} for role in ("user", "assistant", "user")]
+    with pytest.raises(ValueError, match=sentence):
+        trainer_of(thinking_folder, tmp_path, [{"conversations": turns}], lora, warmup_format=warmup_format)
+    stream = Dataset.from_list([{"messages": [user("one"), assistant("A"), user("two")]}]).to_iterable_dataset()
+    config = WarmupSFTConfig(str(tmp_path), max_steps=1, bf16=False, report_to="none", warmup_format=warmup_format)
+    with pytest.raises(ValueError, match=sentence):
+        list(WarmupSFTTrainer(thinking_folder, config, train_dataset=stream, peft_config=lora).train_dataset)
+
+
+def test_a_prompt_keeps_more_than_its_opening(thinking_folder, tmp_path, lora):
+    """Its opening is learnt after the token before it."""
+    settings = {"truncation_mode": "keep_end", "learn_separator": True}
+    for max_length, is_refused in ((6, True), (7, False)):  # `<think>`, a line break, three letters and an end
+        rows = [{"prompt": [user("Q: one")], "completion": [assistant("ONE")]}]
+        settings["max_length"] = max_length
+        if is_refused:
+            with pytest.raises(ValueError, match=r"^max_length=6 leaves nothing of the prompt in 1 of 1 rows"):
+                trainer_of(thinking_folder, tmp_path, rows, lora, **settings)
+        else:
+            trainer_of(thinking_folder, tmp_path, rows, lora, **settings).train()
+
+
+def test_assistant_only_loss_is_another_target(thinking_folder, tmp_path, lora):
+    with pytest.raises(ValueError, match=r"^assistant_only_loss cannot work in the thinking format"):
+        trainer_of(thinking_folder, tmp_path, MESSAGES, lora, assistant_only_loss=True)
+
+
+def test_a_number_is_no_message(thinking_folder, tmp_path, lora):
+    rows = [{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": 2}]}]
+    with pytest.raises(ValueError, match=r"^Row 0 of the train dataset has a message whose content is 1, which is no"):
+        trainer_of(thinking_folder, tmp_path, rows, lora)
 
 
 def test_two_messages_are_no_completion(thinking_folder, tmp_path, lora):
@@ -192,6 +251,12 @@ def test_a_separator_of_the_data_cannot_be_learnt(model_folder, tokenizer, tmp_p
     make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora)
 
 
+def test_a_separator_of_messages_cannot_be_learnt(thinking_folder, tmp_path, lora):
+    rows = [*MESSAGES, {"messages": [user("d"), assistant("e || f")]}]
+    with pytest.raises(ValueError, match=r"^The separator ' \|\| ' stands in 1 targets and 0 prompts of the 4 rows"):
+        trainer_of(thinking_folder, tmp_path, rows, lora, warmup_format="plain", learn_separator=True)
+
+
 # ---- Thoughts of the data ----
 
 
@@ -216,6 +281,17 @@ def test_a_rows_own_thought_is_its_first_warmup(thinking_folder, tmp_path, lora,
     sampled.clear()
     trainer.evaluate(trainer.train_dataset)
     assert all(samples[0].ids != own.ids for _, samples in sampled)
+
+
+def test_a_thought_belongs_to_its_target(thinking_folder, tmp_path, lora, caplog):
+    """Rows that share their prompt share their thoughts only if they share their target."""
+    given = [("one", "A", "hm"), ("one", "B", "so"), ("two", "A", "hm"), ("two", "A", "so"), ("x", "A", "ah")]
+    rows = [{"messages": [user(question), assistant(answer, reasoning_content=thought)]}
+            for question, answer, thought in given]  # fmt: skip
+    trainer = trainer_of(thinking_folder, tmp_path, rows, lora, warmup_from_data=True)
+    assert "2 thoughts are not used, since rows with the same prompt have other targets" in caplog.text
+    known = [trainer.processing_class.decode(ids) for ids in trainer._data_warmups._ids.values()]
+    assert known == ["so\n", "ah\n"]
 
 
 def test_thoughts_of_the_data_need_the_thinking_format(thinking_folder, model_folder, tokenizer, tmp_path, lora):

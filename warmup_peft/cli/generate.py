@@ -130,8 +130,9 @@ def read_prompts(options: GenerateArguments) -> list[Prompt]:
         for number, row in enumerate(rows, 1):
             if not isinstance(prompt_of(row), str | list):
                 raise ValueError(f"{path}, row {number} has no text in the field `prompt`, and no list of `messages`.")
-            if row.get("tools"):
-                raise ValueError(f"{path}, row {number} has `tools`, which `generate` cannot offer. Remove them.")
+            for name in ("tools", "chat_template_kwargs"):
+                if row.get(name):
+                    raise ValueError(f"{path}, row {number} has `{name}`, which `generate` cannot offer. Remove them.")
         return [prompt_of(row) for row in rows]
     return read_text(path).splitlines()
 
@@ -162,6 +163,11 @@ def check_prompt(number: int, prompt: Any) -> None:
         raise ValueError(
             f"Prompt {number} is no conversation. Write it as a list of messages, each with a role and a content: "
             '[{"role": "user", "content": "..."}].'
+        )
+    odd = [message["content"] for message in messages if not isinstance(message["content"] or "", str | list)]
+    if odd or not messages[-1]["content"]:
+        raise ValueError(
+            f"Prompt {number} has a message whose content is {odd[0] if odd else 'empty'}. Give it some text."
         )
     if messages[-1]["role"] == "assistant":
         raise ValueError(

@@ -25,6 +25,7 @@ from warmup_peft.inference.chat import (
     Messages,
     Prompt,
     find_format,
+    ids_behind,
     is_conversation,
     prompt_token_ids,
     render,
@@ -309,12 +310,14 @@ def prompt_ids(
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str) -> list[int]:
-    """Token ids of `text` after `prompt`.
+    """Token ids of `text` after `prompt`, and after what the chat template puts between a conversation and an answer.
 
-    They are those of `text` alone after a conversation, and if the tokenizer merges tokens across the boundary.
+    They are those of `text` alone if the tokenizer merges tokens across the boundary.
     """
     if not isinstance(prompt, str):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer = {"role": "assistant", "content": ANSWER}
+        head = render_answer(tokenizer, [{"role": "user", "content": "Hello"}], answer, {}).partition(ANSWER)[0]
+        return ids_behind(tokenizer, head[head.rstrip().rfind("\n") + 1 :], text)
     before = tokenizer(prompt)["input_ids"]
     ids = tokenizer(prompt + text)["input_ids"]
     if ids[: len(before)] == before and len(ids) > len(before):

@@ -63,7 +63,16 @@ def is_conversation(prompt: Any) -> bool:
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, **template: Any) -> str:
     """The text that the chat template makes of the messages. `template` is `tools` and what the template takes."""
+    messages = [with_text_content(message) for message in messages]
     return tokenizer.apply_chat_template(messages, tokenize=False, **template)
+
+
+def with_text_content(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose content is a list of text parts, which many templates leave out, with their text as content."""
+    content = message.get("content")
+    if not isinstance(content, list) or not all(isinstance(part, dict) and part.get("text") for part in content):
+        return message
+    return {**message, "content": "".join(part["text"] for part in content)}
 
 
 def prompt_token_ids(
@@ -77,7 +86,7 @@ def prompt_token_ids(
         template: `tools`, and what the template takes beside the adapter's `chat_template_kwargs`.
 
     Raises:
-        ValueError: messages for a tokenizer without a chat template.
+        ValueError: messages for a tokenizer without a chat template, or a thought that they switch off.
     """
     if isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]
@@ -85,6 +94,12 @@ def prompt_token_ids(
         check_template(tokenizer)
         known = {} if config is None else config.chat_template_kwargs
         text = render(tokenizer, prompt, add_generation_prompt=True, **{**known, **template})
+        closing = "" if config is None else config.warmup_separator.strip()
+        if closing and text.rstrip().endswith(closing):
+            raise ValueError(
+                f"The chat template, given {template or known}, ends a prompt with {closing!r}, and the adapter was "
+                "trained to think first. Leave that out of chat_template_kwargs."
+            )
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids if config is None else opened(ids, config.warmup_opening_ids)
 
@@ -216,17 +231,24 @@ def token_ids_of(tokenizer: PreTrainedTokenizerBase, option: str, text: str) -> 
 
 
 def from_first_added_token(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text from its first special or added token on. White space before it is the model's own to write."""
+    """The text from its first special or added token on, or else from its first letter on.
+
+    White space before it is the model's own to write, and as a closing token it would end a thought with its line.
+    """
     start, stop = first_added_token(tokenizer, text)
-    return text[start:] if stop and not text[:start].strip() else text
+    return text[start:] if stop and not text[:start].strip() else text.lstrip() or text
 
 
 def first_added_token(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, int]:
     """Where in the text the first special or added token starts and stops; (0, 0) without any."""
-    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
-    found = [(text.index(token), -len(token)) for token in tokens if token.strip() and token in text]
+    found = [(text.index(token), -len(token)) for token in added_tokens(tokenizer) if token in text]
     start, size = min(found, default=(0, 0))
     return start, start - size
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts of the special and added tokens, without those of white space alone."""
+    return [str(token) for token in tokenizer.added_tokens_decoder.values() if str(token).strip()]
 
 
 # ---- A training row ----
@@ -256,11 +278,20 @@ def thinking_row(
     prompt_ids = opened(tokenizer(text, add_special_tokens=False)["input_ids"], warmup_format.opening_ids)
     thought, answer = split_thought(answer, texts)
     target = target_text(tokenizer, prompt, answer, texts, template)
+    before = texts.opening or text[text.rstrip().rfind("\n") + 1 :]
     return ChatRow(
         prompt_ids,
-        tokenizer(target, add_special_tokens=False)["input_ids"],
-        None if thought is None else tokenizer(thought, add_special_tokens=False)["input_ids"],
+        ids_behind(tokenizer, texts.separator, target),
+        None if thought is None else ids_behind(tokenizer, before, thought),
     )
+
+
+def ids_behind(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> list[int]:
+    """Token ids that `text` has behind `before`: at its start, some tokenizers put a space in front of it."""
+    start, whole = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in (before, before + text))
+    if whole[: len(start)] == start:
+        return whole[len(start) :]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def prompt_is_thought_over(tokenizer: PreTrainedTokenizerBase, template: dict[str, Any], texts: ThinkingTexts) -> bool:
@@ -289,7 +320,11 @@ def target_text(
     texts: ThinkingTexts,
     template: dict[str, Any],
 ) -> str:
-    """What the model is to write behind the separator, up to the token that ends its turn."""
+    """What the model is to write behind the separator, up to the token that ends its turn.
+
+    Raises:
+        ValueError: the template leaves the answer out, or writes it elsewhere.
+    """
     for key in THOUGHT_KEYS:
         whole = render_answer(tokenizer, prompt, {**answer, key: THOUGHT}, template)
         behind = whole.partition(THOUGHT)[2].lstrip()
@@ -297,12 +332,19 @@ def target_text(
             target = behind.removeprefix(texts.separator)
             break
     else:  # the template drops thoughts, so what it makes of the answer begins where the answer does
-        whole = render(tokenizer, [*prompt, answer], **template)
-        target = whole[whole.rindex((answer.get("content") or "").strip()) :]
+        whole, content = render(tokenizer, [*prompt, answer], **template), (answer.get("content") or "").strip()
+        if content not in whole or (answer.get("tool_calls") and not content):
+            raise ValueError(
+                "The chat template does not write this answer behind a thought (a tool call in another channel, or a "
+                f"role that it does not know): {answer}. Leave such rows out, or set warmup_format to plain."
+            )
+        target = whole[whole.rindex(content) :]
+    if texts.end and not target.endswith(texts.end) and target.endswith(tuple(added_tokens(tokenizer))):
+        return target  # the template ends this answer in another way, such as <|call|>
     return target.removesuffix(texts.end) + end_of_turn(tokenizer, texts.end)
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, end: str) -> str:
     """What the model writes of this text behind its answer: up to the first special token, or else its end token."""
     _, stop = first_added_token(tokenizer, end)
-    return end[:stop] or tokenizer.eos_token
+    return end[:stop] or tokenizer.eos_token or ""

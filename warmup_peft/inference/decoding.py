@@ -117,7 +117,7 @@ def decode_prepared(
     training = [module for module in model.modules() if module.training]
     model.eval()  # in training mode with gradient checkpointing the cache would be dropped
     try:
-        opened, mask = _with_opening(prompt, mask, getattr(warmup_config, "warmup_opening_ids", []))
+        opened, mask = _with_opening(prompt, mask, getattr(warmup_config, "warmup_opening_ids", []), pad_id)
         cache = new_cache(model, mask, warmup_config.max_warmup_length)
         written, lengths = decode_warmups(model, opened, mask, warmup_config, sampling, cache)
         separator = torch.tensor(warmup_config.warmup_separator_ids, device=prompt.device).expand(len(prompt), -1)
@@ -162,13 +162,14 @@ def decode_prepared(
     return result
 
 
-def _with_opening(prompt: Tensor, mask: Tensor, opening_ids: list[int]) -> tuple[Tensor, Tensor]:
+def _with_opening(prompt: Tensor, mask: Tensor, opening_ids: list[int], pad_id: int) -> tuple[Tensor, Tensor]:
     """Prompts (B, P) and their mask with the opening behind them, once, padded on the left."""
     opening = torch.tensor(opening_ids, dtype=prompt.dtype, device=prompt.device).expand(len(prompt), -1)
     size = opening.size(1)
     is_there = prompt.size(1) >= size and (prompt[:, prompt.size(1) - size :] == opening).all(1, keepdim=True)
     added = torch.ones_like(opening, dtype=torch.bool) & ~torch.as_tensor(is_there, device=prompt.device)
-    ids, mask = torch.cat([prompt, opening], 1), torch.cat([mask, added], 1)
+    ids = torch.cat([prompt, opening.masked_fill(~added, pad_id)], 1)
+    mask = torch.cat([mask, added], 1)
     return _packed(ids, mask), _packed(mask, mask)
 
 

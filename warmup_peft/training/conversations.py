@@ -21,6 +21,7 @@ from warmup_peft.inference.chat import (
     opened,
     prompt_is_thought_over,
     thinking_row,
+    with_text_content,
 )
 from warmup_peft.method.branches import IGNORE_INDEX
 from warmup_peft.training.config import WarmupSFTConfig
@@ -57,6 +58,11 @@ def format_of_rows(arguments: dict[str, Any], args: WarmupSFTConfig) -> WarmupFo
         raise ValueError(
             "warmup_format=thinking needs conversations, but the rows of the train dataset are texts. Give `prompt` "
             "and `completion` as lists of messages, or set warmup_format to plain."
+        )
+    if found.thinking is not None and args.assistant_only_loss:
+        raise ValueError(
+            "assistant_only_loss cannot work in the thinking format, whose target is the last message of the "
+            "assistant. Leave it out, or set warmup_format to plain."
         )
     if args.warmup_from_data and (found.thinking is None or not isinstance(dataset, Dataset)):
         raise ValueError(
@@ -102,7 +108,7 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> 
 def template_of(row: dict[str, Any]) -> dict[str, Any]:
     """What a row gives its chat template: TRL's columns `tools` and `chat_template_kwargs`."""
     tools = {"tools": row["tools"]} if row.get("tools") else {}
-    return {**(row.get("chat_template_kwargs") or {}), **tools}
+    return {**without_none(row.get("chat_template_kwargs") or {}), **tools}
 
 
 # ---- Checks ----
@@ -135,12 +141,22 @@ def why_unusable(messages: Messages, num_answers: int) -> str | None:
         return f"ends with a message of '{last}', so it has no answer to train on. Let an assistant's message end it."
     if num_answers > 1:
         return f"has {num_answers} messages in its answer. Give the last one as completion, the others in the prompt."
+    odd = [message["content"] for message in messages if not isinstance(message.get("content") or "", str | list)]
+    if odd:
+        return f"has a message whose content is {odd[0]}, which is no text. Write it as text."
     before = [message.get("role") for message in messages[:-1]]
     if not set(before) - {"system", "developer"}:
         return "has nothing before its answer but a system prompt. Add the user's message."
     if before[-1] == "assistant":
         return "has two answers of the assistant in a row. Keep one, or join them."
     return None
+
+
+def check_conversation(messages: Messages, num_answers: int = 1) -> None:
+    """Raise ValueError if this is no question with one answer: what `check_conversations` cannot see in a stream."""
+    reason = why_unusable(messages, num_answers)
+    if reason:
+        raise ValueError(f"A conversation {reason} It begins with {str(messages[:1])[:100]}")
 
 
 def check_thinking_is_on(name: str, dataset: Any, tokenizer: PreTrainedTokenizerBase, texts: ThinkingTexts) -> None:
@@ -171,9 +187,14 @@ def check_separator_is_new(name: str, dataset: Any, separator: str) -> None:
         ValueError: with the number of targets and of prompts that hold it.
     """
     columns = get_dataset_column_names(dataset)
-    if not isinstance(dataset, Dataset) or not {"prompt", "completion"} <= set(columns):
+    if not isinstance(dataset, Dataset) or not ({"prompt", "completion"} <= set(columns) or "messages" in columns):
         return
-    found = {column: sum(holds(value, separator) for value in dataset[column]) for column in ("completion", "prompt")}
+    if "completion" in columns:
+        rows = {name: dataset[name] for name in ("completion", "prompt")}
+    else:
+        rows = {"completion": [row[-1:] for row in dataset["messages"]]}
+        rows["prompt"] = [row[:-1] for row in dataset["messages"]]
+    found = {name: sum(holds(value, separator) for value in values) for name, values in rows.items()}
     if any(found.values()):
         raise ValueError(
             f"The separator {separator!r} stands in {found['completion']} targets and {found['prompt']} prompts of "
@@ -200,9 +221,21 @@ def with_one_answer(dataset: Any, args: WarmupSFTConfig) -> Any:
         dataset = dataset.map(maybe_convert_to_chatml, remove_columns="conversations")
     elif "messages" not in columns:
         return dataset
-    return dataset.map(
-        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}, remove_columns="messages"
-    )
+
+    def split(row: dict[str, Any]) -> dict[str, Messages]:
+        check_conversation(row["messages"])
+        return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+
+    return dataset.map(split, remove_columns="messages")
+
+
+def with_texts(dataset: Any) -> Any:
+    """Conversations whose contents are lists of text parts, which many chat templates leave out, as texts."""
+    sample = next(iter(dataset), {})
+    columns = [column for column in ("prompt", "completion") if is_conversation(sample.get(column))]
+    if not any(isinstance(message.get("content"), list) for column in columns for message in sample[column]):
+        return dataset
+    return dataset.map(lambda row: {column: messages_of(row, column) for column in columns})
 
 
 def as_thinking_rows(
@@ -223,7 +256,8 @@ def as_thinking_rows(
         return dataset
 
     def tokenized(row: dict[str, Any]) -> dict[str, list[int]]:
-        prompt, answer = ([without_none(message) for message in row[name]] for name in ("prompt", "completion"))
+        prompt, answer = (messages_of(row, name) for name in ("prompt", "completion"))
+        check_conversation([*prompt, *answer], len(answer))
         made = thinking_row(tokenizer, prompt, answer[-1], warmup_format, template_of(row))
         mask = [0] * len(made.prompt_ids) + [1] * len(made.target_ids)
         ids = {"input_ids": made.prompt_ids + made.target_ids, "completion_mask": mask}
@@ -231,6 +265,10 @@ def as_thinking_rows(
 
     options = {"num_proc": num_proc, "desc": "Tokenizing conversations"} if isinstance(dataset, Dataset) else {}
     return dataset.map(tokenized, remove_columns=columns, **options)
+
+
+def messages_of(row: dict[str, Any], column: str) -> Messages:
+    return [with_text_content(without_none(message)) for message in row[column]]
 
 
 def without_none(message: dict[str, Any]) -> dict[str, Any]:

@@ -116,11 +116,14 @@ def absolute_folder(name: str) -> str:
     return str(Path(name).absolute()) if name and Path(name).is_dir() else name
 
 
-def report_lengths(name: str, whole: Dataset, kept: Dataset, args: WarmupSFTConfig) -> None:
+def report_lengths(name: str, whole: Dataset, kept: Dataset, args: WarmupSFTConfig, num_opening: int = 0) -> None:
     """Warn, with numbers, of rows that `max_length` cut or dropped.
 
+    Args:
+        num_opening: how many tokens at each prompt's end are the opening.
+
     Raises:
-        ValueError: nothing is left, or of a row (`truncation_mode` keep_end) nothing of its prompt.
+        ValueError: nothing is left, or of a row (`truncation_mode` keep_end) nothing of its prompt but the opening.
     """
     max_length, keeps_end = args.max_length, args.truncation_mode == "keep_end"
     if max_length is None:
@@ -132,7 +135,8 @@ def report_lengths(name: str, whole: Dataset, kept: Dataset, args: WarmupSFTConf
             f"No row of the {name} dataset is left: all {len(whole)} prompts fill max_length={max_length} tokens by "
             f"themselves (the shortest row has {min(lengths)}). Set max_length higher, or to null."
         )
-    without_prompt = sum(labels[0] != IGNORE_INDEX for labels in kept["labels"]) if keeps_end else 0
+    opening = [IGNORE_INDEX] * (num_opening + 1)
+    without_prompt = sum(labels[: len(opening)] != opening for labels in kept["labels"]) if keeps_end else 0
     if without_prompt:
         raise ValueError(
             f"max_length={max_length} leaves nothing of the prompt in {without_prompt} of {len(whole)} rows of the "

@@ -157,7 +157,7 @@ class Base(Policy):
 
 
 class DataWarmups:
-    """Thoughts that rows of the data have, by their prompts.
+    """Thoughts that rows of the data have, by their prompts. Rows with one prompt and several targets have none.
 
     Args:
         dataset: prepared rows, with a column `thought_ids` (empty where a row has none).
@@ -166,11 +166,21 @@ class DataWarmups:
 
     def __init__(self, dataset: Dataset, sampling: SamplingSettings):
         ids = [list(thought) for thought in dataset["thought_ids"]]
-        self._ids = {tuple(prompt): thought for prompt, thought in zip(prompts_of(dataset), ids)
-                     if 0 < len(thought) <= sampling.max_length}  # fmt: skip
+        prompts = [tuple(prompt.tolist()) for prompt in prompts_of(dataset)]
+        targets: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+        for prompt, whole in zip(prompts, dataset["input_ids"]):
+            targets.setdefault(prompt, set()).add(tuple(whole[len(prompt) :]))
+        self._ids = {prompt: thought for prompt, thought in zip(prompts, ids)
+                     if 0 < len(thought) <= sampling.max_length and len(targets[prompt]) == 1}  # fmt: skip
         self._sampling = sampling
         num_thoughts = sum(map(bool, ids))
         num_long = sum(len(thought) > sampling.max_length for thought in ids)
+        num_unclear = sum(bool(thought) and len(targets[prompt]) > 1 for prompt, thought in zip(prompts, ids))
+        if num_unclear:
+            logger.warning(
+                "warmup_from_data: %d thoughts are not used, since rows with the same prompt have other targets.",
+                num_unclear,
+            )
         if num_long or not num_thoughts:
             logger.warning(
                 "warmup_from_data: %d of %d rows have a thought, and %d of them are longer than max_warmup_length=%d "

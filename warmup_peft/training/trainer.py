@@ -38,7 +38,13 @@ from warmup_peft.training.checks import (
     model_config,
 )
 from warmup_peft.training.config import WarmupSFTConfig
-from warmup_peft.training.conversations import as_thinking_rows, format_of_rows, with_one_answer, with_opening
+from warmup_peft.training.conversations import (
+    as_thinking_rows,
+    format_of_rows,
+    with_one_answer,
+    with_opening,
+    with_texts,
+)
 from warmup_peft.training.dataset import (
     apply_dict_formatting,
     as_warmup_config,
@@ -382,7 +388,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         """TRL's preparation, and a count of what its `max_length` costs."""
         self.completion_only_loss = True  # also of tokenized rows, where TRL would leave a `completion_mask` unread
-        dataset = with_one_answer(dataset, args)
+        dataset = with_texts(with_one_answer(dataset, args))
         if self.warmup_format.thinking is not None:
             dataset = as_thinking_rows(
                 dataset,
@@ -400,7 +406,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         check_spans(dataset_name, whole)
         whole = with_opening(whole, self.warmup_format.opening_ids)
         kept = super()._prepare_dataset(whole, processing_class, args, packing, None, dataset_name)
-        report_lengths(dataset_name, whole, kept, args)
+        report_lengths(dataset_name, whole, kept, args, len(self.warmup_format.opening_ids))
         check_spans(dataset_name, kept)
         check_targets(dataset_name, kept)
         check_context(dataset_name, kept, self._context, self._branch_overhead)

@@ -52,7 +52,8 @@ class WarmupOptions:
         default=False,
         metadata={
             "help": "Thinking format: use the thought that a row of the data has as one of its K warmups. By default "
-            "such thoughts are left out."
+            "such thoughts are left out. Objectives with an advantage take it for a sample of the model's own, which "
+            "biases their estimates; 'warmup' has none."
         },
     )
     warmup_sampling: Literal["multinomial", "beam"] = field(

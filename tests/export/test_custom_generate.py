@@ -16,7 +16,7 @@ import torch
 from conftest import tiny_config
 from folders import random_adapter, save_adapter, warmup_config
 from thinkers import ANSWER, save_thinker
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, set_seed
 
 from warmup_peft import merge_adapter, warmup_generate
 from warmup_peft.export.custom_generate import decoding_source, export_decoding
@@ -33,6 +33,7 @@ def folders(tmp_path_factory, tokenizer):
     from peft import LoraConfig
 
     room = tmp_path_factory.mktemp("export")
+    set_seed(0)  # some random models answer with an end token at once
     model = LlamaForCausalLM(tiny_config())
     for parameter in model.parameters():
         parameter.data.mul_(8.0) if parameter.dim() > 1 else None

@@ -234,11 +234,17 @@ def test_thinking_needs_conversations_and_a_template_that_thinks(
         trainer_of(model_folder, tmp_path, ROWS, lora)
 
 
-def test_thinking_that_a_row_switches_off(thinking_folder, tmp_path, lora):
+def test_thinking_that_a_row_switches_off(thinking_folder, tmp_path, lora, caplog):
     rows = [{**row, "chat_template_kwargs": {"enable_thinking": i < 2}} for i, row in enumerate(ROWS)]
     with pytest.raises(ValueError, match=r"^Row 2 of the train dataset switches its thought off \({'enable_thinking'"):
         trainer_of(thinking_folder, tmp_path, rows, lora)
+    with pytest.raises(
+        ValueError, match=r"^Row 2 of the train dataset thinks \({'enable_thinking': True}\), and the f"
+    ):
+        trainer_of(thinking_folder, tmp_path, [rows[2], rows[2], rows[0]], lora)
     off = [{**row, "chat_template_kwargs": {"enable_thinking": False}} for row in ROWS]
+    assert trainer_of(thinking_folder, tmp_path, off, lora).args.warmup_format == "plain"
+    assert "The rows switch thinking off (chat_template_kwargs), so warmups are plain text" in caplog.text
     with pytest.raises(ValueError, match=r"thinking switched off \(enable_thinking\), so warmup_format=thinking"):
         trainer_of(thinking_folder, tmp_path, off, lora, warmup_format="thinking")
 

@@ -49,7 +49,7 @@ def score_change(options: MergeArguments) -> str:
         held_out = EvaluateArguments(options.adapter, max_samples=options.max_samples, task=options.task)
         task, questions, source = held_out_questions(held_out, record.data, record.settings.get("eval_metrics"))
     except (ValueError, OSError) as error:
-        return f"Scores were not compared: {error}"
+        return f"Scores were not compared: {str(error).split(' Name other rows')[0]}"
     metric, max_new_tokens = task.metrics[0], 0 if is_multiple_choice(questions) else task.max_new_tokens
     scores = []
     for folder in (options.adapter, options.output_dir):

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import ProgressCallback
 
 from warmup_peft.files import check_writable, saying_where_the_disk_is_full
+from warmup_peft.inference.chat import WarmupFormat
 from warmup_peft.inference.folder import RUN_FILES
 from warmup_peft.training.build import build_trainer
 from warmup_peft.training.callbacks import ShortProgress, StopOnInterrupt
@@ -41,6 +42,17 @@ def run_training(settings: TrainingSettings) -> None:
         run_trainer(trainer, checkpoint)
 
 
+def what_stands_around_warmups(found: WarmupFormat) -> str:
+    """The format of the warmups as a sentence."""
+    if found.thinking is not None:
+        return (
+            f"Warmups are the model's own thoughts, between {found.opening!r} and {found.separator!r} (read from the "
+            "chat template)."
+        )
+    start = repr(found.opening) if found.opening else "the prompt"
+    return f"Warmups are plain text, between {start} and {found.separator!r}."
+
+
 def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
     """Train to the end, or to a checkpoint where a signal asks for it."""
     output_dir = trainer.args.output_dir
@@ -48,6 +60,8 @@ def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
         remove_unfinished(output_dir)
     interrupt = StopOnInterrupt()
     trainer.add_callback(interrupt)
+    if trainer.is_world_process_zero():
+        print(what_stands_around_warmups(trainer.warmup_format))
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ShortProgress())
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -19,7 +19,8 @@ class RunOptions:
         default=None,
         metadata={
             "help": "How rows become prompts and completions: 'logiqa' for columns text, question, options, answer, "
-            "or the path of a Python file that defines TASK. Without it the data has columns prompt and completion."
+            "or the path of a Python file that defines TASK. Without it the data has columns prompt and "
+            "completion, or messages."
         },
     )
     task_args: dict | str | None = field(

@@ -21,6 +21,7 @@ from warmup_peft.inference.chat import (
     opened,
     prompt_is_thought_over,
     thinking_row,
+    thinking_texts,
     with_text_content,
 )
 from warmup_peft.method.branches import IGNORE_INDEX
@@ -72,6 +73,8 @@ def format_of_rows(arguments: dict[str, Any], args: WarmupSFTConfig) -> WarmupFo
     for name, rows in datasets_of(arguments).items():
         if found.thinking is not None:
             check_thinking_is_on(name, rows, tokenizer, found.thinking)
+        elif is_chat and args.warmup_format == "auto" and found.chat_template_kwargs:
+            check_thinking_is_off(name, rows, tokenizer)
         elif args.learn_separator:
             check_separator_is_new(name, rows, found.separator)
     args.warmup_format = "plain" if found.thinking is None else "thinking"
@@ -165,19 +168,51 @@ def check_thinking_is_on(name: str, dataset: Any, tokenizer: PreTrainedTokenizer
     Raises:
         ValueError: naming the first row that does.
     """
-    if not isinstance(dataset, Dataset) or "chat_template_kwargs" not in dataset.column_names:
+    found = first_row_whose_thought(dataset, tokenizer, texts, is_over=True)
+    if found is not None:
+        raise ValueError(
+            f"Row {found[0]} of the {name} dataset switches its thought off ({found[1]}). Leave that out of its "
+            "chat_template_kwargs, or set warmup_format to plain."
+        )
+
+
+def check_thinking_is_off(name: str, dataset: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Where the first row switches its thought off, all do.
+
+    Raises:
+        ValueError: naming the first row that does not.
+    """
+    texts = thinking_texts(tokenizer, {}, is_asked_for=False)
+    if texts is None:
         return
+    found = first_row_whose_thought(dataset, tokenizer, texts, is_over=False)
+    if found is not None:
+        raise ValueError(
+            f"Row {found[0]} of the {name} dataset thinks ({found[1] or 'no chat_template_kwargs'}), and the first "
+            "row of the training switches its thought off. Give all rows the same enable_thinking in "
+            "chat_template_kwargs."
+        )
+    logger.warning(
+        "The rows switch thinking off (chat_template_kwargs), so warmups are plain text behind an empty thought. "
+        "Leave that out to train the model's own thoughts."
+    )
+
+
+def first_row_whose_thought(
+    dataset: Any, tokenizer: PreTrainedTokenizerBase, texts: ThinkingTexts, *, is_over: bool
+) -> tuple[int, dict[str, Any]] | None:
+    """Index and template arguments of the first row whose prompt ends with an empty thought, or with none."""
+    if not isinstance(dataset, Dataset) or "chat_template_kwargs" not in dataset.column_names:
+        return None
     known: dict[str, bool] = {}
     for row, template in enumerate(dataset["chat_template_kwargs"]):
         template = without_none(template or {})
         key = repr(sorted(template.items()))
         if key not in known:
             known[key] = prompt_is_thought_over(tokenizer, template, texts)
-        if known[key]:
-            raise ValueError(
-                f"Row {row} of the {name} dataset switches its thought off ({template}). Leave that out of its "
-                "chat_template_kwargs, or set warmup_format to plain."
-            )
+        if known[key] == is_over:
+            return row, template
+    return None
 
 
 def check_separator_is_new(name: str, dataset: Any, separator: str) -> None:

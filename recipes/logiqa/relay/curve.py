@@ -69,6 +69,8 @@ def draw(curves: Curves, path: Path) -> None:
     arms = sorted({arm for arm, _ in curves})
     most = max(num_warmups for _, num_warmups in curves)
     for (arm, num_warmups), by_share in sorted(curves.items(), key=lambda item: (-item[0][1], item[0][0])):
+        if arm == "sft" and num_warmups != most:  # it has no warmups, so it is the same
+            continue
         style = {"color": f"C{arms.index(arm)}", "linestyle": "-" if num_warmups == most else ":"}
         shares = sorted(by_share)
         means = [statistics.mean(by_share[share]) for share in shares]

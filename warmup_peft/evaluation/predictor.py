@@ -314,15 +314,11 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: s
 
     They are those of `text` alone if the tokenizer merges tokens across the boundary.
     """
-    if not isinstance(prompt, str):
-        answer = {"role": "assistant", "content": ANSWER}
-        head = render_answer(tokenizer, [{"role": "user", "content": "Hello"}], answer, {}).partition(ANSWER)[0]
-        return ids_behind(tokenizer, head[head.rstrip().rfind("\n") + 1 :], text)
-    before = tokenizer(prompt)["input_ids"]
-    ids = tokenizer(prompt + text)["input_ids"]
-    if ids[: len(before)] == before and len(ids) > len(before):
-        return ids[len(before) :]
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    if isinstance(prompt, str):
+        return ids_behind(tokenizer, prompt, text)
+    answer = {"role": "assistant", "content": ANSWER}
+    head = render_answer(tokenizer, [{"role": "user", "content": "Hello"}], answer, {}).partition(ANSWER)[0]
+    return ids_behind(tokenizer, head[head.rstrip().rfind("\n") + 1 :], text)
 
 
 def ids_before_answer(

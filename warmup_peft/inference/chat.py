@@ -287,9 +287,12 @@ def thinking_row(
 
 
 def ids_behind(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> list[int]:
-    """Token ids that `text` has behind `before`: at its start, some tokenizers put a space in front of it."""
+    """Token ids that `text` has behind `before`: at its start, some tokenizers put a space in front of it.
+
+    They are those of `text` alone if the tokenizer merges tokens across the boundary.
+    """
     start, whole = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in (before, before + text))
-    if whole[: len(start)] == start:
+    if whole[: len(start)] == start and len(whole) > len(start):
         return whole[len(start) :]
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 

@@ -46,7 +46,7 @@ def compare(options: argparse.Namespace, share: str, num_warmups: str) -> None:
     base = Path(options.output_dir, f"base-{share}")
     if not (base / "config.json").is_file():
         run(sys.executable, HERE / "make_base.py", "--reader", options.reader, "--chain_share", share,
-            "--output_dir", base)  # fmt: skip
+            "--folder", base)  # fmt: skip
     settings = {
         "config": HERE.parent / "relay.yaml", "task": HERE / "task.py", "model_name_or_path": base,
         "output_dir": Path(options.output_dir, f"{share}-{num_warmups}"), "arms": options.arms,

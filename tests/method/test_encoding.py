@@ -23,7 +23,6 @@ import warmup_peft
 from warmup_peft.method import encoding
 from warmup_peft.method.branches import Branches, Tokens, prefix_mask, sums_where
 from warmup_peft.method.encoding import PromptEncoder
-from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix, rope_limit
 from warmup_peft.method.rows import PlainRows
 from warmup_peft.method.sampling import WAYS, SamplingSettings, WarmupSampler, from_copies
@@ -96,7 +95,7 @@ def test_longrope_equals_one_row_at_a_time_on_both_sides_of_its_limit(longrope, 
     encoder = PromptEncoder(longrope)
     encoded = encoder(longrope, prompt, branches.ids.size(-1))
     assert isinstance(encoded, PlainRows) == (longest > 9)
-    logps = token_logps(encoded.predictions(branches, branches.mask), branches.ids[branches.mask])
+    logps = encoded.predictions(branches, branches.mask).logps(branches.ids[branches.mask])
     expected = logps_one_by_one(longrope, prompt, branches, branches.mask)
     torch.testing.assert_close(logps, expected, rtol=1e-4, atol=1e-4)
     gradients = [torch.autograd.grad(each.sum(), list(longrope.parameters())) for each in (logps, expected)]
@@ -114,7 +113,7 @@ def test_samples_across_the_limit_of_longrope_have_the_probability_that_they_are
     is_sampled = prefix_mask(warmups.num_decisions, warmups.ids.size(-1))
     branches = Branches(warmups.ids, is_sampled, is_sampled)
     with torch.no_grad():
-        logps = token_logps(encoded.predictions(branches, is_sampled), warmups.ids[is_sampled])
+        logps = encoded.predictions(branches, is_sampled).logps(warmups.ids[is_sampled])
     torch.testing.assert_close(sums_where(is_sampled, logps), warmups.logp, rtol=1e-4, atol=1e-4)
 
 

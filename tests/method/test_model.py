@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 from warmup_peft.method.model import (
     adapter_off,
     evaluation_mode,
-    logits_at,
     positions_for,
     random_numbers_from,
     takes,
@@ -78,19 +77,6 @@ def test_the_adapter_is_off_and_comes_back_with_frozen_weights_frozen(model, lor
 def test_without_an_adapter_there_is_nothing_to_switch_off(model):
     with adapter_off(model):
         assert without_peft_wrapper(model) is model
-
-
-@pytest.mark.parametrize("has_head", [True, False])
-def test_logits_are_made_at_the_asked_positions_only(model, has_head):
-    ids = torch.arange(3, 13).view(2, 5)
-    positions = torch.tensor([[False, True, False, False, True], [True, False, False, False, False]])
-    seen = []
-    handle = model.lm_head.register_forward_hook(lambda _, args, output: seen.append(args[0].shape[:-1].numel()))
-    expected = model(input_ids=ids).logits[positions]
-    found = logits_at(model, model.lm_head if has_head else None, positions, input_ids=ids)
-    handle.remove()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert seen == [10, 3 if has_head else 10]
 
 
 def test_positions_count_real_tokens(model):

@@ -13,7 +13,6 @@ from transformers import set_seed
 
 from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches
 from warmup_peft.method.encoding import PromptEncoder
-from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix, branch_mask, install, sliding_window, why_not_shareable
 from warmup_peft.method.rows import PlainRows
 
@@ -75,18 +74,19 @@ def lay_out(warmups: Warmups, target: Tokens):
 
 
 def loss_and_gradient(encoding, model, prompt, branches, predicted):
-    logits = encoding(model, model, prompt).predictions(branches, predicted)
-    loss = -token_logps(logits, branches.ids[predicted]).sum()
+    loss = -encoding(model, model, prompt).predictions(branches, predicted).logps(branches.ids[predicted]).sum()
     model.zero_grad()
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     return loss.item(), gradient
 
 
-@pytest.mark.parametrize("num_branches", [1, 3, 4])
+@pytest.mark.parametrize(("num_branches", "apart"), [(1, False), (3, False), (4, True)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_shared_prefix_equals_plain_rows(name, checkpointing, num_branches):
+def test_shared_prefix_equals_plain_rows(name, checkpointing, num_branches, apart, monkeypatch):
+    """Branches one behind the other, and branches as rows of their own."""
+    monkeypatch.setattr("warmup_peft.method.prefix.are_better_apart", lambda *_: apart)
     model = with_lora(build(name)).train()
     if checkpointing:
         model.enable_input_require_grads()
@@ -100,8 +100,10 @@ def test_shared_prefix_equals_plain_rows(name, checkpointing, num_branches):
     assert ((gradient - plain_gradient).norm() / plain_gradient.norm()).item() < 1e-4
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_every_attention_function_of_the_model_is_wrapped(attention):
+def test_every_attention_function_of_the_model_is_wrapped(attention, apart, monkeypatch):
+    monkeypatch.setattr("warmup_peft.method.prefix.are_better_apart", lambda *_: apart)
     model = build("Llama")
     model.set_attn_implementation(attention)
     prompt, warmups, target = ragged_batch(3)
@@ -122,15 +124,16 @@ def test_without_the_keyword_an_installed_model_computes_what_it_did():
     assert torch.equal(model(ids).logits, before)
 
 
-def test_a_branch_cannot_see_its_siblings():
+def test_a_branch_cannot_see_its_siblings(monkeypatch):
+    monkeypatch.setattr("warmup_peft.method.prefix.are_better_apart", lambda *_: False)
     model = build("Llama")
     install(model)
     prompt, warmups, target = ragged_batch(4)
     branches, predicted = lay_out(warmups, target)
-    before = SharedPrefix(model, model, prompt).predictions(branches, predicted)
+    before = SharedPrefix(model, model, prompt).predictions(branches, predicted).logits()
     other = branches.ids.clone()
     other[:, 2] = (other[:, 2] + 17) % 128
-    after = SharedPrefix(model, model, prompt).predictions(branches._replace(ids=other), predicted)
+    after = SharedPrefix(model, model, prompt).predictions(branches._replace(ids=other), predicted).logits()
     branch_of = torch.arange(4).view(1, 4, 1).expand_as(predicted)[predicted]
     torch.testing.assert_close(before[branch_of != 2], after[branch_of != 2], rtol=0, atol=1e-6)
     assert (before[branch_of == 2] - after[branch_of == 2]).abs().max() > 1e-3

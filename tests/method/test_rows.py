@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from warmup_peft.method.branches import Branches, Tokens
 from warmup_peft.method.model import evaluation_mode
+from warmup_peft.method.predictions import Predictions, as_they_are
 from warmup_peft.method.prefix import SharedPrefix, install
 from warmup_peft.method.rows import (
     CachedPrompt,
@@ -48,7 +49,7 @@ def one_by_one(model) -> torch.Tensor:
 @pytest.mark.parametrize("kind", [PlainRows, CachedPrompt])
 def test_predictions_are_those_of_each_row_alone(model, prompt, branches, kind):
     with evaluation_mode(model):
-        found = kind(model, model, prompt).predictions(branches, branches.mask)
+        found = kind(model, model, prompt).predictions(branches, branches.mask).logits()
         expected = one_by_one(model)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -59,7 +60,7 @@ def test_only_the_tokens_that_are_asked_for_are_predicted_in_their_order(model, 
     asked[0, 0, 1], asked[1, 1, 0] = False, False
     with evaluation_mode(model):
         encoded = kind(model, model, prompt)
-        every, some = encoded.predictions(branches, branches.mask), encoded.predictions(branches, asked)
+        every, some = (encoded.predictions(branches, mask).logits() for mask in (branches.mask, asked))
     torch.testing.assert_close(some, every[asked[branches.mask]], rtol=1e-4, atol=1e-5)
 
 
@@ -67,9 +68,8 @@ def test_rows_one_at_a_time_give_the_same_gradients(model, prompt, branches):
     gradients = []
     for room in (None, 3):
         model.zero_grad()
-        PlainRows(model, model, prompt, room).predictions(branches, branches.mask).log_softmax(-1)[
-            :, 7
-        ].sum().backward()
+        logits = PlainRows(model, model, prompt, room).predictions(branches, branches.mask).logits()
+        logits.log_softmax(-1)[:, 7].sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
@@ -82,19 +82,19 @@ def test_a_row_is_cut_or_filled_on_the_right():
 
 def test_an_expanded_cache_holds_each_prompt_so_many_times(model, prompt):
     with evaluation_mode(model):
-        cache, logits = encode_prompt(model, prompt)
+        cache, last_B = encode_prompt(model, prompt)
         keys = cache.layers[0].keys.clone()
         expand_cache(cache, 2, 3)
     assert torch.equal(cache.layers[0].keys, keys.repeat_interleave(3, 0))
-    assert logits.shape == (2, model.config.vocab_size)
+    assert last_B.logits().shape == (2, model.config.vocab_size)
 
 
 def test_first_predictions_stand_before_the_later_ones_of_their_branch():
     """Branch 0 is asked for its tokens 0 and 1, branch 1 for its token 1, branch 2 for its token 0."""
     predicted = torch.tensor([[[True, True], [False, True]], [[True, False], [False, False]]])
-    first = torch.tensor([[1.0], [2.0]])
-    later = torch.tensor([[10.0], [20.0]])
-    assert with_first_prediction(first, later, predicted).flatten().tolist() == [1.0, 10.0, 20.0, 2.0]
+    first = Predictions(torch.tensor([[1.0], [2.0]]), as_they_are, 1)
+    later = Predictions(torch.tensor([[10.0], [20.0]]), as_they_are, 1)
+    assert with_first_prediction(first, later, predicted).logits().flatten().tolist() == [1.0, 10.0, 20.0, 2.0]
     assert with_first_prediction(first, later, predicted & torch.tensor([False, True])) is later
 
 

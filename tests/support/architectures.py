@@ -20,7 +20,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from warmup_peft.method.branches import Branches, Tokens, Warmups, lay_out_branches, prefix_mask, sums_where
 from warmup_peft.method.encoding import Encoded, PromptEncoder
-from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.sampling import (
     WAYS,
@@ -223,7 +222,7 @@ def outcome_of(name: str, **changes: Any) -> Outcome:
 
 def assert_same_loss_and_gradient(model: nn.Module, encoded: Encoded, prompt: Tokens, branches: Branches) -> None:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    logps = token_logps(encoded.predictions(branches, branches.mask), branches.ids[branches.mask])
+    logps = encoded.predictions(branches, branches.mask).logps(branches.ids[branches.mask])
     expected = logps_one_by_one(model, prompt, branches, branches.mask)
     import os
 

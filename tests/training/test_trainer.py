@@ -541,9 +541,10 @@ def test_nan_stops_the_run_before_it_reaches_the_weights(model_folder, tokenizer
         predictions = encoded.predictions
 
         def broken(*args):
-            logits = predictions(*args).clone()
-            logits[-1] = torch.nan
-            return logits
+            found = predictions(*args)
+            hidden = found.hidden.clone()
+            hidden[-1] = torch.nan
+            return dataclasses.replace(found, hidden=hidden)
 
         encoded.predictions = broken
         return score(encoded, *more)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import EXAMPLES, TINY_SIZES
@@ -58,8 +60,12 @@ def test_rows_longer_than_a_sliding_window_are_not_shared(tokenizer, lora, tmp_p
     assert encoding_used(trainer) is kind
 
 
+def scaled(predictions, factor):
+    return dataclasses.replace(predictions, head=lambda hidden: predictions.head(hidden) * factor)
+
+
 def wrong_scores(predictions):
-    return lambda self, *args: predictions(self, *args) * 1.1
+    return lambda self, *args: scaled(predictions(self, *args), 1.1)
 
 
 def wrong_gradients(predictions):
@@ -91,7 +97,7 @@ def test_a_longer_batch_is_checked_again(model_folder, tokenizer, lora, tmp_path
 
     def wrong_beyond_30_tokens(self, branches, predicted):
         is_long = self.prompt.ids.size(1) + branches.ids.size(-1) > 30
-        return predictions(self, branches, predicted) * (1.1 if is_long else 1.0)
+        return scaled(predictions(self, branches, predicted), 1.1 if is_long else 1.0)
 
     monkeypatch.setattr(SharedPrefix, "predictions", wrong_beyond_30_tokens)
     trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from warmup_peft.files import first_line
 from warmup_peft.method.branches import Branches, Tokens, left_padded, prefix_mask
 from warmup_peft.method.model import evaluation_mode, random_numbers_from, training_mode
-from warmup_peft.method.objective import token_logps
 from warmup_peft.method.prefix import SharedPrefix, install, rope_limit, sliding_window, uninstall, why_not_shareable
 from warmup_peft.method.rows import CachedPrompt, PlainRows
 
@@ -224,7 +223,7 @@ def check_is_causal(model: PreTrainedModel, prompt: Tokens, room: int, tolerance
     first = torch.zeros_like(branches.mask)
     first[..., 0] = True
     with evaluation_mode(model):
-        logits = PlainRows(model, model, prompt).predictions(branches, first)
+        logits = PlainRows(model, model, prompt).predictions(branches, first).logits()
     logp = logits.float().log_softmax(-1).unflatten(0, (-1, 2))
     difference = distance(logp[:, 0], logp[:, 1])
     if difference > tolerance.nats:
@@ -292,7 +291,7 @@ def why_different(
 def logps(way: type[Encoded], model: PreTrainedModel, prompt: Tokens, room: int) -> Tensor:
     """(N,) log-probabilities of the probe branches' tokens, in nats."""
     branches = probe_branches(prompt, room)
-    return token_logps(way(model, model, prompt).predictions(branches, branches.mask), branches.ids[branches.mask])
+    return way(model, model, prompt).predictions(branches, branches.mask).logps(branches.ids[branches.mask])
 
 
 def distance(plain: Tensor, other: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What every pass over a causal language model needs: modes, random numbers, the adapter off, logits where asked for.
+"""What every pass over a causal language model needs: modes, random numbers, the adapter off, positions.
 
 Knows no warmup, no branch and no loss.
 """
@@ -73,27 +73,6 @@ def random_numbers_from(seed: int, device: torch.device) -> Iterator[None]:
 def without_peft_wrapper(model: nn.Module) -> PreTrainedModel:
     """The transformers model that a `PeftModel` has put its adapter layers into; they stay in force."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def logits_at(model: nn.Module, lm_head: nn.Module | None, positions: Tensor, **inputs) -> Tensor:
-    """Logits (N, V) of `model(**inputs)` at the masked positions (rows, tokens), in row-major order.
-
-    Only those positions reach the LM head where the model has one. Its own forward still runs whole, so scaling and
-    soft caps of its logits stay in force.
-    """
-    handle = None
-
-    def select(_, args: tuple) -> tuple | None:
-        return (args[0][positions].unsqueeze(0), *args[1:]) if args[0].shape[:2] == positions.shape else None
-
-    if lm_head is not None:
-        handle = lm_head.register_forward_pre_hook(select)
-    try:
-        logits = model(**inputs).logits
-    finally:
-        if handle is not None:
-            handle.remove()
-    return logits[positions] if logits.shape[:2] == positions.shape else logits.squeeze(0)
 
 
 def takes(model: nn.Module, name: str) -> bool:

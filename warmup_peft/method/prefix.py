@@ -5,8 +5,9 @@ But in a causal model what follows the prompt reads it only through its keys and
 
     encode    one forward over the prompts (B, P), with gradient; every layer's keys and values are kept
     sample    decodes from those keys and values, detached
-    score     one forward over all branches of an example, laid end to end (B, K * T); each branch attends to the kept
-              keys and values, with gradient, and to itself, never to its siblings
+    score     one forward over all branches of an example, laid end to end (B, K * T), or long ones as rows of their
+              own (B * K, T); each branch attends to the kept keys and values, with gradient, and to itself, never to
+              its siblings
 
 The gradient of the second forward flows through the kept keys and values into the first, exactly as if each branch had
 its own copy of the prompt (`warmup_peft.method.rows.PlainRows` does that, and is what tests compare with).
@@ -29,7 +30,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from warmup_peft.method.branches import Branches, Tokens, positions_of
-from warmup_peft.method.model import logits_at, without_peft_wrapper
+from warmup_peft.method.model import without_peft_wrapper
+from warmup_peft.method.predictions import Predictions, predictions_at
 from warmup_peft.method.rows import last_columns, opening_logps, with_first_prediction
 
 NAME = "warmup_prefix_over_"
@@ -68,13 +70,17 @@ class Keep:
 
 @dataclass
 class Prepend:
-    """Role of the second forward: put the kept keys and values before each layer's own."""
+    """Role of the second forward: put the kept keys and values before each layer's own, those of all rows of a prompt."""
 
     layers: dict[int, tuple[Tensor, Tensor]]
+    rows_per_prompt: int
 
     def apply(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        kept_key, kept_value = self.layers[layer]
-        return torch.cat([kept_key, key], dim=2), torch.cat([kept_value, value], dim=2)
+        return tuple(self._before(kept, own) for kept, own in zip(self.layers[layer], (key, value)))
+
+    def _before(self, kept: Tensor, own: Tensor) -> Tensor:
+        own = own.unflatten(0, (-1, self.rows_per_prompt))
+        return torch.cat([kept.unsqueeze(1).expand(-1, self.rows_per_prompt, -1, -1, -1), own], dim=3).flatten(0, 1)
 
 
 def attention_over(own_name: str):
@@ -190,15 +196,13 @@ class SharedPrefix:
     room = None
 
     def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens, num_opening: int = 0):
-        self.model, self.prompt = model, prompt
-        self.lm_head = unwrapped.get_output_embeddings()
+        self.model, self.unwrapped, self.prompt = model, unwrapped, prompt
         self.config = without_peft_wrapper(unwrapped).config
         kept = Keep()
-        is_last = last_columns(prompt, num_opening + 1)
-        last_logits = logits_at(
+        last_BN = predictions_at(
             model,
-            self.lm_head,
-            is_last,
+            unwrapped,
+            last_columns(prompt, num_opening + 1),
             input_ids=prompt.ids,
             attention_mask=prompt.mask.long(),
             position_ids=positions_of(prompt.mask),
@@ -207,9 +211,8 @@ class SharedPrefix:
         )
         kept.close(self.config.get_text_config().num_hidden_layers)
         self.layers = kept.layers
-        last_logits = last_logits.unflatten(0, (-1, num_opening + 1))
-        self.first_logits_BV = last_logits[:, -1]
-        self.opening_logp_B1 = opening_logps(last_logits, prompt)
+        self.first_B = last_BN[num_opening :: num_opening + 1]
+        self.opening_logp_B1 = opening_logps(last_BN, prompt)
 
     def again(self, model: PreTrainedModel) -> SharedPrefix:
         """The same prompts, encoded by `model` as it is now."""
@@ -230,27 +233,38 @@ class SharedPrefix:
             cache.update(key, value, layer)
         return cache
 
-    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
-        """Logits (N, V) of the selected branch tokens' predictions, in row-major order, with gradient."""
+    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Predictions:
+        """Of the N selected branch tokens, in row-major order, with gradient."""
         num_branches, num_tokens = branches.ids.shape[1:]
-        offsets = torch.arange(num_tokens, device=branches.ids.device).repeat(num_branches)
+        rows = num_branches if are_better_apart(self.prompt.ids.size(1), num_branches, num_tokens) else 1
+        prompt_mask = self.prompt.mask.repeat_interleave(rows, 0)
+        offsets = torch.arange(num_tokens, device=branches.ids.device).repeat(num_branches // rows)
         columns = torch.zeros_like(predicted_BKT)
         columns[..., :-1] = predicted_BKT[..., 1:]  # a token is predicted at the one before it
-        logits = logits_at(
+        later_M = predictions_at(
             self.model,
-            self.lm_head,
-            columns.flatten(1),
-            input_ids=branches.ids.flatten(1),
-            attention_mask=branch_mask(self.prompt.mask, num_branches, num_tokens),
-            position_ids=self.prompt.mask.sum(1, keepdim=True) + offsets,
+            self.unwrapped,
+            columns.reshape(len(prompt_mask), -1),
+            input_ids=branches.ids.reshape(len(prompt_mask), -1),
+            attention_mask=branch_mask(prompt_mask, num_branches // rows, num_tokens),
+            position_ids=prompt_mask.sum(1, keepdim=True) + offsets,
             use_cache=False,
-            prefix=Prepend(self.layers),
+            prefix=Prepend(self.layers, rows),
         )
-        return with_first_prediction(self.first_logits_BV, logits, predicted_BKT)
+        return with_first_prediction(self.first_B, later_M, predicted_BKT)
+
+
+def are_better_apart(prompt_length: int, num_branches: int, num_tokens: int) -> bool:
+    """Whether the branches of a prompt go into rows of their own, instead of one behind the other into one row.
+
+    In one row a token's attention also runs over the (K - 1) T tokens of its siblings, which it may not see. In rows of
+    their own the P keys and values of the prompt are copied K times, which costs about as much as P keys looked at.
+    """
+    return (num_branches - 1) * num_tokens > prompt_length
 
 
 def branch_mask(prompt_mask: Tensor, num_branches: int, num_tokens: int) -> Tensor:
-    """(B, 1, K * T, P + K * T): who sees whom. Branches see the prompt and, causally, themselves.
+    """(rows, 1, K * T, P + K * T): who sees whom, K branches a row. They see the prompt and, causally, themselves.
 
     Padding on a branch's right is seen by nothing that counts, so it needs no mask of its own.
     """

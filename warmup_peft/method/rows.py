@@ -1,4 +1,4 @@
-"""Predictions along branches, as logits at the positions that are asked for and nowhere else.
+"""Predictions along branches, at the positions that are asked for and nowhere else.
 
 `PlainRows` encodes every branch with its own copy of the prompt: slow, and right for every causal model.
 `CachedPrompt` encodes the prompt once with transformers' own cache, for whatever needs no gradient.
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from warmup_peft.method.branches import Branches, Tokens, join_rows, pack
-from warmup_peft.method.model import logits_at, positions_for, takes, without_peft_wrapper
-from warmup_peft.method.objective import token_logps
+from warmup_peft.method.model import positions_for, without_peft_wrapper
+from warmup_peft.method.predictions import Predictions, joined, predictions_and_output, predictions_at
 
 
 class PlainRows:
@@ -45,14 +45,14 @@ class PlainRows:
         self.model, self.unwrapped, self.prompt, self.room = model, unwrapped, prompt, room
         self.num_opening = num_opening
 
-    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
-        """Logits (N, V) of the selected branch tokens' predictions, in row-major order, with gradient."""
+    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Predictions:
+        """Of the N selected branch tokens, in row-major order, with gradient."""
         rows = join_rows(self.prompt, branches)
         columns = torch.zeros_like(rows.mask)
         first_column = self.prompt.ids.size(1) - 1  # a token is predicted one column before it stands
         columns[:, first_column:-1] = predicted_BKT.flatten(0, 1)
         lengths = self.prompt.mask.sum(1).repeat_interleave(branches.ids.size(1))
-        return self._logits(rows, columns, lengths)
+        return self._predictions(rows, columns, lengths)
 
     @property
     def opening_logp_B1(self) -> Tensor:
@@ -60,30 +60,29 @@ class PlainRows:
         if self.num_opening == 0:
             return torch.zeros(len(self.prompt.ids), 1, device=self.prompt.ids.device)
         is_last = last_columns(self.prompt, self.num_opening + 1)
-        logits = self._logits(self.prompt, is_last, self.prompt.mask.sum(1))
-        return opening_logps(logits.unflatten(0, (-1, self.num_opening + 1)), self.prompt)
+        return opening_logps(self._predictions(self.prompt, is_last, self.prompt.mask.sum(1)), self.prompt)
 
     def again(self, model: PreTrainedModel) -> PlainRows:
         """The same prompts, for `model` as it is now."""
         return PlainRows(model, model, self.prompt, self.room)
 
-    def _logits(self, rows: Tokens, columns: Tensor, prompt_lengths: Tensor) -> Tensor:
+    def _predictions(self, rows: Tokens, columns: Tensor, prompt_lengths: Tensor) -> Predictions:
         """Of rows that are moved to the left end, where every model counts its positions by itself."""
         mask, ids, columns = pack(rows.mask, rows.ids, columns, side="right")
         if self.room is None:
             return self._forward(self.model, ids, mask, columns)
         models = [self.model] + [self.unwrapped] * (len(ids) - 1)  # ranks must call the wrapper equally often
         lengths = (prompt_lengths + self.room).tolist()
-        return torch.cat(
+        return joined(
             [
                 self._forward(model, *(fitted(x[row : row + 1], lengths[row]) for x in (ids, mask, columns)))
                 for row, model in enumerate(models)
             ]
         )
 
-    def _forward(self, model: nn.Module, ids: Tensor, mask: Tensor, columns: Tensor) -> Tensor:
-        head = self.unwrapped.get_output_embeddings()
-        return logits_at(model, head, columns, input_ids=ids, attention_mask=mask.long(), use_cache=False)
+    def _forward(self, model: nn.Module, ids: Tensor, mask: Tensor, columns: Tensor) -> Predictions:
+        inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}
+        return predictions_at(model, self.unwrapped, columns, **inputs)
 
 
 def fitted(row: Tensor, length: int) -> Tensor:
@@ -104,18 +103,18 @@ class CachedPrompt:
     def __init__(self, model: nn.Module, unwrapped: PreTrainedModel, prompt: Tokens, num_opening: int = 0):
         self.model, self.prompt = without_peft_wrapper(unwrapped), prompt
 
-    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Tensor:
-        """Logits (N, V) of the selected branch tokens' predictions, in row-major order."""
-        cache, first_logits_BV = encode_prompt(self.model, self.prompt)
+    def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Predictions:
+        """Of the N selected branch tokens, in row-major order."""
+        cache, first_B = encode_prompt(self.model, self.prompt)
         expand_cache(cache, len(self.prompt.ids), branches.ids.size(1))
         rows = join_rows(self.prompt, branches)
         width = self.prompt.ids.size(1)
         columns = torch.zeros_like(predicted_BKT)
         columns[..., :-1] = predicted_BKT[..., 1:]
         positions = {name: x[:, width:] for name, x in positions_for(self.model, rows.mask).items()}
-        logits = logits_at(
+        later_M = predictions_at(
             self.model,
-            self.model.get_output_embeddings(),
+            self.model,
             columns.flatten(0, 1),
             input_ids=rows.ids[:, width:],
             attention_mask=rows.mask.long(),
@@ -123,7 +122,7 @@ class CachedPrompt:
             use_cache=True,
             **positions,
         )
-        return with_first_prediction(first_logits_BV, logits, predicted_BKT)
+        return with_first_prediction(first_B, later_M, predicted_BKT)
 
 
 def last_columns(prompt: Tokens, count: int) -> Tensor:
@@ -133,26 +132,29 @@ def last_columns(prompt: Tokens, count: int) -> Tensor:
     return is_last
 
 
-def opening_logps(logits_BNV: Tensor, prompt: Tokens) -> Tensor:
-    """(B, 1) log-probability in nats of the last N - 1 tokens of each prompt, from the logits at its last N."""
-    num_opening = logits_BNV.size(1) - 1
+def opening_logps(last_BN: Predictions, prompt: Tokens) -> Tensor:
+    """(B, 1) log-probability in nats of the last N - 1 tokens of each prompt, from what is predicted at its last N."""
+    num_opening = len(last_BN) // len(prompt.ids) - 1
     if num_opening == 0:
         return torch.zeros(len(prompt.ids), 1, device=prompt.ids.device)
-    logps = token_logps(logits_BNV[:, :-1].flatten(0, 1), prompt.ids[:, -num_opening:].flatten())
+    is_before = torch.arange(len(last_BN), device=prompt.ids.device) % (num_opening + 1) < num_opening
+    logps = last_BN[is_before].logps(prompt.ids[:, -num_opening:].flatten())
     return logps.unflatten(0, (-1, num_opening)).sum(1, keepdim=True)
 
 
-def encode_prompt(model: PreTrainedModel, prompt: Tokens) -> tuple[Cache, Tensor]:
-    """The cache of the prompts (B, P), padded on the left, and the logits (B, V) of what follows them."""
+def encode_prompt(model: PreTrainedModel, prompt: Tokens) -> tuple[Cache, Predictions]:
+    """The cache of the prompts (B, P), padded on the left, and predictions (B) of what follows them."""
     model = without_peft_wrapper(model)
-    output = model(
+    last_B, output = predictions_and_output(
+        model,
+        model,
+        last_columns(prompt, 1),
         input_ids=prompt.ids,
         attention_mask=prompt.mask.long(),
         use_cache=True,
         **positions_for(model, prompt.mask),
-        **({"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}),
     )
-    return output.past_key_values, output.logits[:, -1]
+    return output.past_key_values, last_B
 
 
 def expand_cache(cache: Cache, batch_size: int, num_copies: int) -> None:
@@ -161,20 +163,20 @@ def expand_cache(cache: Cache, batch_size: int, num_copies: int) -> None:
     cache.reorder_cache(torch.arange(batch_size, device=device).repeat_interleave(num_copies))
 
 
-def with_first_prediction(first_logits_BV: Tensor, later_logits_MV: Tensor, predicted_BKT: Tensor) -> Tensor:
+def with_first_prediction(first_B: Predictions, later_M: Predictions, predicted_BKT: Tensor) -> Predictions:
     """Put the predictions of branches' first tokens, made at the prompt's end, among those of later tokens.
 
     Returns:
-        (N, V) in row-major order of `predicted_BKT`.
+        N predictions, in row-major order of `predicted_BKT`.
     """
     wants_first_BK = predicted_BKT[..., 0]
     if not wants_first_BK.any():
-        return later_logits_MV
-    first_logits = first_logits_BV[wants_first_BK.nonzero()[:, 0]]
+        return later_M
+    first = first_B[wants_first_BK.nonzero()[:, 0]]
     is_first = torch.zeros_like(predicted_BKT)
     is_first[..., 0] = True
     from_first = is_first[predicted_BKT]
     order = torch.empty(len(from_first), dtype=torch.long, device=from_first.device)
-    order[from_first] = torch.arange(len(first_logits), device=order.device)
-    order[~from_first] = torch.arange(len(later_logits_MV), device=order.device) + len(first_logits)
-    return torch.cat([first_logits, later_logits_MV])[order]
+    order[from_first] = torch.arange(len(first), device=order.device)
+    order[~from_first] = torch.arange(len(later_M), device=order.device) + len(first)
+    return joined([first, later_M])[order]

@@ -24,12 +24,12 @@ from warmup_peft.method.branches import Branches, Tokens, Warmups, pack, prefix_
 from warmup_peft.method.encoding import PROBE_SEED, Encoded, distance, probe_prompts, tolerance_of
 from warmup_peft.method.model import (
     evaluation_mode,
-    logits_at,
     positions_for,
     random_numbers_from,
     without_peft_wrapper,
 )
 from warmup_peft.method.objective import token_logps
+from warmup_peft.method.predictions import predictions_at
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.rows import PlainRows, encode_prompt, expand_cache, fitted
 
@@ -224,29 +224,31 @@ class RowDecoding:
     def _logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
         is_last = nn.functional.one_hot(lengths - 1, ids.size(1)).bool()
         mask = prefix_mask(lengths, ids.size(1)).long()
-        head = self.model.get_output_embeddings()
-        return logits_at(self.model, head, is_last, input_ids=ids, attention_mask=mask, use_cache=False)
+        return predictions_at(
+            self.model, self.model, is_last, input_ids=ids, attention_mask=mask, use_cache=False
+        ).logits()
 
 
 def from_kept_keys(model: PreTrainedModel, encoded: SharedPrefix, num_copies: int) -> CachedDecoding:
     """From the keys and values of a shared prompt."""
-    logits = encoded.first_logits_BV.detach().repeat_interleave(num_copies, 0)
+    logits = encoded.first_B.logits().repeat_interleave(num_copies, 0)
     mask = encoded.prompt.mask.repeat_interleave(num_copies, 0)
     return CachedDecoding(model, encoded.prompt_cache(num_copies), logits, mask)
 
 
 def from_cache(model: PreTrainedModel, encoded: Encoded, num_copies: int) -> CachedDecoding:
     """From the model's own cache of each prompt, expanded."""
-    cache, logits = encode_prompt(model, encoded.prompt)
-    expand_cache(cache, len(logits), num_copies)
+    cache, last_B = encode_prompt(model, encoded.prompt)
+    expand_cache(cache, len(last_B), num_copies)
     mask = encoded.prompt.mask.repeat_interleave(num_copies, 0)
-    return CachedDecoding(model, cache, logits.repeat_interleave(num_copies, 0), mask)
+    return CachedDecoding(model, cache, last_B.logits().repeat_interleave(num_copies, 0), mask)
 
 
 def from_copies(model: PreTrainedModel, encoded: Encoded, num_copies: int) -> CachedDecoding:
     """From the model's own cache of K copies of each prompt, for states that cannot be expanded."""
     copies = Tokens(*(x.repeat_interleave(num_copies, 0) for x in encoded.prompt))
-    return CachedDecoding(model, *encode_prompt(model, copies), copies.mask)
+    cache, last = encode_prompt(model, copies)
+    return CachedDecoding(model, cache, last.logits(), copies.mask)
 
 
 WAYS = (from_kept_keys, from_cache, from_copies, RowDecoding)
@@ -329,7 +331,7 @@ def why_wrong(way: Callable, model: PreTrainedModel, encoded: Encoded, settings:
         return f"{model.config.model_type} cannot go on from its prompt ({first_line(error)})"
     ids = tokens.unflatten(0, (-1, settings.num_warmups))
     mask = torch.ones_like(ids, dtype=torch.bool)
-    logits = PlainRows(model, model, encoded.prompt).predictions(Branches(ids, mask, mask), mask)
+    logits = PlainRows(model, model, encoded.prompt).predictions(Branches(ids, mask, mask), mask).logits()
     difference = distance(settings.logps(logits, tokens.flatten()), logps.flatten())
     if difference > tolerance_of(model).nats:
         return f"tokens would be sampled {difference:.2g} nats off their probability"

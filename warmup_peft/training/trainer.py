@@ -8,12 +8,15 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils.logging import get_logger
 from trl import SFTTrainer
 
@@ -24,6 +27,7 @@ from warmup_peft.method.branches import Branches, Tokens, Warmups, split_example
 from warmup_peft.method.encoding import Encoded, PromptEncoder
 from warmup_peft.method.model import adapter_off, evaluation_mode, random_numbers_from, without_peft_wrapper
 from warmup_peft.method.objective import Credit, Scores, credit_of, hindsight_credit, warmup_loss
+from warmup_peft.method.predictions import Predictions
 from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings
 from warmup_peft.method.scoring import score_warmups, target_logps
 from warmup_peft.settings.traits import OBJECTIVE_TRAITS
@@ -239,7 +243,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             kl_from_reference=not traits.is_penalised,
             with_gain=traits.needs_gain,
             source_logp_BK=warmups.logp if is_off_policy else None,
-            reference_logits=lambda *asked: self._reference_logits(encoded, *asked),
+            reference=lambda *asked: self._reference(encoded, *asked),
         )
 
     def _credit(self, warmups: Warmups, target: Tokens, scores: Scores) -> Credit:
@@ -253,11 +257,16 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             advantage_clip=self.args.advantage_clip,
         )
 
-    def _reference_logits(self, encoded: Encoded, branches: Branches, predicted: Tensor) -> Tensor:
-        """(N, V) of the model with its adapter off, without gradient."""
+    def _reference(self, encoded: Encoded, branches: Branches, predicted: Tensor) -> Predictions:
+        """Predictions of the model with its adapter off, without gradient."""
+        with self._as_reference() as model:
+            return encoded.again(model).predictions(branches, predicted).within(self._as_reference)
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[PreTrainedModel | PeftModel]:
         model = self.accelerator.unwrap_model(self.model)
         with evaluation_mode(model), adapter_off(model), self.accelerator.autocast():
-            return encoded.again(model).predictions(branches, predicted)
+            yield model
 
     def _check_numbers(self, scores: Scores) -> None:
         """Stop at NaN, before it reaches the weights; count targets that no warmup makes possible, and go on."""

@@ -25,7 +25,8 @@ from warmup_peft.method.branches import Branches, Tokens, prefix_mask, sums_wher
 from warmup_peft.method.encoding import PromptEncoder
 from warmup_peft.method.prefix import SharedPrefix, rope_limit
 from warmup_peft.method.rows import PlainRows
-from warmup_peft.method.sampling import WAYS, SamplingSettings, WarmupSampler, from_copies
+from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
+from warmup_peft.method.ways import WAYS, from_copies
 
 README = Path(warmup_peft.__file__).with_name("README.md")
 

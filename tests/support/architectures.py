@@ -21,15 +21,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from warmup_peft.method.branches import Branches, Tokens, Warmups, lay_out_branches, prefix_mask, sums_where
 from warmup_peft.method.encoding import Encoded, PromptEncoder
 from warmup_peft.method.prefix import SharedPrefix
-from warmup_peft.method.sampling import (
-    WAYS,
-    RowDecoding,
-    SamplingSettings,
-    WarmupSampler,
-    from_cache,
-    from_copies,
-    from_kept_keys,
-)
+from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
+from warmup_peft.method.ways import WAYS, RowDecoding, from_cache, from_copies, from_kept_keys
 
 NAMES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 VOCABULARY = 128

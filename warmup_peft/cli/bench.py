@@ -1,6 +1,7 @@
 """`warmup-peft bench`: what do warmups cost on my machine? Times one training step in several ways in one process.
 
     sft       TRL's own `SFTTrainer`
+    sft_rows  TRL's own on K rows [prompt | W more tokens | target] for each example
     naive     the obvious ten lines: `generate` with K return sequences, then K full rows
     plain     `WarmupSFTTrainer` without sharing: K full rows, sampling from a prompt encoded once
     shared    `WarmupSFTTrainer` with each prompt encoded once
@@ -57,6 +58,7 @@ from warmup_peft.training.trainer import WarmupSFTTrainer
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "sft": None,
+    "sft_rows": None,
     "naive": None,
     "plain": {"prefix_sharing": "never"},
     "shared": {},
@@ -66,13 +68,22 @@ ARMS: dict[str, dict[str, Any] | None] = {
     **{name: {"objective": name} for name in OBJECTIVES if name != "warmup"},
 }
 # of a step, and the trainer's attribute that does it
-PARTS = {"encode": "encoder", "sample": "sample_warmups", "score": "score_warmups"}
-TIMED = {**PARTS, "record": "record_metrics"}
+TIMED = {
+    "prompt": "encoder",
+    "sampling": "sample_warmups",
+    "branches": "score_warmups",
+    "anchor": "_reference",
+    "diagnostics": "record_metrics",
+}
 SEPARATOR = "||"  # two tokens of the byte tokenizer
 SHAPES: dict[str, dict[str, Any]] = {
     "small": dict(
         hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
         vocab_size=8192,
+    ),
+    "small-llama-3-vocabulary": dict(
+        hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
+        vocab_size=128256, tie_word_embeddings=True,
     ),
     "llama-3.2-1b": dict(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
@@ -98,8 +109,9 @@ class Arm:
 
     def summary(self, sft_seconds: float, batch_size: int) -> dict[str, Any]:
         seconds = statistics.median(self.seconds)
-        split = {part: statistics.median(self.parts[part]) for part in PARTS if self.parts[part]}
+        split = {part: statistics.median(values) for part, values in self.parts.items() if values}
         if split:
+            split["branches"] -= split.get("anchor", 0)  # which is done within
             split["backward and the rest"] = seconds - sum(split.values())
         return {
             "arm": self.name,
@@ -108,7 +120,6 @@ class Arm:
             "examples_per_second": batch_size / seconds,
             "peak_bytes": self.peak_bytes,
             "split_seconds": split,
-            "diagnostics_share": sum(self.parts["record"]) / sum(self.seconds),
         }
 
 
@@ -151,13 +162,12 @@ def load_model(options: BenchArguments) -> tuple[PreTrainedModel, PreTrainedToke
     return model, byte_tokenizer()
 
 
-def random_rows(options: BenchArguments, vocab_size: int) -> Dataset:
-    """`batch_size` rows of random tokens. The labels of the prompt are masked."""
+def random_rows(batch_size: int, context_length: int, target_length: int, vocab_size: int) -> Dataset:
+    """Rows of random tokens, of which only the target has labels."""
     generator = torch.Generator().manual_seed(0)
-    length = options.prompt_length + options.target_length
-    ids = torch.randint(260, vocab_size, (options.batch_size, length), generator=generator)
+    ids = torch.randint(260, vocab_size, (batch_size, context_length + target_length), generator=generator)
     labels = ids.clone()
-    labels[:, : options.prompt_length] = -100
+    labels[:, :context_length] = -100
     return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
 
 
@@ -170,9 +180,16 @@ def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
     base, tokenizer = load_model(options)
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, lora)
-    rows = random_rows(options, base.config.get_text_config().vocab_size)
+    vocab_size = base.config.get_text_config().vocab_size
+    rows = random_rows(options.batch_size, options.prompt_length, options.target_length, vocab_size)
+    long_rows = random_rows(
+        options.batch_size * options.num_warmups,
+        options.prompt_length + options.max_warmup_length,
+        options.target_length,
+        vocab_size,
+    )
     common = dict(
-        per_device_train_batch_size=options.batch_size,
+        per_device_train_batch_size=len(long_rows),  # of the rows there are
         gradient_checkpointing=options.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         max_length=None,
@@ -185,7 +202,10 @@ def build_arms(options: BenchArguments, folder: str) -> list[Arm]:
     for name in options.arms:
         changes = ARMS[name]
         if changes is None:
-            trainer = SFTTrainer(model, SFTConfig(folder, **common), train_dataset=rows, processing_class=tokenizer)
+            own_rows = long_rows if name == "sft_rows" else rows
+            trainer = SFTTrainer(
+                model, SFTConfig(folder, **common), train_dataset=own_rows, processing_class=tokenizer
+            )
         else:
             settings = {
                 "num_warmups": options.num_warmups,
@@ -370,21 +390,11 @@ def bench_table(result: dict[str, Any]) -> Table:
         f"{settings['prompt_length']}, target {settings['target_length']}, K {settings['num_warmups']}, "
         f"W {settings['max_warmup_length']}"
     )
-    columns = (
-        "",
-        "seconds",
-        "to SFT",
-        "examples/s",
-        "peak MiB",
-        "to SFT",
-        "encode / sample / score / rest",
-        "diagnostics",
-    )
-    for column in columns:
+    parts = list(dict.fromkeys(part for arm in result["arms"] for part in arm["split_seconds"]))
+    for column in ("", "seconds", "to SFT", "examples/s", "peak MiB", "to SFT", *parts):
         table.add_column(column, justify="right" if column else "left", no_wrap=not column)
     peaks = {arm["arm"]: arm["peak_bytes"] for arm in result["arms"]}
     for arm in result["arms"]:
-        split = " / ".join(f"{seconds:.3f}" for seconds in arm["split_seconds"].values())
         table.add_row(
             arm["arm"],
             f"{arm['median_seconds']:.3f}",
@@ -392,7 +402,6 @@ def bench_table(result: dict[str, Any]) -> Table:
             f"{arm['examples_per_second']:.2f}",
             f"{arm['peak_bytes'] / 2**20:.0f}",
             f"{arm['peak_bytes'] / peaks['sft']:.2f}",
-            split,
-            f"{arm['diagnostics_share']:.1%}" if split else "",
+            *(f"{arm['split_seconds'][part]:.3f}" if part in arm["split_seconds"] else "" for part in parts),
         )
     return table

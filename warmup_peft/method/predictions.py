@@ -154,7 +154,7 @@ class HandedOn(BaseModelOutputWithPast):
 
 
 class HandOn(nn.Module):
-    """Stands in for a decoder: its output is the hidden states that it is given. Has the decoder's other attributes."""
+    """Stands in for a decoder: hands on the hidden states that it is given. Has the decoder's other attributes."""
 
     def __init__(self, decoder: nn.Module):
         super().__init__()
@@ -198,28 +198,27 @@ def with_decoder(module: nn.Module, path: list[str]) -> nn.Module:
 
 
 def find_decoder(model: PreTrainedModel) -> str | None:
-    """Path of the decoder behind which this model needs nothing but hidden states; None where it has none.
-
-    Found by trying: the head's logits are compared with the model's own.
-    """
-    ids = torch.tensor([[1, 2, 3]], device=model.device)
+    """Path of the decoder behind which this model needs nothing but hidden states; None where it has none."""
     with evaluation_mode(model):
-        for path in decoder_candidates(model):
-            hidden: list[Tensor] = []
-            decoder = model.get_submodule(path)
-            handle = decoder.register_forward_hook(lambda _, __, output: hidden.append(output.last_hidden_state))
-            try:
-                expected = model(input_ids=ids, use_cache=False).logits[0]
-                found = [Head(model, path)(x[0]) for x in hidden]
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # whatever the model does that was not foreseen, whole logits do without it
-                continue
-            finally:
-                handle.remove()
-            if len(found) == 1 and torch.allclose(found[0], expected, rtol=1e-2, atol=1e-2, equal_nan=True):
-                return path
-    return None
+        return next((path for path in decoder_candidates(model) if gives_all(model, path)), None)
+
+
+def gives_all(model: PreTrainedModel, path: str) -> bool:
+    """Whether the logits that follow from this module's hidden states are the model's own. Found by trying."""
+    hidden: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_hook(
+        lambda _, __, output: hidden.append(output.last_hidden_state)
+    )
+    try:
+        expected = model(input_ids=torch.tensor([[1, 2, 3]], device=model.device), use_cache=False).logits[0]
+        found = [Head(model, path)(x[0]) for x in hidden]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever the model does that was not foreseen, whole logits do without it
+        return False
+    finally:
+        handle.remove()
+    return len(found) == 1 and torch.allclose(found[0], expected, rtol=1e-2, atol=1e-2, equal_nan=True)
 
 
 def decoder_candidates(model: PreTrainedModel) -> Iterator[str]:

@@ -70,7 +70,7 @@ class Keep:
 
 @dataclass
 class Prepend:
-    """Role of the second forward: put the kept keys and values before each layer's own, those of all rows of a prompt."""
+    """Role of the second forward: put the kept keys and values before each layer's own, in all rows of a prompt."""
 
     layers: dict[int, tuple[Tensor, Tensor]]
     rows_per_prompt: int
@@ -257,8 +257,8 @@ class SharedPrefix:
 def are_better_apart(prompt_length: int, num_branches: int, num_tokens: int) -> bool:
     """Whether the branches of a prompt go into rows of their own, instead of one behind the other into one row.
 
-    In one row a token's attention also runs over the (K - 1) T tokens of its siblings, which it may not see. In rows of
-    their own the P keys and values of the prompt are copied K times, which costs about as much as P keys looked at.
+    In one row a token's attention also runs over the (K - 1) T tokens of its siblings, which it may not see. In rows
+    of their own the P keys and values of the prompt are copied K times.
     """
     return (num_branches - 1) * num_tokens > prompt_length
 

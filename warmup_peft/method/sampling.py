@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.logits_process import (
     LogitsProcessor,
     MinPLogitsWarper,
@@ -20,23 +20,19 @@ from transformers.generation.logits_process import (
 )
 
 from warmup_peft.files import first_line
-from warmup_peft.method.branches import Branches, Tokens, Warmups, pack, prefix_mask
+from warmup_peft.method.branches import Branches, Warmups, prefix_mask
 from warmup_peft.method.encoding import PROBE_SEED, Encoded, distance, probe_prompts, tolerance_of
-from warmup_peft.method.model import (
-    evaluation_mode,
-    positions_for,
-    random_numbers_from,
-    without_peft_wrapper,
-)
+from warmup_peft.method.model import evaluation_mode, random_numbers_from, without_peft_wrapper
 from warmup_peft.method.objective import token_logps
-from warmup_peft.method.predictions import predictions_at
 from warmup_peft.method.prefix import SharedPrefix
-from warmup_peft.method.rows import PlainRows, encode_prompt, expand_cache, fitted
+from warmup_peft.method.rows import PlainRows
+from warmup_peft.method.ways import WAYS, CachedDecoding, RowDecoding, from_kept_keys
 
 logger = logging.getLogger(__name__)
 
 NO_TOKEN = -1
 NO_PROBABILITY = -1e9  # a logit; finite, so that divergences stay so
+TOKENS_WORTH_A_COPY = 16
 
 
 class NaNLogitsError(FloatingPointError):
@@ -121,14 +117,23 @@ class SamplingSettings:
     def sample(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 1) tokens sampled from this distribution, and their log-probabilities (N, 1) in nats.
 
-        Without `do_sample` the likeliest tokens, which are certain.
+        Without `do_sample` the likeliest tokens, which are certain. Where logits are NaN, so is the log-probability.
         """
         scores = self.with_one_end(logits_NV) / self.temperature
         if not self.do_sample:
-            return scores.argmax(-1, keepdim=True), scores.new_zeros(len(scores), 1)
+            return scores.argmax(-1, keepdim=True), torch.where(scores.isnan().any(-1, keepdim=True), torch.nan, 0.0)
         probabilities_NV = self._truncate(scores).softmax(-1)
-        sampled = torch.multinomial(probabilities_NV, num_samples=1)
+        # what torch.multinomial computes for a single sample, without waiting for the device to check its input
+        sampled = (probabilities_NV / torch.empty_like(probabilities_NV).exponential_()).argmax(-1, keepdim=True)
         return sampled, probabilities_NV.gather(1, sampled).log()
+
+    def ends(self, last_NS: Tensor) -> Tensor:
+        """(N,) whether the last one of these tokens ends a warmup, or completes the separator."""
+        ends = torch.tensor(self.end_token_ids, dtype=torch.long, device=last_NS.device)
+        is_end_N = torch.isin(last_NS[:, -1], ends)
+        if last_NS.size(1) < len(self.separator_ids):
+            return is_end_N
+        return is_end_N | (last_NS == torch.tensor(self.separator_ids, device=last_NS.device)).all(-1)
 
     def logps(self, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
         """(N,) log-probabilities in nats of tokens that `sample` gave, temperature and truncation included.
@@ -167,91 +172,6 @@ def only_this_generation_config(model: PreTrainedModel, config: GenerationConfig
         yield
     finally:
         model.generation_config = own
-
-
-# ---- Ways to decode, the fastest first. All of them give the logits of what follows, one token after another ----
-
-
-class CachedDecoding:
-    """Goes on from a cache of the prompts.
-
-    Args:
-        model: without a wrapper.
-        cache: of the N rows.
-        logits: (N, V) of what follows them.
-        mask: (N, P) real tokens, padded on the left.
-    """
-
-    def __init__(self, model: PreTrainedModel, cache: Cache, logits: Tensor, mask: Tensor):
-        self.model, self.cache, self.logits, self.mask = model, cache, logits, mask
-
-    def write(self, token: Tensor) -> None:
-        """Take the (N, 1) tokens that were sampled; `logits` then are those of the next ones."""
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
-        positions = {name: x[:, -1:] for name, x in positions_for(self.model, self.mask).items()}
-        self.logits = self.model(
-            input_ids=token, attention_mask=self.mask.long(), past_key_values=self.cache, use_cache=True, **positions
-        ).logits[:, -1]
-
-
-class RowDecoding:
-    """Encodes every row anew for each token, padded on the right: slow, and right for every causal model.
-
-    Args:
-        model: without a wrapper.
-        encoded: whose prompts, and whose `room`: with it the rows of one prompt at a time, as long as they may become.
-        num_copies: rows of each prompt.
-    """
-
-    def __init__(self, model: PreTrainedModel, encoded: Encoded, num_copies: int):
-        self.model, self.room, self.num_copies = model, encoded.room, num_copies
-        mask, ids = pack(encoded.prompt.mask, encoded.prompt.ids, side="right")
-        self.ids, self.lengths = (x.repeat_interleave(num_copies, 0) for x in (ids, mask.sum(1)))
-        self.logits = self._next_logits()
-
-    def write(self, token: Tensor) -> None:
-        """As `CachedDecoding.write`."""
-        self.ids = nn.functional.pad(self.ids, (0, 1)).scatter(1, self.lengths.unsqueeze(1), token)
-        self.lengths, self.room = self.lengths + 1, None if self.room is None else self.room - 1
-        self.logits = self._next_logits()
-
-    def _next_logits(self) -> Tensor:
-        if self.room is None:
-            return self._logits(self.ids, self.lengths)
-        prompts = zip(self.ids.split(self.num_copies), self.lengths.split(self.num_copies))
-        return torch.cat([self._logits(fitted(ids, int(n[0]) + self.room), n) for ids, n in prompts])
-
-    def _logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        is_last = nn.functional.one_hot(lengths - 1, ids.size(1)).bool()
-        mask = prefix_mask(lengths, ids.size(1)).long()
-        return predictions_at(
-            self.model, self.model, is_last, input_ids=ids, attention_mask=mask, use_cache=False
-        ).logits()
-
-
-def from_kept_keys(model: PreTrainedModel, encoded: SharedPrefix, num_copies: int) -> CachedDecoding:
-    """From the keys and values of a shared prompt."""
-    logits = encoded.first_B.logits().repeat_interleave(num_copies, 0)
-    mask = encoded.prompt.mask.repeat_interleave(num_copies, 0)
-    return CachedDecoding(model, encoded.prompt_cache(num_copies), logits, mask)
-
-
-def from_cache(model: PreTrainedModel, encoded: Encoded, num_copies: int) -> CachedDecoding:
-    """From the model's own cache of each prompt, expanded."""
-    cache, last_B = encode_prompt(model, encoded.prompt)
-    expand_cache(cache, len(last_B), num_copies)
-    mask = encoded.prompt.mask.repeat_interleave(num_copies, 0)
-    return CachedDecoding(model, cache, last_B.logits().repeat_interleave(num_copies, 0), mask)
-
-
-def from_copies(model: PreTrainedModel, encoded: Encoded, num_copies: int) -> CachedDecoding:
-    """From the model's own cache of K copies of each prompt, for states that cannot be expanded."""
-    copies = Tokens(*(x.repeat_interleave(num_copies, 0) for x in encoded.prompt))
-    cache, last = encode_prompt(model, copies)
-    return CachedDecoding(model, cache, last.logits(), copies.mask)
-
-
-WAYS = (from_kept_keys, from_cache, from_copies, RowDecoding)
 
 
 class WarmupSampler:
@@ -347,18 +267,50 @@ def sample(way: Callable, model: PreTrainedModel, encoded: Encoded, settings: Sa
 
 
 def sample_tokens(decoding: CachedDecoding | RowDecoding, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
-    """(B * K, W) independent samples and each token's log-probability; stops when every row has ended."""
-    tokens = logps = None
-    while True:
-        is_nan = decoding.logits.isnan().any(-1)
-        if is_nan.any():
-            raise NaNLogitsError(sorted({row // settings.num_warmups for row in is_nan.nonzero().flatten().tolist()}))
+    """(B * K, W) independent samples and each token's log-probability; less than W where every row has ended before.
+
+    Rows that ended go on for nothing until they are half of the batch; then the others go on alone. On an accelerator
+    the loop looks at what was sampled every few tokens only, since looking waits for it.
+
+    Raises:
+        NaNLogitsError: nothing can be sampled.
+    """
+    shape, device = (len(decoding.logits), settings.max_length), decoding.logits.device
+    tokens = torch.full(shape, settings.pad_token_id, device=device)
+    logps = torch.zeros(shape, device=device)
+    going_on = torch.arange(len(tokens), device=device)
+    has_ended = torch.zeros_like(going_on, dtype=torch.bool)
+    every = tokens_between_looks(device)
+    for length in range(1, settings.max_length + 1):
         token, logp = settings.sample(decoding.logits)
-        tokens = token if tokens is None else torch.cat([tokens, token], dim=1)
-        logps = logp if logps is None else torch.cat([logps, logp], dim=1)
-        if tokens.size(1) == settings.max_length or end_warmups(tokens, settings).stopped.all():
-            return tokens, logps
+        tokens[going_on, length - 1], logps[going_on, length - 1] = token.squeeze(1), logp.squeeze(1)
+        has_ended |= settings.ends(tokens[going_on, max(length - len(settings.separator_ids), 0) : length])
+        if length % every == 0 or length == settings.max_length:
+            raise_at_nan(logps[:, :length], settings.num_warmups)
+            if has_ended.all() or length == settings.max_length:
+                break
+            if decoding.can_drop_rows and pays_to_drop(has_ended, settings.max_length - length):
+                left = (~has_ended).nonzero().flatten()
+                decoding.keep_rows(left)
+                token, going_on, has_ended = token[left], going_on[left], has_ended[left]
         decoding.write(token)
+    return tokens[:, :length], logps[:, :length]
+
+
+def tokens_between_looks(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else 8
+
+
+def pays_to_drop(has_ended: Tensor, num_tokens_left: int) -> bool:
+    """Whether half of the rows have ended and enough tokens may follow to make up for copying the others' cache."""
+    return num_tokens_left >= TOKENS_WORTH_A_COPY and 2 * int(has_ended.sum()) >= len(has_ended)
+
+
+def raise_at_nan(logps_NW: Tensor, num_warmups: int) -> None:
+    """Sampling from NaN gives a token with the log-probability NaN."""
+    is_nan = logps_NW.isnan().any(-1)
+    if is_nan.any():
+        raise NaNLogitsError(sorted({row // num_warmups for row in is_nan.nonzero().flatten().tolist()}))
 
 
 def _search_beams(way: Callable, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> Tensor:

@@ -270,7 +270,8 @@ class BenchArguments:
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "Your model; by default a random one."})
     shape: str = field(
-        default="small", metadata={"help": "Shape of the random model: small, llama-3.2-1b or llama-3.1-8b."}
+        default="small",
+        metadata={"help": "Shape of the random model: small, small-llama-3-vocabulary, llama-3.2-1b or llama-3.1-8b."},
     )
     load_in_4bit: bool = field(default=False, metadata={"help": "Load the base model in NF4."})
     dtype: Literal["float32", "bfloat16"] = field(

@@ -13,7 +13,14 @@ from transformers import set_seed
 
 from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches
 from warmup_peft.method.encoding import PromptEncoder
-from warmup_peft.method.prefix import SharedPrefix, branch_mask, install, sliding_window, why_not_shareable
+from warmup_peft.method.prefix import (
+    SharedPrefix,
+    branch_mask,
+    install,
+    sliding_window,
+    uninstall,
+    why_not_shareable,
+)
 from warmup_peft.method.rows import PlainRows
 
 SIZES = {**TINY_SIZES, "vocab_size": 128, "num_key_value_heads": 2, "max_position_embeddings": 256}
@@ -187,7 +194,28 @@ def test_sliding_windows_are_known():
 
 def test_attention_that_takes_no_mask_is_not_shared():
     model = build("Llama")
-    model.config._attn_implementation = "flash_attention_2"  # as if it had been loaded so
+    model.config._attn_implementation = "flex_attention"  # as if it had been loaded so
+    assert "flex_attention does not take the mask" in why_not_shareable(model)
+
+
+def test_sdpa_stands_in_for_flash_attention(monkeypatch):
+    model = build("Llama")
+    model.config._attn_implementation = "flash_attention_2"  # as if it had been loaded so, on a GPU
+    assert why_not_shareable(model) is None
+    install(model)
+    assert model.config._attn_implementation == "warmup_prefix_over_sdpa"
+    prompt, warmups, target = ragged_batch(3)
+    branches, predicted = lay_out(warmups, target)
+    loss, gradient = loss_and_gradient(SharedPrefix, model, prompt, branches, predicted)
+    expected, expected_gradient = loss_and_gradient(PlainRows, build("Llama"), prompt, branches, predicted)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert ((gradient - expected_gradient).norm() / expected_gradient.norm()).item() < 1e-5
+    names = []
+    monkeypatch.setattr(model, "set_attn_implementation", names.append)
+    uninstall(model)
+    assert names == ["flash_attention_2"]
+    monkeypatch.setattr(type(model), "_supports_sdpa", False)
+    model.config._attn_implementation = "flash_attention_2"
     assert "flash_attention_2 does not take the mask" in why_not_shareable(model)
 
 

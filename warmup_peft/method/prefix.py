@@ -22,6 +22,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ from warmup_peft.method.predictions import Predictions, predictions_at
 from warmup_peft.method.rows import last_columns, opening_logps, with_first_prediction
 
 NAME = "warmup_prefix_over_"
+FLASH = ("flash_attention_2", "flash_attention_3")
+_chosen_attention: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # of models that went through `install`
 
 
 class NotShareableError(RuntimeError):
@@ -114,22 +117,30 @@ def own_function(module: nn.Module, name: str):
 
 
 def install(model: PreTrainedModel) -> None:
-    """Make the model's attention take `prefix=`. Without that keyword it computes what it did before."""
+    """Make the model's attention take `prefix=`. Without that keyword it computes what it did before.
+
+    Flash attention takes no mask of who sees whom, so torch's own attention (sdpa) stands in for it until `uninstall`.
+    """
     model = without_peft_wrapper(model)
-    own_name = model.config._attn_implementation
-    if own_name.startswith(NAME):
+    chosen = model.config._attn_implementation
+    if chosen.startswith(NAME):
         return
+    own_name = "sdpa" if chosen in _replaced_by_sdpa(model) else chosen
     AttentionInterface.register(NAME + own_name, attention_over(own_name))
     AttentionMaskInterface.register(NAME + own_name, ALL_MASK_ATTENTION_FUNCTIONS[own_name])
     model.set_attn_implementation(NAME + own_name)
+    _chosen_attention[model] = chosen
 
 
 def uninstall(model: PreTrainedModel) -> None:
     """Undo `install`."""
     model = without_peft_wrapper(model)
-    name = model.config._attn_implementation or ""
-    if name.startswith(NAME):
-        model.set_attn_implementation(name.removeprefix(NAME))
+    if model in _chosen_attention:
+        model.set_attn_implementation(_chosen_attention.pop(model))
+
+
+def _replaced_by_sdpa(model: PreTrainedModel) -> tuple[str, ...]:
+    return FLASH if model._supports_sdpa else ()
 
 
 def why_not_shareable(model: PreTrainedModel) -> str | None:
@@ -144,7 +155,7 @@ def why_not_shareable(model: PreTrainedModel) -> str | None:
     if getattr(config, "attn_logit_softcapping", None):
         return f"{config.model_type} caps its attention scores, which only its eager attention can do"
     attention = config._attn_implementation or ""
-    if attention not in ("eager", "sdpa") and not attention.startswith(NAME):
+    if attention not in ("eager", "sdpa", *_replaced_by_sdpa(model)) and not attention.startswith(NAME):
         return f"{attention} does not take the mask that keeps branches apart (eager and sdpa do)"
     dropout = max([m.p for m in model.modules() if isinstance(m, nn.Dropout)], default=0.0)
     dropout = max(dropout, getattr(config, "attention_dropout", 0.0) or 0.0)

@@ -280,7 +280,7 @@ HOOKS = {  # by the class, or the module, whose source has them
         "_save_checkpoint", "_save_rng_state", "_tag_names", "_tokenizer", "_total_train_tokens", "_tp_size",
         "_train_batch_size",
     ),
-    PreTrainedModel: ("_can_set_attn_implementation",),
+    PreTrainedModel: ("_can_set_attn_implementation", "_supports_sdpa"),
     PreTrainedConfig: ("_attn_implementation", "_commit_hash", "_name_or_path"),
     GenerationMixin: (
         "_beam_search", "_eos_token_tensor", "_is_stateful", "_pad_token_tensor", "_sample",
@@ -288,7 +288,7 @@ HOOKS = {  # by the class, or the module, whose source has them
     ),
     HfQuantizer: ("_dequantize",),
     "transformers.core_model_loading": ("_weight_conversions",),
-    nn.Module: ("_parameters",),
+    nn.Module: ("_modules", "_parameters"),
     "torch.utils": ("_python_dispatch", "_pytree"),
     argparse.ArgumentParser: ("_actions",),
     "datasets.packaged_modules": ("_PACKAGED_DATASETS_MODULES",),

@@ -94,6 +94,7 @@ def test_joined_rows_repeat_each_prompt():
 def test_a_warmup_has_stopped_when_it_has_more_decisions_than_tokens():
     warmups = Warmups(torch.zeros(1, 3, 4), torch.tensor([[4, 2, 0]]), torch.tensor([[4, 3, 1]]))
     assert warmups.stopped.tolist() == [[False, True, True]]
+    assert warmups.truncated.tolist() == [[True, False, False]]
     assert torch.equal(warmups.tokens().mask, prefix_mask(warmups.lengths, 4))
 
 
@@ -127,6 +128,7 @@ def test_no_warmup_has_neither_token_nor_decision():
     nothing = no_warmups(Tokens(torch.tensor([[5, 6]]), torch.tensor([[True, True]])))
     assert nothing.tokens().mask.sum() == 0
     assert nothing.num_decisions.tolist() == [[0]]
+    assert nothing.truncated.tolist() == [[False]]
 
 
 def test_shuffled_warmups_are_those_of_the_example_before():

@@ -11,6 +11,7 @@ from warmup_peft.method.branches import Warmups
 from warmup_peft.method.diagnostics import (
     contains,
     effective_sample_size,
+    many_truncated,
     num_distinct,
     num_repeated,
     num_shared_words,
@@ -89,12 +90,13 @@ def test_hindsight_that_finds_nothing_is_said():
     assert what_is_wrong({**HEALTHY, "warmups/hindsight": 0.05}, 0.1) is None
 
 
-def test_thoughts_that_are_cut_off_are_counted():
-    cut = {**HEALTHY, "warmups/stopped": 0.3}
-    assert what_is_wrong(cut, 0.1, are_thoughts=True).startswith(
-        "70% of the thoughts are cut off at max_warmup_length"
-    )
-    assert what_is_wrong(cut, 0.1) is None
+def test_truncated_warmups_are_said_with_their_share_and_w():
+    thoughts, notes = (many_truncated(0.7, 64, are_thoughts=are_thoughts) for are_thoughts in (True, False))
+    assert thoughts.startswith("70% of the thoughts are truncated at max_warmup_length=64")
+    assert "normal" not in thoughts
+    assert notes.startswith("70% of the warmups are truncated at max_warmup_length=64")
+    assert "normal" in notes
+    assert many_truncated(0.5, 64, are_thoughts=True) is None
 
 
 def test_warmups_that_become_half_as_long_are_said():

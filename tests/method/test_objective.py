@@ -15,6 +15,7 @@ from warmup_peft.method.objective import (
     divergence,
     hindsight_credit,
     objective_value,
+    over_length,
     token_logps,
 )
 from warmup_peft.method.objective import warmup_loss as loss_of
@@ -153,6 +154,66 @@ def test_normalised_advantages_by_hand():
 def test_clipped_advantages_by_hand():
     _, advantage = assign_credit(torch.tensor([[-1.0, -2.0, -6.0]]), "jensen", advantage_clip=0.75)
     assert advantage[0].tolist() == pytest.approx([0.75, 0.5, -0.75])
+
+
+@pytest.mark.parametrize("name", [name for name, traits in OBJECTIVE_TRAITS.items() if traits.may_leave_out])
+@pytest.mark.parametrize("normalize_advantages", [False, True])
+def test_a_warmup_left_out_is_as_if_it_had_not_been_sampled(name, normalize_advantages):
+    """Whatever its numbers are; only `rlpr` still divides its advantages by 3, where they are not normalised."""
+    logp, penalty = torch.tensor([[-1.0, -40.0, -3.0]]), torch.tensor([[0.5, 9.0, 1.0]])
+    gain, kl = torch.tensor([[0.3, 0.9, 0.1]]), torch.tensor([[2.0, 100.0, 4.0]])
+    counts, left = torch.tensor([[True, False, True]]), [0, 2]
+    shaping = {"normalize_advantages": normalize_advantages}
+    weight, advantage = assign_credit(logp, name, penalty_BK=penalty, gain_BK=gain, counts_BK=counts, **shaping)
+    alone = assign_credit(logp[:, left], name, penalty_BK=penalty[:, left], gain_BK=gain[:, left], **shaping)
+    factor = 2 / 3 if name == "rlpr" and not normalize_advantages else 1
+    assert weight[0, 1] == advantage[0, 1] == 0
+    torch.testing.assert_close(weight[:, left], alone[0])
+    torch.testing.assert_close(advantage[:, left], alone[1] * factor, rtol=1e-3, atol=1e-4)
+    scores = Scores(logp, torch.zeros(1, 3), kl, counts_BK=counts)
+    of_two = Scores(logp[:, left], torch.zeros(1, 2), kl[:, left])
+    losses = [loss_of(s, credit_of(s, name, 0.5), objective=name, beta=0.5) for s in (scores, of_two)]
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("name", [name for name, traits in OBJECTIVE_TRAITS.items() if traits.may_leave_out])
+@pytest.mark.parametrize("num_left", [0, 1])
+def test_one_warmup_that_is_left_is_compared_with_none(name, num_left):
+    counts = torch.arange(3).unsqueeze(0) < num_left
+    logp, kl = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True), torch.tensor([[2.0, 3.0, 4.0]])
+    scores = Scores(logp, torch.zeros(1, 3), kl, counts_BK=counts)
+    weight, advantage = credit_of(scores, name, 0.5)
+    expected = math.exp(-1) if name == "verifree" else 1.0
+    assert weight.tolist() == [[pytest.approx(expected * num_left), 0, 0]]
+    if name != "posterior":
+        assert not advantage.any()
+    loss = loss_of(scores, (weight, advantage), objective=name, beta=0.5)
+    value = {"verifree": -math.exp(-1)}.get(name, 1.0)
+    assert loss.item() == pytest.approx((value + 0.5 * 2) * num_left, abs=1e-6)
+    loss.backward()
+    assert logp.grad.isfinite().all()
+
+
+def test_log_mean_exp_would_train_stopping_for_its_own_sake():
+    with pytest.raises(ValueError, match="log_mean_exp has no unbiased estimate that leaves out"):
+        assign_credit(LOG_1_2_5, "log_mean_exp", counts_BK=torch.tensor([[True, True, False]]))
+    assert assign_credit(LOG_1_2_5, "log_mean_exp")[1].sum() > 0.1
+    for name in ("jensen", "latro", "verifree"):
+        assert assign_credit(LOG_1_2_5, name)[1].sum().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_hindsight_leaves_out_what_was_truncated():
+    logp, found = torch.tensor([[-1.0, -9.0, -4.0]]), torch.tensor([[0.5, 0.5, 1.0]])
+    weight, _ = hindsight_credit(logp, found, torch.tensor([[True, True, False]]))
+    assert weight.tolist() == [[0.5, 0.5, 0.0]]
+
+
+def test_advantages_over_length_by_hand():
+    """W 8; 2, 4 and 6 decisions and one left out: 4 on average."""
+    advantage, decisions = torch.tensor([[1.0, -1.0], [2.0, 0.0]]), torch.tensor([[2, 4], [6, 0]])
+    for loss_type, factor in (("sum", 1), ("dr_grpo", 1 / 8), ("bnpo", 1 / 4)):
+        torch.testing.assert_close(over_length(advantage, loss_type, decisions, 8), advantage * factor)
+    assert not over_length(torch.zeros(1, 2), "bnpo", torch.zeros(1, 2, dtype=torch.long), 8).any()
 
 
 def test_impossible_targets_take_no_share():

@@ -45,7 +45,13 @@ def batch(tokenizer):
 
 
 def monitor(tokenizer, **settings):
-    defaults = {"log_warmups": True, "num_warmups_to_print": 2, "report_to": [], "warmup_format": "plain"}
+    defaults = {
+        "log_warmups": True,
+        "num_warmups_to_print": 2,
+        "report_to": [],
+        "warmup_format": "plain",
+        "max_warmup_length": 8,
+    }
     return WarmupMonitor(SimpleNamespace(**{**defaults, **settings}), tokenizer)
 
 
@@ -59,12 +65,21 @@ def test_metrics_by_hand(tokenizer, batch):
     assert found["overlap"] == pytest.approx(4 / 5)
     assert found["leak"] == pytest.approx(2 / 4)
     assert found["mean_length"] == pytest.approx((9 + 3 + 5 + 0) / 4)
-    assert found["stopped"] == 1.0
+    assert found["truncated"] == 0.0
     assert found["distinct"] == 1.0
     assert found["repeated"] == pytest.approx((2 + 1 + 2) / 17)  # in bytes: a space and an e... of each warmup
     weights = torch.tensor([-1.0, -2.0]).softmax(0)
     assert found["effective_sample_size"] == pytest.approx(((1 / weights.square().sum() + 2) / 2).item())
     assert "kl" not in found
+
+
+def test_truncated_warmups_are_a_share_of_those_that_were_not_left_out(tokenizer, batch):
+    """Four warmups: one is left out, and of the other three the first was not ended by the model."""
+    lengths = batch["warmups"].lengths
+    cut = batch["warmups"]._replace(num_decisions=lengths + torch.tensor([[0, 1], [1, 1]]))
+    where = torch.tensor([[False, False], [True, False]])
+    found = values(monitor(tokenizer).ratios(**{**batch, "warmups": cut.emptied(where)}))
+    assert found["truncated"] == pytest.approx(1 / 3)
 
 
 def test_left_out_warmups_count_in_no_metric(tokenizer, batch):
@@ -195,6 +210,19 @@ def test_a_gain_is_judged_by_the_mean_of_several_logs(tokenizer, caplog):
         for _ in range(5):
             watching.warn({"warmups/gain_over_none": 0.01}, 0.9)
     assert caplog.text.count("the model answers as well without them") == 1
+
+
+def test_truncated_warmups_are_said_once_after_several_logs_and_beside_a_collapse(tokenizer, caplog):
+    watching = monitor(tokenizer)
+    with caplog.at_level(logging.WARNING):
+        for share in (1.0, 0.2, 0.2, 0.2):
+            watching.warn({"warmups/truncated": share}, 0.1)
+        assert caplog.text == ""
+        for _ in range(6):
+            watching.warn({"warmups/truncated": 1.0, "warmups/overlap": 0.9}, 0.1)
+    assert caplog.text.count("are truncated at max_warmup_length=8") == 1
+    assert "52% of the warmups" in caplog.text  # of 0.2, 0.2, 0.2, 1, 1
+    assert caplog.text.count("collapsed into drafts of the answer") == 1
 
 
 def test_the_same_prompt_lends_nothing(tokenizer, batch):

@@ -412,7 +412,7 @@ def test_evaluation_repeats_itself_and_leaves_training_alone(model_folder, token
         "entropy",
         "mean_token_accuracy",
         "warmups/mean_length",
-        "warmups/stopped",
+        "warmups/truncated",
         "warmups/distinct",
     ):
         assert first[f"eval_{key}"] == pytest.approx(first[f"eval_{key}"])

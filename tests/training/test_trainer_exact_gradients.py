@@ -16,8 +16,11 @@ from torch import Tensor
 
 from warmup_peft.method import objective as objective_page
 from warmup_peft.method.branches import Warmups
+from warmup_peft.settings.traits import objectives_with
 
 BETA = 0.5
+STOPPED = torch.tensor([len(outcome.sampled) > outcome.length for outcome in OUTCOMES])
+ALL = torch.ones_like(STOPPED)
 
 
 def drawn_warmups(pair: tuple[int, int], logp: Tensor) -> Warmups:
@@ -39,10 +42,12 @@ def probability_without_a_warmup(model) -> Tensor:
     return (probabilities[0, TARGET[0]] + probabilities[1, TARGET[1]]) / 2
 
 
-def exact_objective(name: str, model, beta: float) -> Tensor:
-    logp, reward, kl, token_prob, base_logp = quantities(model)
-    p = logp.exp()
-    assert p.sum().item() == pytest.approx(1.0, abs=1e-5)  # all outcomes are listed
+def exact_objective(name: str, model, beta: float, among: Tensor = ALL) -> Tensor:
+    """Over the outcomes `among` which samples are, whatever P says of the others."""
+    known = quantities(model)
+    assert known.logp.exp().sum().item() == pytest.approx(1.0, abs=1e-5)  # all outcomes are listed
+    logp, reward, kl, token_prob, base_logp = (x[among] for x in known)
+    p = logp.softmax(0)
     if name == "warmup":
         return (p.detach() * reward).sum()
     if name == "jensen":
@@ -57,7 +62,7 @@ def exact_objective(name: str, model, beta: float) -> Tensor:
     if name == "posterior":  # the same bound with the model's present distribution, held fixed, for Q
         name, base_logp = "posterior from the base", logp.detach()
     if name in ("warmup from the base", "posterior from the base"):
-        q = base_logp.exp()
+        q = base_logp.softmax(0)
         anchor = beta * (q * (base_logp - logp)).sum()  # KL(base || model)
         if name == "warmup from the base":
             return (q * reward).sum() - anchor
@@ -68,8 +73,11 @@ def exact_objective(name: str, model, beta: float) -> Tensor:
     return (p[:, None] * p[None, :] * pairs).sum()
 
 
-def expected_gradient(trainer, change=lambda warmups: warmups) -> Tensor:
-    """The trainer's gradient, averaged over all pairs; pairs are exchangeable, so each unordered one is seen once."""
+def expected_gradient(trainer, change=lambda warmups: warmups, num_stopped: int | None = None) -> Tensor:
+    """The trainer's gradient, averaged over all pairs, or over those of which so many stopped.
+
+    Pairs are exchangeable, so each unordered one is seen once.
+    """
     model = trainer.model
     model.train()
     with torch.no_grad():
@@ -77,17 +85,20 @@ def expected_gradient(trainer, change=lambda warmups: warmups) -> Tensor:
     logp = known.base_logp if trainer.args.warmup_source == "base" else known.logp
     p = logp.exp().double()
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    total = 0.0
+    total = weights = 0.0
     for i, j in itertools.combinations_with_replacement(range(len(OUTCOMES)), 2):
+        if num_stopped not in (None, int(STOPPED[i]) + int(STOPPED[j])):
+            continue
         warmups = change(drawn_warmups((i, j), logp))
         trainer.sample_warmups = lambda *_, warmups=warmups: warmups
         weight = p[i] * p[j] * (1 if i == j else 2)
         total = total + weight * flat_gradient(model, trainer.compute_loss(model, dict(batch)))
-    return total
+        weights += weight
+    return total / weights
 
 
-def exact_gradient(name: str, model, beta: float) -> Tensor:
-    return flat_gradient(model, -exact_objective(name, model, beta) / len(TARGET))
+def exact_gradient(name: str, model, beta: float, among: Tensor = ALL) -> Tensor:
+    return flat_gradient(model, -exact_objective(name, model, beta, among) / len(TARGET))
 
 
 A_DIAGONAL = [
@@ -118,6 +129,113 @@ def test_average_over_all_pairs_is_the_exact_gradient(world, tmp_path, name, bet
     objective, _, source = name.partition(" from the ")
     trainer = build_trainer(world, tmp_path, objective, beta, warmup_source=source or "policy")
     assert relative_difference(expected_gradient(trainer), exact_gradient(name, trainer.model, beta)) < 1e-5
+
+
+# ---- Truncated warmups left out: 10 of the 26 stop within W ----
+
+MASKED = [("latro", BETA), ("posterior from the base", BETA)]
+THE_OTHERS_MASKED = [
+    ("warmup", BETA),
+    ("jensen", 0.0),
+    ("verifree", 0.0),
+    ("posterior", 0.0),
+    ("warmup from the base", BETA),
+]
+
+
+def test_no_objective_that_leaves_out_warmups_is_forgotten():
+    names = {name.partition(" ")[0] for name, _ in (*MASKED, *THE_OTHERS_MASKED)}
+    assert names | {"rlpr"} == set(objectives_with("may_leave_out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "beta"), [*MASKED, *(pytest.param(*other, marks=pytest.mark.slow) for other in THE_OTHERS_MASKED)]
+)
+def test_what_is_left_of_two_that_stop_is_exact_among_those_that_stop(world, tmp_path, name, beta):
+    objective, _, source = name.partition(" from the ")
+    settings = {"warmup_source": source or "policy", "mask_truncated_warmups": True}
+    trainer = build_trainer(world, tmp_path, objective, beta, **settings)
+    exact = exact_gradient(name, trainer.model, beta, STOPPED)
+    if name == "warmup":
+        exact = exact + anchor_gradient(trainer.model, beta)
+    assert relative_difference(expected_gradient(trainer, num_stopped=2), exact) < 1e-5
+
+
+def anchor_gradient(model, beta: float) -> Tensor:
+    """Of beta KL(base || model) at the decisions of the model's own warmups that stop, whose distribution is fixed."""
+    p = quantities(model).logp[STOPPED].softmax(0).detach()
+    divergences = []
+    for sampled, _ in itertools.compress(OUTCOMES, STOPPED.tolist()):
+        context = torch.tensor([[*PROMPT, *sampled]])
+        known = model(context).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
+        with torch.no_grad(), model.disable_adapter():
+            reference = model(context).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
+        divergences.append((reference.exp() * (reference - known)).sum())
+    return flat_gradient(model, beta * (p * torch.stack(divergences)).sum() / len(TARGET))
+
+
+@pytest.mark.slow
+def test_one_that_stops_trains_reading_and_none_nothing(world, tmp_path):
+    """One that stops and one that does not: only the term through R. Where both are truncated nothing is trained."""
+    trainer = build_trainer(world, tmp_path, "jensen", mask_truncated_warmups=True)
+    exact = exact_gradient("warmup", trainer.model, 0.0, STOPPED)
+    assert relative_difference(expected_gradient(trainer, num_stopped=1), exact) < 1e-5
+    assert not expected_gradient(trainer, num_stopped=0).any()
+
+
+@pytest.mark.slow
+def test_a_baseline_over_truncated_warmups_is_caught(world, tmp_path, monkeypatch):
+    trainer = build_trainer(world, tmp_path, "jensen", mask_truncated_warmups=True)
+    exact = exact_gradient("warmup", trainer.model, 0.0, STOPPED)
+
+    def masked_alone(known):
+        return objective_page.jensen(known._replace(counts_BK=torch.ones_like(known.counts_BK)))
+
+    objectives = objective_page.OBJECTIVES
+    monkeypatch.setitem(objectives, "jensen", objectives["jensen"]._replace(credit=masked_alone))
+    assert relative_difference(expected_gradient(trainer, num_stopped=1), exact) > 1e-2
+
+
+@pytest.mark.slow
+def test_a_truncated_warmup_has_the_reward_0_in_rlpr(world, tmp_path):
+    trainer = build_trainer(world, tmp_path, "rlpr", mask_truncated_warmups=True)
+    model = trainer.model
+    logp, reward, _, token_prob, _ = (x[STOPPED] for x in quantities(model))
+    gain = (token_prob.detach() - probability_without_a_warmup(model)).clamp(0, 1)
+    share = logp.exp().sum().detach()
+    any_stops = 1 - (1 - share) ** 2
+    exact = any_stops * (logp.softmax(0).detach() * reward).sum() + (logp.exp() * gain).sum()
+    assert relative_difference(expected_gradient(trainer), flat_gradient(model, -exact / len(TARGET))) < 1e-5
+
+
+# ---- Length ----
+
+
+def two_terms(model) -> tuple[Tensor, Tensor]:
+    """`jensen`'s exact gradient through R, and through P(c|x)."""
+    logp, reward, *_ = quantities(model)
+    terms = ((logp.exp().detach() * reward).sum(), (logp.exp() * reward.detach()).sum())
+    return tuple(flat_gradient(model, -term / len(TARGET)) for term in terms)
+
+
+@pytest.mark.slow
+def test_dr_grpo_is_exact_but_for_its_constant(world, tmp_path):
+    trainer = build_trainer(world, tmp_path, "jensen", warmup_loss_type="dr_grpo")
+    reading, writing = two_terms(trainer.model)
+    assert relative_difference(expected_gradient(trainer), reading + writing / 2) < 1e-5
+
+
+@pytest.mark.slow
+def test_bnpo_is_biased_as_the_page_says(world, tmp_path):
+    """No multiple of the exact term is near."""
+    trainer = build_trainer(world, tmp_path, "jensen", warmup_loss_type="bnpo")
+    reading, writing = two_terms(trainer.model)
+    own = expected_gradient(trainer) - reading
+    nearest = writing * (own @ writing) / (writing @ writing)
+    assert relative_difference(own, nearest) > 1e-2
+
+
+# ---- Mistakes that these averages catch ----
 
 
 def mean_with_itself(known):

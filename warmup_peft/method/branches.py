@@ -50,6 +50,11 @@ class Warmups(NamedTuple):
         """(B, K) whether the model ended the warmup by itself."""
         return self.num_decisions > self.lengths
 
+    @property
+    def truncated(self) -> Tensor:
+        """(B, K) whether the length limit ended the warmup; none that was left out or never sampled."""
+        return ~self.stopped & (self.lengths > 0)
+
     def tokens(self) -> Tokens:
         return Tokens(self.ids, prefix_mask(self.lengths, self.ids.size(-1)))
 

@@ -22,7 +22,7 @@ EMPTY_BELOW = 0.5  # tokens on average
 DRAFT_ABOVE = 0.75  # share of the warmups' words that are the target's
 UNUSED_BELOW = 0.05  # nats a target over no warmup
 SHRUNK_BELOW = 0.5  # of the length at the first log
-CUT_BELOW = 0.5  # share of the thoughts that the model ended itself
+MANY_TRUNCATED = 0.5  # share of the warmups
 BLIND_BELOW = 0.01  # share of the prompts with a warmup that holds a word of the target
 GRACE = 0.5  # of the training: before that a gain of nothing is only a gain that has not come yet
 
@@ -68,7 +68,6 @@ def what_is_wrong(
     share_of_training: float,
     *,
     first_length: float | None = None,
-    are_thoughts: bool = False,
 ) -> str | None:
     """In words, with the option that helps, why warmups bring nothing any more; None where they do.
 
@@ -76,11 +75,10 @@ def what_is_wrong(
         metrics: of a log.
         share_of_training: that is over, 0 to 1.
         first_length: mean length of the warmups in the first log, in tokens.
-        are_thoughts: whether the warmups are a model's own thoughts, which have an end.
 
-    Hindsight that finds nothing teaches nothing, and thoughts that are cut off are not the model's own. Warmups that
-    become much shorter are on their way to empty ones. Collapse has three faces, and the thresholds lie between what
-    was seen on puzzles such as those of `recipes/logiqa`:
+    Hindsight that finds nothing teaches nothing. Warmups that become much shorter are on their way to empty ones.
+    Collapse has three faces, and the thresholds lie between what was seen on puzzles such as those of
+    `recipes/logiqa`:
 
     - empty: below half a token on average. Most warmups are then no warmup.
     - drafts of the answer: more than three quarters of the warmups' words are the target's. A chain of names that
@@ -95,12 +93,6 @@ def what_is_wrong(
         return (
             f"Hindsight teaches nothing: {hindsight:.1%} of the prompts have a warmup that holds a word of the "
             "target. Raise num_warmups, or set hindsight_steps to 0."
-        )
-    stopped = metrics.get("warmups/stopped")
-    if are_thoughts and stopped is not None and stopped < CUT_BELOW:
-        return (
-            f"{1 - stopped:.0%} of the thoughts are cut off at max_warmup_length, before the model closes them. Raise "
-            "max_warmup_length."
         )
     help = "Raise warmup_anchor (0.3 is a good start), or set warmup_source to base."
     if length is not None and length < EMPTY_BELOW:
@@ -120,3 +112,22 @@ def what_is_wrong(
             f"warmup). {help}"
         )
     return None
+
+
+def many_truncated(share: float, max_length: int, *, are_thoughts: bool) -> str | None:
+    """In words, that most warmups are cut off and what that means; None where most end.
+
+    Args:
+        share: of the warmups that the length limit ended, 0 to 1.
+        max_length: W, in tokens.
+        are_thoughts: whether the warmups are a model's own thoughts, which have an end.
+    """
+    if share <= MANY_TRUNCATED:
+        return None
+    what = "thoughts" if are_thoughts else "warmups"
+    normal = "" if are_thoughts else " (normal where warmups are notes of a few tokens, as in Warmup Generations)"
+    return (
+        f"{share:.0%} of the {what} are truncated at max_warmup_length={max_length}, before the model ends "
+        f"them{normal}. To let more of them end, raise max_warmup_length; to train by those alone that end, set "
+        "mask_truncated_warmups."
+    )

@@ -65,6 +65,19 @@ Where this departs from the papers:
    without an anchor whether warmup i ended there. So s_1 takes the place of the end tokens, where P_off would end:
    warmups become neither shorter nor longer by it.
 10. R_i of -inf (a target the model cannot write) counts as the lowest finite one of its example and gets no weight.
+11. log P(c_i|x) is a sum over the decisions of c_i, as the exact gradient has it, so long warmups move the weights
+    more than short ones. `warmup_loss_type` can divide every A_i, with TRL's names: `dr_grpo` by W, which leaves the
+    term through P(c|x) exact but for that constant; `bnpo` by the mean number of decisions of the batch's warmups,
+    which is biased, because it depends on the very samples that A_i weighs.
+12. With `mask_truncated_warmups`, warmups that did not stop within W have no w_i, A_i and KL_i (9 keeps its terms),
+    and the number K' of the others takes the place of K. Given K', those are independent samples of P(c|x,stop), and
+    the estimates are exact for E[R|stop] (`warmup` through R only, `jensen`), E[R - beta KL|stop] (`latro`),
+    E[p|stop] (`verifree`) and a bound on log P(y,stop|x) (`posterior`). For that log P(c|x,stop) itself is not needed:
+    it is log P(c|x) - log P(stop|x), and leave-one-out advantages sum to 0. Where K' is 1 there is nothing to compare
+    with, and A_i is 0. `rlpr` does not centre its advantages: a truncated warmup has the reward 0 there, A_i keeps
+    its 1/K, and what is maximised is E[(q - q_0) 1(stop)]. `log_mean_exp` refuses: its advantages sum to more than
+    0, and would train stopping for its own sake. The anchor is the mean over warmups that stop; with 5 it is
+    KL(Q(.|x,stop) || P).
 """
 
 from __future__ import annotations
@@ -94,10 +107,26 @@ class RewardTerms(NamedTuple):
     log_ratio_BK: Tensor  # log P(c|x) - log Q(c|x)
     gain_BK: Tensor  # q - q_0
     possible_BK: Tensor  # where R was finite
+    counts_BK: Tensor  # which warmups are not left out
+
+    @property
+    def num_B1(self) -> Tensor:
+        """How many warmups count, at least 1."""
+        return self.counts_BK.sum(1, keepdim=True).clamp(min=1)
+
+    def mean(self, values_BK: Tensor) -> Tensor:
+        """(B,) over the warmups that count."""
+        return mean_where(self.counts_BK, values_BK)
+
+    def over_others(self, values_BK: Tensor) -> Tensor:
+        """Each value less the mean of the other ones that count (leave-one-out); zeros where there is no other one."""
+        sum_B1 = (values_BK * self.counts_BK).sum(1, keepdim=True)
+        others_BK = (sum_B1 - values_BK) / (self.num_B1 - 1).clamp(min=1)
+        return (values_BK - others_BK) * (self.num_B1 > 1)
 
     def shares(self, logp_BK: Tensor) -> Tensor:
-        """softmax over what is possible; zeros where nothing is."""
-        return logp_BK.masked_fill(~self.possible_BK, -math.inf).softmax(1).nan_to_num(0.0)
+        """softmax over what is possible and counts; zeros where nothing is."""
+        return logp_BK.masked_fill(~(self.possible_BK & self.counts_BK), -math.inf).softmax(1).nan_to_num(0.0)
 
 
 class Objective(NamedTuple):
@@ -120,37 +149,37 @@ def maximises(value: Callable[[RewardTerms], Tensor]) -> Callable:
     return add
 
 
+def mean_where(counts_BK: Tensor, values_BK: Tensor) -> Tensor:
+    """(B,) mean of the values where the mask is true; 0 where it is nowhere."""
+    return (values_BK * counts_BK).sum(1) / counts_BK.sum(1).clamp(min=1)
+
+
 def mean_logp(terms: RewardTerms) -> Tensor:
-    return terms.logp_BK.mean(1)
+    return terms.mean(terms.logp_BK)
 
 
 def mean_probability(terms: RewardTerms) -> Tensor:
-    return terms.logp_BK.exp().mean(1)
+    return terms.mean(terms.logp_BK.exp())
 
 
 def log_of_mean(terms: RewardTerms) -> Tensor:
     """The log ratio is 0 for the model's own warmups."""
-    return (terms.logp_BK + terms.log_ratio_BK).logsumexp(1) - math.log(terms.logp_BK.size(1))
+    joint_BK = (terms.logp_BK + terms.log_ratio_BK).masked_fill(~terms.counts_BK, -math.inf)
+    return torch.where(terms.counts_BK.any(1), joint_BK.logsumexp(1) - terms.num_B1.squeeze(1).log(), 0.0)
 
 
-def equal_weights(logp_BK: Tensor) -> Tensor:
-    return torch.full_like(logp_BK, 1 / logp_BK.size(1))
-
-
-def leave_one_out(values_BK: Tensor) -> Tensor:
-    """Mean of the other K - 1 values."""
-    return (values_BK.sum(1, keepdim=True) - values_BK) / (values_BK.size(1) - 1)
+def equal_weights(terms: RewardTerms) -> Tensor:
+    return torch.ones_like(terms.logp_BK) / terms.num_B1
 
 
 @maximises(mean_logp)
 def warmup(terms: RewardTerms) -> Credit:
-    return equal_weights(terms.logp_BK), torch.zeros_like(terms.logp_BK)
+    return equal_weights(terms), torch.zeros_like(terms.logp_BK)
 
 
 @maximises(mean_logp)
 def jensen(terms: RewardTerms) -> Credit:
-    logp_BK = terms.logp_BK
-    return equal_weights(logp_BK), (logp_BK - leave_one_out(logp_BK)) / logp_BK.size(1)
+    return equal_weights(terms), terms.over_others(terms.logp_BK) / terms.num_B1
 
 
 @maximises(log_of_mean)
@@ -170,8 +199,8 @@ def latro(terms: RewardTerms) -> Credit:
 
 @maximises(mean_probability)
 def verifree(terms: RewardTerms) -> Credit:
-    p_BK, num_warmups = terms.logp_BK.exp(), terms.logp_BK.size(1)
-    return p_BK / num_warmups, (p_BK - leave_one_out(p_BK)) / num_warmups
+    p_BK = terms.logp_BK.exp()
+    return p_BK / terms.num_B1, terms.over_others(p_BK) / terms.num_B1
 
 
 @maximises(log_of_mean)
@@ -182,7 +211,7 @@ def posterior(terms: RewardTerms) -> Credit:
 
 @maximises(mean_logp)
 def rlpr(terms: RewardTerms) -> Credit:
-    return equal_weights(terms.logp_BK), terms.gain_BK.clamp(0, 1) / terms.logp_BK.size(1)
+    return equal_weights(terms), terms.gain_BK.clamp(0, 1) / terms.logp_BK.size(1)
 
 
 def terms_of(
@@ -190,6 +219,7 @@ def terms_of(
     penalty_BK: Tensor | None = None,
     log_ratio_BK: Tensor | None = None,
     gain_BK: Tensor | None = None,
+    counts_BK: Tensor | None = None,
 ) -> RewardTerms:
     """Zeros where a term is not given. Where R is not finite, the lowest finite one of its example (0 without any)."""
     logp_BK = target_logp_BK.detach().float()
@@ -198,7 +228,10 @@ def terms_of(
     logp_BK = torch.where(possible_BK, logp_BK, lowest_B1)
     others = (penalty_BK, log_ratio_BK, gain_BK)
     return RewardTerms(
-        logp_BK, *(torch.zeros_like(logp_BK) if x is None else x.detach().float() for x in others), possible_BK
+        logp_BK,
+        *(torch.zeros_like(logp_BK) if x is None else x.detach().float() for x in others),
+        possible_BK,
+        torch.ones_like(possible_BK) if counts_BK is None else counts_BK,
     )
 
 
@@ -209,6 +242,7 @@ def assign_credit(
     penalty_BK: Tensor | None = None,
     log_ratio_BK: Tensor | None = None,
     gain_BK: Tensor | None = None,
+    counts_BK: Tensor | None = None,
     normalize_advantages: bool = False,
     advantage_clip: float | None = None,
 ) -> Credit:
@@ -220,48 +254,77 @@ def assign_credit(
         penalty_BK: beta * KL_i, for `latro`.
         log_ratio_BK: log P(c|x) - log Q(c|x) in nats, for `posterior` with warmups of another distribution.
         gain_BK: q_i - q_0, for `rlpr`. Zeros where these three are not given.
+        counts_BK: false where a warmup is left out, its w_i and A_i 0; None leaves out none.
         normalize_advantages: centre each example's advantages, and divide by K times their standard deviation.
         advantage_clip: keep every A_i, after that, within plus and minus this.
 
     Raises:
-        ValueError: an unknown objective, or one that compares warmups where there is only one.
+        ValueError: an unknown objective, one that compares warmups where there is only one, or one that cannot leave
+            out warmups where it shall.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective={objective} is unknown. Choose one of {', '.join(OBJECTIVES)}.")
     if OBJECTIVE_TRAITS[objective].compares_warmups and target_logp_BK.size(1) < 2:
         raise ValueError(f"objective={objective} compares warmups with each other. Set num_warmups to 2 or more.")
-    terms = terms_of(target_logp_BK, penalty_BK, log_ratio_BK, gain_BK)
+    if counts_BK is not None and not OBJECTIVE_TRAITS[objective].may_leave_out:
+        raise ValueError(f"objective={objective} has no unbiased estimate that leaves out warmups.")
+    terms = terms_of(target_logp_BK, penalty_BK, log_ratio_BK, gain_BK, counts_BK)
     weight_BK, advantage_BK = OBJECTIVES[objective].credit(terms)
     if normalize_advantages:
-        centred_BK = advantage_BK - advantage_BK.mean(1, keepdim=True)
-        spread_B1 = centred_BK.square().mean(1, keepdim=True).sqrt()
-        advantage_BK = centred_BK / (spread_B1 + SPREAD_FLOOR) / centred_BK.size(1)
+        centred_BK = advantage_BK - terms.mean(advantage_BK).unsqueeze(1)
+        spread_B1 = terms.mean(centred_BK.square()).sqrt().unsqueeze(1)
+        advantage_BK = centred_BK / (spread_B1 + SPREAD_FLOOR) / terms.num_B1
     if advantage_clip is not None:
         advantage_BK = advantage_BK.clamp(-advantage_clip, advantage_clip)
-    return weight_BK * terms.possible_BK, advantage_BK * terms.possible_BK.any(1, keepdim=True)
+    has_credit_BK = terms.possible_BK.any(1, keepdim=True) & terms.counts_BK
+    return weight_BK * (terms.possible_BK & terms.counts_BK), advantage_BK * has_credit_BK
 
 
-def hindsight_credit(target_logp_BK: Tensor, found_BK: Tensor) -> Credit:
+def over_length(advantage_BK: Tensor, loss_type: str, num_decisions_BK: Tensor, max_length: int) -> Tensor:
+    """(B, K) advantages for `warmup_loss_type`, which takes long warmups' greater share from them.
+
+    Args:
+        advantage_BK: A.
+        loss_type: `sum` changes nothing, `dr_grpo` divides by `max_length`, `bnpo` by the mean number of decisions.
+        num_decisions_BK: of each warmup, 0 where it is left out.
+        max_length: W, tokens.
+    """
+    if loss_type == "sum":
+        return advantage_BK
+    if loss_type == "dr_grpo":
+        return advantage_BK / max_length
+    num_counted = (num_decisions_BK > 0).sum().clamp(min=1)
+    return advantage_BK * num_counted / num_decisions_BK.sum().clamp(min=1)
+
+
+def hindsight_credit(target_logp_BK: Tensor, found_BK: Tensor, counts_BK: Tensor | None = None) -> Credit:
     """Weights and advantages of the first steps: the target is trained after warmups that hold some of it.
 
     Args:
         target_logp_BK: R in nats.
         found_BK: share of the target's words that stand in each warmup, 0 to 1.
+        counts_BK: false where a warmup is left out; None leaves out none.
 
     Returns:
         w_i = found_i / sum_j found_j, zeros for an example whose warmups hold nothing of its target; and A_i = 0.
     """
-    found_BK = found_BK.float() * target_logp_BK.isfinite()
+    found_BK = found_BK.float() * target_logp_BK.isfinite() * (1 if counts_BK is None else counts_BK)
     weight_BK = found_BK / found_BK.sum(1, keepdim=True).clamp(min=torch.finfo(found_BK.dtype).tiny)
     return weight_BK, torch.zeros_like(weight_BK)
 
 
-def objective_value(target_logp_BK: Tensor, objective: str, log_ratio_BK: Tensor | None = None) -> Tensor:
-    """(B,) what the row of the table maximises, estimated from the K warmups, without its KL; to be logged.
+def objective_value(
+    target_logp_BK: Tensor,
+    objective: str,
+    log_ratio_BK: Tensor | None = None,
+    counts_BK: Tensor | None = None,
+) -> Tensor:
+    """(B,) what the row of the table maximises, estimated from the warmups that count, without its KL; to be logged.
 
-    An example whose target is impossible after every warmup counts 0. Of `rlpr` it is E[R].
+    An example whose target is impossible after every warmup, or none of whose warmups counts, counts 0. Of `rlpr` it
+    is E[R].
     """
-    return OBJECTIVES[objective].value(terms_of(target_logp_BK, log_ratio_BK=log_ratio_BK))
+    return OBJECTIVES[objective].value(terms_of(target_logp_BK, log_ratio_BK=log_ratio_BK, counts_BK=counts_BK))
 
 
 class Scores(NamedTuple):
@@ -277,6 +340,7 @@ class Scores(NamedTuple):
         entropy_BK: entropy of the predictions of the target's tokens, summed over them, without gradient.
         correct_BK: how many of the target's tokens are the likeliest ones.
         format_logp_BK: log-probability of opening and separator, where the model learns to write them by itself.
+        counts_BK: false where a warmup is left out (`mask_truncated_warmups`); None leaves out none.
     """
 
     target_logp_BK: Tensor
@@ -287,6 +351,7 @@ class Scores(NamedTuple):
     entropy_BK: Tensor | None = None
     correct_BK: Tensor | None = None
     format_logp_BK: Tensor | None = None
+    counts_BK: Tensor | None = None
 
     @property
     def log_ratio_BK(self) -> Tensor | None:
@@ -303,6 +368,7 @@ def credit_of(scores: Scores, objective: str, beta: float, **shaping: bool | flo
         penalty_BK=None if scores.kl_BK is None else beta * scores.kl_BK,
         log_ratio_BK=scores.log_ratio_BK,
         gain_BK=scores.gain_BK,
+        counts_BK=scores.counts_BK,
         **shaping,
     )
 
@@ -323,11 +389,14 @@ def warmup_loss(scores: Scores, credit: Credit, *, objective: str = "warmup", be
     surrogate = -(weight_BK * torch.where(weight_BK > 0, scores.target_logp_BK, 0.0)).sum()
     if scores.warmup_logp_BK is not None:
         surrogate = surrogate - (advantage_BK * scores.warmup_logp_BK).sum()
-    value = -objective_value(scores.target_logp_BK, objective, scores.log_ratio_BK).sum()
+    value = -objective_value(scores.target_logp_BK, objective, scores.log_ratio_BK, scores.counts_BK).sum()
     loss = surrogate + (value - surrogate).detach()
     if scores.format_logp_BK is not None:
         loss = loss - scores.format_logp_BK.mean(1).sum()
-    return loss if scores.kl_BK is None else loss + beta * scores.kl_BK.mean(1).sum()
+    if scores.kl_BK is None:
+        return loss
+    counts_BK = torch.ones_like(scores.kl_BK) if scores.counts_BK is None else scores.counts_BK
+    return loss + beta * mean_where(counts_BK, scores.kl_BK).sum()
 
 
 def token_logps(logits_NV: Tensor, ids_N: Tensor) -> Tensor:

@@ -94,6 +94,22 @@ class WarmupOptions:
     advantage_clip: float | None = field(
         default=None, metadata={"help": "Clip every advantage to plus or minus this value."}
     )
+    warmup_loss_type: Literal["sum", "bnpo", "dr_grpo"] = field(
+        default="sum",
+        metadata={
+            "help": "How an advantage counts along a warmup, with the names of GRPO's loss_type. 'sum', the exact "
+            "gradient: for every token, so that long warmups weigh more. 'dr_grpo': that, divided by "
+            "max_warmup_length, which is exact but for the constant. 'bnpo': divided by the mean length of the "
+            "warmups of the device's batch, which is biased."
+        },
+    )
+    mask_truncated_warmups: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave warmups that do not end within max_warmup_length out of the loss. What is maximised is "
+            "then the mean over warmups that end. An example none of whose warmups ends teaches nothing."
+        },
+    )
     hindsight_steps: int = field(
         default=0,
         metadata={
@@ -240,6 +256,9 @@ class WarmupOptions:
             "advantage_clip",
             "Set it above 0, or leave it out.",
         )
+        require(
+            self.warmup_loss_type in ("sum", "bnpo", "dr_grpo"), "warmup_loss_type", "Choose sum, bnpo or dr_grpo."
+        )
         require(self.hindsight_steps >= 0, "hindsight_steps", "Set it to 0 (off) or more.")
         require(0 <= self.warmup_dropout < 1, "warmup_dropout", "Set it to 0 (off) up to 1.")
         require(self.warmup_gain_steps >= 0, "warmup_gain_steps", "Set it to 0 (never) or more.")
@@ -276,11 +295,19 @@ class WarmupOptions:
             f"objective {objective} would weigh left-out warmups against the others. Set it to 0, or objective to one "
             f"of {', '.join(equal_weights)}.",
         )
+        may_leave_out = objectives_with("may_leave_out")
+        require(
+            objective in may_leave_out or not self.mask_truncated_warmups,
+            "mask_truncated_warmups",
+            f"objective {objective} would then train warmups to end, whatever they say. Set it to false, or objective "
+            f"to one of {', '.join(may_leave_out)}.",
+        )
         traits = OBJECTIVE_TRAITS[objective]
         if not traits.has_advantage:
             fix = f"objective {objective} has no advantages. Leave it out, or choose another objective."
             require(not self.normalize_advantages, "normalize_advantages", fix)
             require(self.advantage_clip is None, "advantage_clip", fix)
+            require(self.warmup_loss_type == "sum", "warmup_loss_type", fix)
             return
         require(
             traits.is_centred or not self.normalize_advantages,

@@ -21,6 +21,7 @@ class ObjectiveTraits:
         has_equal_weights: every warmup counts the same, so some may be left out (`warmup_dropout`).
         is_penalised: it maximises a reward less KL(P || P_off), which is then the anchor's divergence too.
         is_centred: its advantages have a mean that may be normalised; without an advantage this says nothing.
+        may_leave_out: its estimates stay unbiased where some samples are left out (`mask_truncated_warmups`).
     """
 
     has_advantage: bool = True
@@ -30,6 +31,7 @@ class ObjectiveTraits:
     has_equal_weights: bool = False
     is_penalised: bool = False
     is_centred: bool = True
+    may_leave_out: bool = True
 
 
 OBJECTIVE_TRAITS = {
@@ -37,7 +39,7 @@ OBJECTIVE_TRAITS = {
         has_advantage=False, compares_warmups=False, takes_base_warmups=True, has_equal_weights=True
     ),
     "jensen": ObjectiveTraits(has_equal_weights=True),
-    "log_mean_exp": ObjectiveTraits(),
+    "log_mean_exp": ObjectiveTraits(may_leave_out=False),
     "latro": ObjectiveTraits(has_equal_weights=True, is_penalised=True),
     "verifree": ObjectiveTraits(),
     "posterior": ObjectiveTraits(compares_warmups=False, takes_base_warmups=True, is_centred=False),

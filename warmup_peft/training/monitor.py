@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Ratios = dict[str, tuple[Tensor, Tensor]]
 PROMPT_TOKENS_SHOWN = 32
 LOG_FILE_WIDTH = 120  # characters, where there is no terminal to ask
-GAINS_TO_JUDGE = 5  # logs; a single batch's gain is too noisy to warn by
+LOGS_TO_JUDGE = 5  # one log's gain, or share of truncated warmups, is too noisy to warn by
 TRACKERS = ("wandb", "trackio")
 
 
@@ -43,10 +43,11 @@ class WarmupMonitor:
     def __init__(self, args: WarmupSFTConfig, tokenizer: PreTrainedTokenizerBase):
         self.args, self.tokenizer = args, tokenizer
         self._previous: tuple[list[int], Warmups] | None = None  # the batch before: its last prompt, its first warmups
-        self._gains: deque[float] = deque(maxlen=GAINS_TO_JUDGE)
+        self._gains: deque[float] = deque(maxlen=LOGS_TO_JUDGE)
+        self._truncated: deque[float] = deque(maxlen=LOGS_TO_JUDGE)
         self._shown: list[dict[str, Any]] = []
         self._first_length: float | None = None
-        self._warned = False
+        self._warned: set[str] = set()  # about what
 
     def texts(self, tokens: Tokens) -> list[str]:
         """Of (..., W) tokens, in row-major order."""
@@ -75,7 +76,7 @@ class WarmupMonitor:
         batch_size = size * len(is_kept)
         ratios = {
             "mean_length": (num_tokens, num_kept),
-            "stopped": (warmups.stopped.sum(), num_kept),
+            "truncated": (warmups.truncated.sum(), num_kept),
             "distinct": (diagnostics.num_distinct(warmups).sum(), num_kept),
             "repeated": (diagnostics.num_repeated(warmups).sum(), num_tokens),
             "overlap": (size * sum(count for count, _ in shared), size * sum(count for _, count in shared)),
@@ -115,28 +116,28 @@ class WarmupMonitor:
         return ratios
 
     def warn(self, metrics: Mapping[str, float], share_of_training: float) -> None:
-        """Say once when warmups bring nothing any more; a gain is judged by the mean of several logs."""
+        """Say once when warmups bring nothing any more, and once when most of them are truncated.
+
+        Gains and the share of truncated warmups are judged by the mean of several logs.
+        """
         metrics = dict(metrics)
-        gain = metrics.pop("warmups/gain_over_none", None)
+        gain = mean_of_several(self._gains, metrics.pop("warmups/gain_over_none", None))
         if gain is not None:
-            self._gains.append(gain)
-        if len(self._gains) == GAINS_TO_JUDGE:
-            metrics["warmups/gain_over_none"] = sum(self._gains) / GAINS_TO_JUDGE
+            metrics["warmups/gain_over_none"] = gain
         length = metrics.get("warmups/mean_length")
         self._first_length = length if self._first_length is None else self._first_length
-        wrong = (
-            None
-            if self._warned
-            else diagnostics.what_is_wrong(
-                metrics,
-                share_of_training,
-                first_length=self._first_length,
-                are_thoughts=self.args.warmup_format == "thinking",
-            )
-        )
-        if wrong is not None:
-            self._warned = True
-            logger.warning(wrong)
+        wrong = diagnostics.what_is_wrong(metrics, share_of_training, first_length=self._first_length)
+        self._say_once("collapse", wrong)
+        truncated = mean_of_several(self._truncated, metrics.get("warmups/truncated"))
+        if truncated is not None:
+            are_thoughts = self.args.warmup_format == "thinking"
+            many = diagnostics.many_truncated(truncated, self.args.max_warmup_length, are_thoughts=are_thoughts)
+            self._say_once("truncated", many)
+
+    def _say_once(self, about: str, sentence: str | None) -> None:
+        if sentence is not None and about not in self._warned:
+            self._warned.add(about)
+            logger.warning(sentence)
 
     # ---- The table ----
 
@@ -177,6 +178,13 @@ class WarmupMonitor:
 
             tracker = importlib.import_module(tracker_name)
             tracker.log({name: tracker.Table(dataframe=pandas.DataFrame([{"step": step, **row} for row in rows]))})
+
+
+def mean_of_several(last: deque[float], value: float | None) -> float | None:
+    """Add a log's value, if it has one; the mean of the last ones, None while they are too few."""
+    if value is not None:
+        last.append(value)
+    return sum(last) / len(last) if len(last) == last.maxlen else None
 
 
 def trl_ratios(target: Tokens, scores: Scores) -> Ratios:

@@ -26,7 +26,7 @@ from warmup_peft.inference.quantization import keep_4bit_weights_in_place, save_
 from warmup_peft.method.branches import Branches, Tokens, Warmups, split_examples
 from warmup_peft.method.encoding import Encoded, PromptEncoder
 from warmup_peft.method.model import adapter_off, evaluation_mode, random_numbers_from, without_peft_wrapper
-from warmup_peft.method.objective import Credit, Scores, credit_of, hindsight_credit, warmup_loss
+from warmup_peft.method.objective import Credit, Scores, credit_of, hindsight_credit, over_length, warmup_loss
 from warmup_peft.method.predictions import Predictions
 from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings
 from warmup_peft.method.scoring import score_warmups, target_logps
@@ -188,6 +188,8 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         encoded = self.encoder(model, prompt, room=self._branch_overhead + target.ids.size(1))
         warmups = self.sample_warmups(model, encoded)
         scores = self.score_warmups(encoded, warmups, target)
+        if self.args.mask_truncated_warmups:
+            scores = scores._replace(counts_BK=~warmups.truncated)
         self._check_numbers(scores)
         credit = self._credit(warmups, target, scores)
         loss = warmup_loss(scores, credit, objective=self.args.objective, beta=self.args.warmup_anchor)
@@ -248,14 +250,18 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
 
     def _credit(self, warmups: Warmups, target: Tokens, scores: Scores) -> Credit:
         if self._has_hindsight:
-            return hindsight_credit(scores.target_logp_BK, self._monitor.shares_found(warmups, target))
-        return credit_of(
+            found_BK = self._monitor.shares_found(warmups, target)
+            return hindsight_credit(scores.target_logp_BK, found_BK, scores.counts_BK)
+        weight_BK, advantage_BK = credit_of(
             scores,
             objective=self.args.objective,
             beta=self.args.warmup_anchor,
             normalize_advantages=self.args.normalize_advantages,
             advantage_clip=self.args.advantage_clip,
         )
+        num_decisions_BK = warmups.num_decisions * (1 if scores.counts_BK is None else scores.counts_BK)
+        loss_type, max_length = self.args.warmup_loss_type, self.args.max_warmup_length
+        return weight_BK, over_length(advantage_BK, loss_type, num_decisions_BK, max_length)
 
     def _reference(self, encoded: Encoded, branches: Branches, predicted: Tensor) -> Predictions:
         """Predictions of the model with its adapter off, without gradient."""

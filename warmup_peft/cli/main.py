@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from warmup_peft import __version__
 from warmup_peft.settings import arguments
+from warmup_peft.settings.early import check_early
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.settings.parsing import describe, nearest, parse, quieten, set_environment_of
 
@@ -145,6 +146,7 @@ def run_command(name: str, argv: list[str]) -> None:
         check_packages(name)
     if command.has_trls:
         set_environment_of(argv)  # some libraries read it when they are imported
+        check_early(command.options, argv)
     importlib.import_module(f"warmup_peft.cli.{name}").run(argv)
 
 
@@ -196,7 +198,8 @@ def print_options(command: Command) -> None:
     if command.has_trls:
         print(
             "Every field of TRL's SFTConfig, ModelConfig and ScriptArguments is an option too, here and in --config:\n"
-            "--model_name_or_path, --dataset_name, --output_dir, --learning_rate, --load_in_4bit, ...\n"
+            "--model_name_or_path, --dataset_name, --output_dir, --use_peft, --load_in_4bit, ...\n"
+            "Here --lora_dropout is 0 by default, so that prompts are encoded once. TRL's own are listed at\n"
             "https://huggingface.co/docs/trl/sft_trainer"
         )
 

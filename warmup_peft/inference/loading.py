@@ -268,7 +268,8 @@ def check_is_no_adapter(base: str | Path) -> None:
     if is_adapter(base):
         raise ValueError(
             f"The base model {base} is an adapter itself. Merge it first (warmup-peft merge --adapter {base} "
-            f"--output_dir {base}-merged) and name the merged folder."
+            f"--output_dir {base}-merged) and name the merged folder; or train it on, in a script, with model="
+            f"PeftModel.from_pretrained(<its base>, '{base}', is_trainable=True)."
         )
 
 

@@ -25,7 +25,7 @@ from warmup_peft.method.model import without_peft_wrapper
 from warmup_peft.settings.options import DEFAULT_ANCHOR
 from warmup_peft.settings.traits import SOURCE_TRAITS
 from warmup_peft.training.checks import has_transform
-from warmup_peft.training.config import WarmupSFTConfig
+from warmup_peft.training.config import WarmupSFTConfig, choose_learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +46,16 @@ def as_warmup_config(args: TrainingArguments | None, model: str | PreTrainedMode
 
 
 def own_settings(args: WarmupSFTConfig, adapters: list[PeftConfig]) -> WarmupSFTConfig:
-    """A trainer's own copy of its settings, with `warmup_anchor` resolved: TRL and transformers write into theirs."""
+    """A trainer's own copy of its settings, with `warmup_anchor` and `learning_rate` resolved.
+
+    TRL and transformers write into theirs.
+    """
     own = copy.copy(args)
     for option in dataclasses.fields(args):
         value = getattr(args, option.name)
         if isinstance(value, (dict, list, AcceleratorConfig)):
             setattr(own, option.name, copy.deepcopy(value))
+    choose_learning_rate(own, has_adapter=bool(adapters))
     own.check_warmup_options()  # again: they may have been changed since they were made
     if own.warmup_anchor is None:
         has_base = adapters and not any(map(why_no_base, adapters))

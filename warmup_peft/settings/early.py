@@ -26,8 +26,8 @@ PLAIN_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "dict": dic
                "Literal": Literal}  # fmt: skip
 
 
-def check_early(kinds: Sequence[type], argv: Sequence[str]) -> None:
-    """Check the options of a command that has TRL's, beside `kinds`.
+def check_early(kinds: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
+    """Check the options of a command that has TRL's, beside `kinds`, and return those that are set.
 
     Raises:
         ValueError: an unknown option, a value of the wrong kind, a file that is missing or no YAML mapping, or an
@@ -37,13 +37,14 @@ def check_early(kinds: Sequence[type], argv: Sequence[str]) -> None:
 
     fields = training_fields()
     if fields is None:
-        return
+        return {}
     known = (ScriptArguments, ModelConfig, *kinds)
     fields = {name: hint for name, hint in fields.items() if name not in option_hints(known)}
     options = [(name, hint, dataclasses.field(default=None)) for name, hint in fields.items()]
     recipe = Recipe.read(argv, *known, dataclasses.make_dataclass("TrainingOptions", options))
     (own,) = recipe.restricted_to(WarmupOptions).settings()
     own.check_warmup_options()
+    return recipe.values
 
 
 def training_fields() -> dict[str, Any] | None:

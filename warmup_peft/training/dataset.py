@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from peft import PeftConfig, PeftModel
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -28,6 +30,8 @@ from warmup_peft.training.checks import has_transform
 from warmup_peft.training.config import WarmupSFTConfig, choose_learning_rate
 
 logger = logging.getLogger(__name__)
+
+HUB_FILE = re.compile(r"hf://datasets/(?P<id>[^/@]+/[^/@]+)")
 
 CHECKSUM_WORDS = 1 << 18  # 2 MiB, which stay in the cache between multiplication and sum
 SPREAD = 0x1E3779B97F4A7C15  # an odd number of 61 bits without a pattern
@@ -155,6 +159,18 @@ def report_lengths(name: str, whole: Dataset, kept: Dataset, args: WarmupSFTConf
             max_length, len(whole), name, dropped, cut,
             "beginning of their prompt" if keeps_end else "end of their target", max(lengths),
         )  # fmt: skip
+
+
+def record_of_rows(dataset: Any) -> dict[str, Any]:
+    """What a data set says about itself, for the model card: `source` (no path), `train_rows` and `fingerprint`."""
+    if not isinstance(dataset, Dataset):
+        return {}
+    urls = dataset.info.download_checksums or {}
+    on_hub = next((match["id"] for url in urls if (match := HUB_FILE.match(url))), None)
+    read_as = dataset.info.dataset_name
+    name = on_hub or (f"a {read_as} file" if read_as in _PACKAGED_DATASETS_MODULES else read_as) or "rows of a script"
+    split = f", split {dataset.split}" if dataset.split is not None else ""
+    return {"source": name + split, "train_rows": len(dataset), "fingerprint": dataset._fingerprint}
 
 
 # ---- What a pool of warmups depends on ----

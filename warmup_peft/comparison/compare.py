@@ -32,7 +32,8 @@ def compare(
 
     Args:
         recipe: a YAML file, or its keys and values.
-        arms, seeds: names, and whole numbers, as lists or separated by commas; `warmup-peft compare --help` has the arms.
+        arms, seeds: names and whole numbers, as lists or separated by commas. `warmup-peft compare --help` has the
+            arms.
         output_dir: folder of the runs and of the report; by default the recipe's `output_dir` with `-compare`. The
             same call goes on where it was interrupted.
         overwrite_output_dir: replace the comparison that is there.

@@ -59,7 +59,7 @@ def training_fields() -> dict[str, Any] | None:
         if body is None:
             return None
         annotations |= {node.target.id: ast.unparse(node.annotation) for node in body if is_option(node)}
-    return types_of(annotations)
+    return {**types_of(annotations), "learning_rate": float | None}  # ours may be left open, see WarmupSFTConfig
 
 
 def class_body(source: str, name: str) -> list[ast.stmt] | None:

@@ -177,14 +177,6 @@ class WarmupOptions:
         },
     )
 
-    learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "AdamW's learning rate at its highest. The default is 2e-4 for an adapter, which needs about ten "
-            "times what a whole model does, and otherwise TRL's 2e-5."
-        },
-    )
-
     def check_warmup_options(self) -> None:
         """Raise ValueError for a value that cannot work. The message names the field and says how to fix it."""
         sharing = str(self.prefix_sharing).lower()  # YAML reads true and false as booleans
@@ -252,7 +244,6 @@ class WarmupOptions:
         require(0 <= self.warmup_dropout < 1, "warmup_dropout", "Set it to 0 (off) up to 1.")
         require(self.warmup_gain_steps >= 0, "warmup_gain_steps", "Set it to 0 (never) or more.")
         require(self.num_warmups_to_print >= 1, "num_warmups_to_print", "Set it to 1 or more.")
-        require(self.learning_rate is None or self.learning_rate >= 0, "learning_rate", "Set it above 0.")
         require(self.eval_generate >= 0, "eval_generate", "Set it to 0 (never) or more.")
 
     def _check_beams(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
@@ -53,6 +53,14 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
     Raises:
         ValueError: a value that cannot work, naming the field and the fix.
     """
+
+    learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "AdamW's learning rate at its highest. The default is 2e-4 for an adapter, which needs about ten "
+            "times what a whole model does, and otherwise TRL's 2e-5."
+        },
+    )
 
     def __post_init__(self):
         self.check_warmup_options()

@@ -204,7 +204,7 @@ def print_options(command: Command) -> None:
         print(
             "Every field of TRL's SFTConfig, ModelConfig and ScriptArguments is an option too, here and in --config:\n"
             "--model_name_or_path, --dataset_name, --output_dir, --use_peft, --load_in_4bit, ...\n"
-            "Two defaults differ: --lora_dropout is 0, so that prompts are encoded once; --learning_rate of an adapter\n"
+            "Two defaults differ: --lora_dropout is 0, which encodes prompts once; --learning_rate of an adapter\n"
             "is 2e-4. TRL's options are listed at\n"
             "https://huggingface.co/docs/trl/sft_trainer"
         )

@@ -15,6 +15,7 @@ from warmup_peft.export.model_card import write_model_card
 from warmup_peft.files import (
     check_writable,
     first_line,
+    near_path,
     read_json,
     write_json,
     write_text,
@@ -136,3 +137,10 @@ def test_a_folder_that_cannot_be_written_is_said_with_the_option_that_chose_it(t
 )
 def test_first_line_of_an_error(error, line):
     assert first_line(error) == line
+
+
+def test_a_file_that_is_called_nearly_so(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("")
+    assert near_path(str(tmp_path / "row.jsonl")) == f" Did you mean {tmp_path / 'rows.jsonl'}?"
+    assert near_path(str(tmp_path / "rows")) == f" Did you mean {tmp_path / 'rows.jsonl'}?"
+    assert near_path(str(tmp_path / "else")) == near_path(str(tmp_path / "no" / "rows.jsonl")) == ""

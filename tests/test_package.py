@@ -291,6 +291,7 @@ HOOKS = {  # by the class, or the module, whose source has them
     nn.Module: ("_modules", "_parameters"),
     "torch.utils": ("_python_dispatch", "_pytree"),
     argparse.ArgumentParser: ("_actions",),
+    "datasets.arrow_dataset": ("_fingerprint",),
     "datasets.packaged_modules": ("_PACKAGED_DATASETS_MODULES",),
     "sacrebleu.metrics.base": ("_compute_score_from_stats", "_extract_corpus_statistics"),
     "lm_eval.tasks": ("_yaml_loader",),

@@ -6,10 +6,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from warmup_peft.comparison.compare import compare
+    from warmup_peft.evaluation.evaluate import evaluate
     from warmup_peft.evaluation.metrics import Metric
     from warmup_peft.evaluation.tasks import Question, Task
     from warmup_peft.export.merge import merge_adapter
     from warmup_peft.inference.decoding import warmup_generate
+    from warmup_peft.inference.loading import load_adapter
     from warmup_peft.training.config import WarmupSFTConfig
     from warmup_peft.training.trainer import WarmupSFTTrainer
 
@@ -20,6 +23,9 @@ __all__ = [
     "Task",
     "WarmupSFTConfig",
     "WarmupSFTTrainer",
+    "compare",
+    "evaluate",
+    "load_adapter",
     "merge_adapter",
     "warmup_generate",
 ]
@@ -30,6 +36,9 @@ _HOMES = {
     "Task": "warmup_peft.evaluation.tasks",
     "WarmupSFTConfig": "warmup_peft.training.config",
     "WarmupSFTTrainer": "warmup_peft.training.trainer",
+    "compare": "warmup_peft.comparison.compare",
+    "evaluate": "warmup_peft.evaluation.evaluate",
+    "load_adapter": "warmup_peft.inference.loading",
     "merge_adapter": "warmup_peft.export.merge",
     "warmup_generate": "warmup_peft.inference.decoding",
 }

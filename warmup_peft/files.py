@@ -5,6 +5,7 @@ Also checks whether a folder can be written, and explains errors of a full disk 
 
 from __future__ import annotations
 
+import difflib
 import glob
 import json
 import os
@@ -162,3 +163,12 @@ def check_writable(folder: Path, option: str) -> None:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or the name of its class if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def near_path(name: str) -> str:
+    """A question for the file or folder beside a missing one that is meant; empty where nothing is called like it."""
+    path = Path(name)
+    beside = sorted(each.name for each in path.parent.iterdir()) if path.parent.is_dir() else []
+    names = {**{Path(each).stem: each for each in beside}, **{each: each for each in beside}}
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
+    return f" Did you mean {path.parent / names[close[0]]}?" if close else ""

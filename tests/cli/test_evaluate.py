@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from trainings import weights
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from warmup_peft.cli.evaluate import evaluate_arms, what_it_shows
 from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.evaluation.evaluate import evaluate_arms, what_it_shows
 from warmup_peft.evaluation.logiqa import TASK, logiqa
 from warmup_peft.evaluation.metrics import mean_of_rows
 from warmup_peft.evaluation.predictor import Predictor, generate_texts

@@ -18,6 +18,7 @@ from folders import (
     SETTINGS,
     argv_of,
     puzzles,
+    random_adapter,
     train_argv,
     tree,
     write_rows,
@@ -25,6 +26,7 @@ from folders import (
 from trainings import same_weights, weights
 
 from warmup_peft.cli.main import BAD_INPUT, INTERRUPTED, main
+from warmup_peft.cli.train import what_is_trained, what_was_trained
 from warmup_peft.export.model_card import is_edited
 from warmup_peft.inference.folder import CARD_NAME, RUN_FILES, SCORES, TrainingRecord, WarmupConfig
 
@@ -201,3 +203,22 @@ def test_only_a_runs_own_checkpoints_are_removed(tmp_path):
     (tmp_path / "checkpoint-notes.txt").write_text("keep")
     remove_run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-best-by-me", "checkpoint-notes.txt"]
+
+
+@pytest.mark.parametrize(("billions", "is_asked"), [(0.02, False), (1.2, True)])
+def test_a_large_model_that_is_trained_as_a_whole(billions, is_asked):
+    with torch.device("meta"):
+        model = torch.nn.Linear(1000, int(billions * 1e6), bias=False)
+    said = what_is_trained(model)
+    assert (said is not None) == is_asked
+    assert said is None or said.startswith(
+        "All 1.2 billion weights are trained, since use_peft is not set; AdamW then"
+    )
+    assert what_was_trained(model) == "The whole model (use_peft was not set)"
+
+
+def test_an_adapter_is_no_whole_model(lora, model_folder, monkeypatch):
+    monkeypatch.setattr("warmup_peft.cli.train.LARGE_MODEL", 1)
+    model = random_adapter(model_folder, lora)
+    assert what_is_trained(model) is None
+    assert what_was_trained(model) == "The adapter"

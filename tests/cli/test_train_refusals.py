@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
@@ -59,7 +58,16 @@ def test_missing_column(refused, tmp_path):
 
 def test_later_row_without_a_completion(refused, tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [*EXAMPLES, {"prompt": "five?"}])
-    assert re.search(r"\b(row 4|row 5|line 5)\b", refused(path), re.IGNORECASE)
+    assert refused(path) == "Row 5 of the train dataset has no `completion`. Fill it in or remove the row."
+
+
+def test_rows_are_counted_as_in_the_file_where_some_are_held_out(refused, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [*EXAMPLES, {"prompt": "five?"}, *EXAMPLES])
+    assert refused(path, test_split_size=0.5) == "Row 5 has no `completion`. Fill it in or remove the row."
+    rows = puzzles(8)
+    rows[2]["answer"] = 9
+    said = refused(write_rows(tmp_path / "rows.jsonl", rows), test_split_size=0.5, task="logiqa")
+    assert said.startswith("Row 3 has answer=9.")
 
 
 def test_column_of_mixed_kinds(refused, tmp_path):

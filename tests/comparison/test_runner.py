@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from warmup_peft.comparison import runner
-from warmup_peft.comparison.results import Job, Run
+from warmup_peft.comparison import run_arm, runner
+from warmup_peft.comparison.results import LOCK_NAME, Job, Run
 from warmup_peft.comparison.runner import Runner, finished_run, line_of, why_it_ended
 
 JOB = Job("sft", "sft", 0, {}, None, 1, 8, 32, "rows")
@@ -150,3 +151,33 @@ def test_why_it_ended(tmp_path):
 def test_lines_of_runs():
     assert line_of(Run("sft", 1, metrics={"accuracy": 0.5}), 3725.2) == "sft, seed 1: accuracy 0.500 (1:02:05)"
     assert line_of(Run("sft", 1, error="no [/luck]"), 1.0) == "sft, seed 1: failed. no [/luck]"
+
+
+def test_finished_runs_are_named(tmp_path, children, capsys):
+    for _ in range(2):
+        Runner(1, 1, lambda run: None, lambda: None).run(jobs(tmp_path, "a"))
+    assert "Done before, and kept: sft, seed 0." in capsys.readouterr().out
+
+
+def test_a_run_waits_for_the_process_of_an_earlier_comparison(tmp_path, children, monkeypatch):
+    monkeypatch.setattr(runner, "WAIT_SECONDS", 0.1)
+    (tmp_path / "a").mkdir()
+    with FileLock(tmp_path / "a" / LOCK_NAME):
+        with pytest.raises(ValueError, match=r"Another process still trains in .*/a\. End it, or choose"):
+            Runner(1, 1, lambda run: None, lambda: None).run(jobs(tmp_path, "a"))
+        assert children.started == {}
+    Runner(1, 1, lambda run: None, lambda: None).run(jobs(tmp_path, "a"))
+    assert list(children.started) == ["a"]
+
+
+def test_a_run_holds_its_lock(tmp_path, monkeypatch):
+    def run(job, folder):
+        with pytest.raises(runner.Timeout):
+            FileLock(folder / LOCK_NAME, timeout=0, is_singleton=False).acquire()
+        return Run("sft", 0)
+
+    JOB.save(tmp_path)
+    monkeypatch.setattr(run_arm, "run_arm", run)
+    monkeypatch.setattr(sys, "argv", ["run_arm", str(tmp_path)])
+    run_arm.main()
+    assert Run.load(tmp_path).arm == "sft"

@@ -14,7 +14,9 @@ from warmup_peft.comparison.verdict import (
     best_arm_note,
     control_note,
     equal_steps_note,
+    rows_note,
     seeds_note,
+    steps_note,
     use_of_best,
     verdict,
 )
@@ -138,5 +140,32 @@ def test_how_the_best_arm_was_chosen_is_said_where_there_was_a_choice():
 def test_one_seed_and_failures_are_said():
     one = replace(ANCHORED, versus_sft=difference(num_seeds=1))  # that both have
     assert seeds_note([SFT, one, FAILED])[0].startswith("With one seed")
-    assert seeds_note([SFT]) == []
+    assert seeds_note([replace(SFT, seeds=[0, 1, 2])]) == []
     assert "paper, seed 2, failed and is left out: <b>killed</b>" in seeds_note([SFT, FAILED])
+
+
+@pytest.mark.parametrize(("cost", "is_said"), [(3.6, True), (1.05, False), (None, False)])
+def test_what_a_step_costs_is_part_of_the_answer(cost, is_said):
+    text = verdict(READ, MORE_SFT, difference(0.01, **UNCLEAR), True, "accuracy", cost)
+    assert ("step for step it is 3.6 times slower to train than SFT." in text) == is_said
+
+
+def test_two_seeds_settle_little():
+    two = replace(SFT, seeds=[0, 1], versus_sft=difference(0.1, num_seeds=2))
+    assert seeds_note([two])[0].startswith("Two seeds settle little")
+
+
+def test_the_rows_of_the_curves_are_not_those_of_the_table():
+    assert rows_note(0, 64) == []
+    (note,) = rows_note(32, 64)
+    assert "rest on 32 rows" in note
+    assert "the verdict rest on 64 test rows" in note
+
+
+@pytest.mark.parametrize(
+    ("losses", "is_said"), [((2.0, 1.5, 1.0), True), ((2.0, 1.0, 0.99), False), ((2.0, 1.0), False)]
+)
+def test_a_training_that_was_too_short(losses, is_said):
+    arm = replace(ANCHORED, curve=[replace(ANCHORED.curve[0], nll_per_token=loss) for loss in losses])
+    assert bool(steps_note(arm)) == is_said
+    assert steps_note(None) == []

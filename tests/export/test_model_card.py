@@ -172,3 +172,11 @@ def test_saving_over_a_folder_keeps_an_edited_card(adapter, model_folder, lora, 
     else:
         assert "# my-adapter" in card_of(adapter)
         assert not is_edited(card_of(adapter))
+
+
+def test_the_card_says_what_the_rows_of_a_script_are(adapter):
+    record = TrainingRecord.load(adapter)
+    record.data = {"source": "me/mine, split train", "train_rows": 80, "fingerprint": "ab12"}
+    record.save(adapter)
+    write_model_card(adapter)
+    assert "| Data | me/mine, split train; 80 rows, fingerprint `ab12` |" in card_of(adapter)

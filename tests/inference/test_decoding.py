@@ -337,6 +337,21 @@ def test_the_answer_that_most_warmups_give(base, batch, config):
         assert tuple(prompt[batch["input_ids"].size(1) :]) == winner
 
 
+def test_a_vote_through_generate_is_the_vote_of_a_direct_call(base, batch, config):
+    keywords = dict(warmup_config=config, num_warmups=7, max_new_tokens=2, pad_token_id=PAD, do_sample=False)
+    set_seed(3)
+    direct = warmup_generate(base, **batch, **keywords)
+    set_seed(3)
+    assert torch.equal(base.generate(**batch, custom_generate=warmup_generate, **keywords), direct)
+    with pytest.raises(ValueError, match="num_warmups must be 1 or more"):
+        base.generate(**batch, custom_generate=warmup_generate, **{**keywords, "num_beams": 2})
+
+
+def test_a_missing_configuration_is_said(base, batch):
+    with pytest.raises(ValueError, match=r"^warmup_config is missing\. Pass a warmup adapter's folder"):
+        base.generate(**batch, custom_generate=warmup_generate)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from folders import logiqa_folder, train_argv
 
-from warmup_peft.training.build import build_sft_trainer, build_trainer, check_settings
+from warmup_peft.training.build import FLASH_ATTENTION, build_sft_trainer, build_trainer, check_settings
 from warmup_peft.training.config import TrainingSettings, parse_training
 
 
@@ -77,3 +77,14 @@ def test_a_model_and_data_have_to_be_named(settings, part, name):
     setattr(getattr(given, part), name, None)
     with pytest.raises(ValueError, match=f"Set --{name} to"):
         check_settings(given)
+
+
+def test_attention_that_is_not_installed(settings, monkeypatch):
+    given = settings(attn_implementation="flash_attention_2")
+    monkeypatch.setitem(FLASH_ATTENTION, "flash_attention_2", lambda: False)
+    with pytest.raises(
+        ValueError, match=r"^attn_implementation=flash_attention_2 needs the package flash-attn.* sdpa"
+    ):
+        check_settings(given)
+    monkeypatch.setitem(FLASH_ATTENTION, "flash_attention_2", lambda: True)
+    check_settings(given)

@@ -421,10 +421,10 @@ def test_other_parallelism_passes(changes):
 def test_spans():
     good = [[-100, 5], [-100, -100, 5, 6]]
     check_spans("train", Dataset.from_dict({"labels": good}))
-    with pytest.raises(ValueError, match=r"^Row 2 of the train dataset has no prompt.*non-empty prompt"):
+    with pytest.raises(ValueError, match=r"^Row 3 of the train dataset has no prompt.*non-empty prompt"):
         check_spans("train", Dataset.from_dict({"labels": [*good, [5, 6]]}))
     with pytest.raises(
-        ValueError, match=r"^Row 2 of the eval dataset has 2 supervised spans.*one row for each answer"
+        ValueError, match=r"^Row 3 of the eval dataset has 2 supervised spans.*one row for each answer"
     ):
         check_spans("eval", Dataset.from_dict({"labels": [*good, [-100, 5, -100, 6]]}))
 
@@ -435,7 +435,7 @@ def test_the_longest_row_and_its_warmup_must_fit_the_context():
     check_context("train", rows, context=None, extra_tokens=1000)
     with pytest.raises(
         ValueError,
-        match=r"^Row 1 of the train dataset has 10 tokens.*\(6\).*15, as it is for 1 of 3 rows\. Set max_length to 9 ",
+        match=r"^Row 2 of the train dataset has 10 tokens.*\(6\).*15, as it is for 1 of 3 rows\. Set max_length to 9 ",
     ):
         check_context("train", rows, context=15, extra_tokens=6)
 

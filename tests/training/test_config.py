@@ -6,7 +6,8 @@ import pytest
 
 from warmup_peft import WarmupSFTConfig
 from warmup_peft.settings.options import WarmupOptions
-from warmup_peft.training.config import REFUSED_SETTINGS
+from warmup_peft.training import config as module
+from warmup_peft.training.config import REFUSED_SETTINGS, TrainingSettings, choose_learning_rate, parse_training
 
 
 def config(**settings) -> WarmupSFTConfig:
@@ -39,3 +40,77 @@ def test_training_on_the_prompt_is_refused():
     with pytest.raises(ValueError, match=r"^completion_only_loss=False.*set it to true"):
         config(completion_only_loss=False)
     assert config(completion_only_loss=True).completion_only_loss is True
+
+
+# ---- What is missing on this machine ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"report_to": "dvclive"},
+            "report_to=dvclive needs the package dvclive.*pip install dvclive; or set report_to",
+        ),
+        ({"report_to": ["azure_ml"]}, "report_to=azure_ml needs the package azureml-core"),
+        ({"report_to": "wanbd"}, "report_to=wanbd is no tracker that transformers knows. Choose from .*wandb"),
+        ({"deepspeed": "ds.json"}, "deepspeed=ds.json needs the package deepspeed.* pip install deepspeed; or leave"),
+    ],
+    ids=str,
+)
+def test_packages_that_are_not_installed(monkeypatch, settings, said):
+    monkeypatch.setattr(module, "get_available_reporting_integrations", lambda: ["wandb"])
+    monkeypatch.setattr(module, "is_deepspeed_available", lambda: False)
+    with pytest.raises(ValueError, match=f"^{said}"):
+        config(**settings)
+
+
+def test_a_tracker_that_is_installed(monkeypatch):
+    monkeypatch.setattr(module, "get_available_reporting_integrations", lambda: ["wandb"])
+    assert config(report_to="wandb").report_to == ["wandb"]
+
+
+def test_strategies_that_differ_are_named_as_the_user_writes_them():
+    with pytest.raises(ValueError, match=r"eval_strategy is 'epoch' and save_strategy is 'steps'\. Set both"):
+        config(load_best_model_at_end=True, eval_strategy="epoch", save_strategy="steps")
+    config(load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
+
+
+@pytest.mark.parametrize(("has_gpu", "is_on"), [(False, False), (True, True)])
+def test_bfloat16_where_the_machine_has_it(monkeypatch, has_gpu, is_on):
+    monkeypatch.setattr(module, "is_torch_bf16_gpu_available", lambda: has_gpu)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: has_gpu)
+    assert config(bf16=None).bf16 is is_on
+
+
+# ---- Defaults that depend on whether an adapter is trained ----
+
+
+@pytest.mark.parametrize(("has_adapter", "rate"), [(True, 2e-4), (False, 2e-5)])
+def test_the_learning_rate_where_none_is_set(monkeypatch, has_adapter, rate):
+    said = []
+    monkeypatch.setattr(module.logger, "warning_once", said.append)
+    args = config()
+    choose_learning_rate(args, has_adapter)
+    assert args.learning_rate == rate
+    assert bool(said) == has_adapter
+    assert not said or said[0].startswith("learning_rate is not set: 0.0002, as is usual for adapters (TRL's default")
+
+
+def test_a_learning_rate_that_is_set_stays(monkeypatch):
+    monkeypatch.setattr(module.logger, "warning_once", lambda said: pytest.fail(said))
+    args = config(learning_rate=2e-5)
+    choose_learning_rate(args, has_adapter=True)
+    assert args.learning_rate == 2e-5
+
+
+def settings_of(*words: str) -> TrainingSettings:
+    return parse_training(["--output_dir", "unused", "--bf16", "false", "--report_to", "none", *words])
+
+
+def test_defaults_of_the_command_line():
+    given = settings_of("--use_peft", "true")
+    assert (given.training.learning_rate, given.model.lora_dropout) == (2e-4, 0.0)
+    given = settings_of("--use_peft", "true", "--learning_rate", "1e-3", "--lora_dropout", "0.05")
+    assert (given.training.learning_rate, given.model.lora_dropout) == (1e-3, 0.05)
+    assert settings_of().training.learning_rate == 2e-5

@@ -177,7 +177,7 @@ BAD = [
 
 @pytest.mark.parametrize(("messages", "sentence"), BAD)
 def test_conversations_without_one_question_and_one_answer(thinking_folder, tmp_path, lora, messages, sentence):
-    with pytest.raises(ValueError, match=f"^Row 3 of the train dataset {sentence}"):
+    with pytest.raises(ValueError, match=f"^Row 4 of the train dataset {sentence}"):
         trainer_of(thinking_folder, tmp_path, [*MESSAGES, {"messages": messages}], lora)
 
 
@@ -215,13 +215,13 @@ def test_assistant_only_loss_is_another_target(thinking_folder, tmp_path, lora):
 
 def test_a_number_is_no_message(thinking_folder, tmp_path, lora):
     rows = [{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": 2}]}]
-    with pytest.raises(ValueError, match=r"^Row 0 of the train dataset has a message whose content is 1, which is no"):
+    with pytest.raises(ValueError, match=r"^Row 1 of the train dataset has a message whose content is 1, which is no"):
         trainer_of(thinking_folder, tmp_path, rows, lora)
 
 
 def test_two_messages_are_no_completion(thinking_folder, tmp_path, lora):
     row = {"prompt": [user("one")], "completion": [assistant("A"), assistant("B")]}
-    with pytest.raises(ValueError, match=r"^Row 3 of the train dataset has 2 messages in its answer"):
+    with pytest.raises(ValueError, match=r"^Row 4 of the train dataset has 2 messages in its answer"):
         trainer_of(thinking_folder, tmp_path, [*ROWS, row], lora)
 
 
@@ -236,10 +236,10 @@ def test_thinking_needs_conversations_and_a_template_that_thinks(
 
 def test_thinking_that_a_row_switches_off(thinking_folder, tmp_path, lora, caplog):
     rows = [{**row, "chat_template_kwargs": {"enable_thinking": i < 2}} for i, row in enumerate(ROWS)]
-    with pytest.raises(ValueError, match=r"^Row 2 of the train dataset switches its thought off \({'enable_thinking'"):
+    with pytest.raises(ValueError, match=r"^Row 3 of the train dataset switches its thought off \({'enable_thinking'"):
         trainer_of(thinking_folder, tmp_path, rows, lora)
     with pytest.raises(
-        ValueError, match=r"^Row 2 of the train dataset thinks \({'enable_thinking': True}\), and the f"
+        ValueError, match=r"^Row 3 of the train dataset thinks \({'enable_thinking': True}\), and the f"
     ):
         trainer_of(thinking_folder, tmp_path, [rows[2], rows[2], rows[0]], lora)
     off = [{**row, "chat_template_kwargs": {"enable_thinking": False}} for row in ROWS]

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import EXAMPLES
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, load_dataset
 from peft import get_peft_model
 from trainers import make_trainer, randomise_adapter, record_warmups
 from transformers import (
@@ -16,7 +16,14 @@ from transformers import (
 from trl import SFTConfig
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
-from warmup_peft.training.dataset import base_fingerprint, checksums, own_settings, prompts_of, tokenizer_fingerprint
+from warmup_peft.training.dataset import (
+    base_fingerprint,
+    checksums,
+    own_settings,
+    prompts_of,
+    record_of_rows,
+    tokenizer_fingerprint,
+)
 
 
 def test_a_prompt_ends_at_the_first_supervised_label():
@@ -263,3 +270,16 @@ def test_fresh_evaluation_rows_are_formatted_too(model_folder, tokenizer, lora, 
         formatting_func=lambda row: {"prompt": f"<<{row['prompt']}>>", "completion": row["completion"]},
     )
     assert trainer.evaluate()["eval_loss"] == trainer.evaluate(examples)["eval_loss"]
+
+
+def test_what_a_dataset_says_about_itself(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "Q", "completion": " A"}\n' * 3)
+    rows = load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    found = record_of_rows(rows)
+    assert found == {"source": "a json file, split train", "train_rows": 3, "fingerprint": rows._fingerprint}
+    assert str(tmp_path) not in str(found)
+    rows.info.download_checksums = {"hf://datasets/me/mine@0a1b/train.parquet": {}}
+    assert record_of_rows(rows)["source"] == "me/mine, split train"
+    assert record_of_rows(Dataset.from_list([{"prompt": "Q"}]))["source"] == "rows of a script"
+    assert record_of_rows(rows.to_iterable_dataset()) == {}

@@ -427,7 +427,7 @@ def test_everything_sfttrainer_takes_is_taken():
 def test_rows_beyond_the_context_are_refused(model_folder, tokenizer, lora, tmp_path):
     """The tiny model knows 512 positions; warmup 5 and separator 3 come on top of 505."""
     rows = [*EXAMPLES, {"prompt": "y" * 500, "completion": "four"}]
-    with pytest.raises(ValueError, match=r"Row 4 .* 505 tokens; with warmup and separator \(8\).*context of 512"):
+    with pytest.raises(ValueError, match=r"Row 5 .* 505 tokens; with warmup and separator \(8\).*context of 512"):
         make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora)
 
 
@@ -582,7 +582,7 @@ def test_nan_weights_stop_the_run_with_a_sentence(model_folder, tokenizer, lora,
 
 def test_rows_without_a_target_are_refused(model_folder, tokenizer, lora, tmp_path):
     rows = [{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}, {"input_ids": [5, 6, 7], "labels": [-100] * 3}]
-    with pytest.raises(ValueError, match="Row 1 of the train dataset has no target"):
+    with pytest.raises(ValueError, match="Row 2 of the train dataset has no target"):
         make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora, max_length=None)
 
 

@@ -12,6 +12,8 @@ from typing import Any, get_type_hints
 
 from warmup_peft import __version__
 from warmup_peft.settings import arguments
+from warmup_peft.settings.early import check_early
+from warmup_peft.settings.hub import stay_offline_without_the_hub
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.settings.parsing import describe, nearest, parse, quieten, set_environment_of
 
@@ -139,13 +141,18 @@ def run_command(name: str, argv: list[str]) -> None:
     command = COMMANDS[name]
     if command.first_word and argv and not argv[0].startswith("-"):
         argv = [f"--{command.first_word}", *argv]
-    if not command.has_trls:
-        parse(command.options, argv)  # quick, while importing the module takes seconds
     if command.needs_compare:
         check_packages(name)
-    if command.has_trls:
-        set_environment_of(argv)  # some libraries read it when they are imported
+    stay_offline_without_the_hub(quick_options(command, argv))
     importlib.import_module(f"warmup_peft.cli.{name}").run(argv)
+
+
+def quick_options(command: Command, argv: list[str]) -> dict[str, Any]:
+    """The options, checked as far as that needs no torch. Raises ValueError."""
+    if not command.has_trls:
+        return {name: value for part in parse(command.options, argv) for name, value in vars(part).items()}
+    set_environment_of(argv)  # some libraries read it when they are imported
+    return check_early(command.options, argv)
 
 
 def take_debug(argv: Sequence[str]) -> tuple[bool, list[str]]:
@@ -196,7 +203,9 @@ def print_options(command: Command) -> None:
     if command.has_trls:
         print(
             "Every field of TRL's SFTConfig, ModelConfig and ScriptArguments is an option too, here and in --config:\n"
-            "--model_name_or_path, --dataset_name, --output_dir, --learning_rate, --load_in_4bit, ...\n"
+            "--model_name_or_path, --dataset_name, --output_dir, --use_peft, --load_in_4bit, ...\n"
+            "Two defaults differ: --lora_dropout is 0, which encodes prompts once; --learning_rate of an adapter\n"
+            "is 2e-4. TRL's options are listed at\n"
             "https://huggingface.co/docs/trl/sft_trainer"
         )
 

@@ -12,7 +12,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
-from warmup_peft.cli.train import check_output_dir, remove_run
+from warmup_peft.cli.train import check_output_dir, remove_run, what_is_trained, what_was_trained
 from warmup_peft.files import read_json
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.settings.arguments import SFTOptions
@@ -45,6 +45,8 @@ def run_sft(settings: TrainingSettings, options: SFTOptions) -> None:
     trainer = build_sft_trainer(settings)
     if settings.run.overwrite_output_dir:
         remove_run(folder)
+    if question := what_is_trained(trainer.model):
+        print(question)
     trainer.remove_callback(ProgressCallback)
     if seconds is None:
         trainer.add_callback(ShortProgress())
@@ -55,7 +57,8 @@ def run_sft(settings: TrainingSettings, options: SFTOptions) -> None:
     trainer.save_state()
     WarmupConfig("", [], 0).save(folder)
     training_record(trainer).save(folder)
-    print(f"Trained {trainer.state.global_step} steps without warmups. The adapter lies in {folder}")
+    trained = what_was_trained(trainer.model)
+    print(f"Trained {trainer.state.global_step} steps without warmups. {trained} lies in {folder}")
 
 
 def seconds_of(folder: str) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from peft import PeftModel
+from torch import nn
 from transformers import ProgressCallback
 
 from warmup_peft.files import check_writable, saying_where_the_disk_is_full
@@ -18,6 +20,9 @@ from warmup_peft.training.checkpoints import checkpoint_to_resume, checkpoints, 
 from warmup_peft.training.config import TrainingSettings, parse_training
 from warmup_peft.training.pool import POOL_NAME
 from warmup_peft.training.trainer import WarmupSFTTrainer
+
+LARGE_MODEL = 300_000_000  # weights; smaller ones are often trained as a whole
+BYTES_OF_ADAMW = 16  # for each weight in float32: itself, its gradient and two averages
 
 
 def run(argv: Sequence[str]) -> None:
@@ -53,6 +58,21 @@ def what_stands_around_warmups(found: WarmupFormat) -> str:
     return f"Warmups are plain text, between {start} and {found.separator!r}."
 
 
+def what_is_trained(model: nn.Module) -> str | None:
+    """A question where a large model is trained as a whole, which is seldom meant."""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if isinstance(model, PeftModel) or size < LARGE_MODEL:
+        return None
+    return (
+        f"All {size / 1e9:.1f} billion weights are trained, since use_peft is not set; AdamW then takes some "
+        f"{size * BYTES_OF_ADAMW / 1e9:.0f} GB. Was use_peft: true forgotten?"
+    )
+
+
+def what_was_trained(model: nn.Module) -> str:
+    return "The adapter" if isinstance(model, PeftModel) else "The whole model (use_peft was not set)"
+
+
 def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
     """Train to the end, or to a checkpoint where a signal asks for it."""
     output_dir = trainer.args.output_dir
@@ -62,6 +82,8 @@ def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
     trainer.add_callback(interrupt)
     if trainer.is_world_process_zero():
         print(what_stands_around_warmups(trainer.warmup_format))
+        if question := what_is_trained(trainer.model):
+            print(question)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ShortProgress())
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -72,7 +94,7 @@ def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        print(f"Trained {trainer.state.global_step} steps. The adapter lies in {output_dir}")
+        print(f"Trained {trainer.state.global_step} steps. {what_was_trained(trainer.model)} lies in {output_dir}")
 
 
 def how_to_go_on(folder: str) -> str:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from warmup_peft.comparison.arms import MORE_SFT, SFT, Arm, choose_arms, swept_arms
 from warmup_peft.comparison.report.comparison_report import write_report
-from warmup_peft.comparison.results import COMPARISON_NAME, Comparison, Job, Run, check_format, mark_format
+from warmup_peft.comparison.results import COMPARISON_NAME, LOCK_NAME, Comparison, Job, Run, check_format, mark_format
 from warmup_peft.comparison.runner import Runner
 from warmup_peft.comparison.significance import least_rows, minimum_detectable_effect
 from warmup_peft.comparison.summary import summarize
@@ -34,7 +34,7 @@ from warmup_peft.training.build import check_base_model, check_training_counts
 from warmup_peft.training.checks import model_config
 from warmup_peft.training.config import TrainingSettings
 
-RUNS, LOCK_NAME = "runs", ".lock"
+RUNS = "runs"
 DEFAULT_GOAL = 0.8  # accuracy
 SHARED_MACHINE = "Several runs shared the machine, so seconds, and the steps of more_sft, are only roughly comparable."
 REPORTS = ("report.html", "report.md")

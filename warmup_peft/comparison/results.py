@@ -5,10 +5,13 @@ Knows no model and no trainer.
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from rich.console import Console
 
 from warmup_peft import __version__
 from warmup_peft.evaluation.tasks import Row
@@ -17,6 +20,7 @@ from warmup_peft.files import write_together
 FORMAT = 3  # of the files in a comparison's folder; raised when an older program could misread them
 JOB_NAME, RUN_NAME = "job.json", "run.json"
 COMPARISON_NAME = "comparison.json"
+LOCK_NAME = ".lock"  # in a comparison's folder, and in that of each run: held by the process that writes there
 
 
 @dataclass(frozen=True)
@@ -322,6 +326,7 @@ class Comparison:
         settings: of the recipe, in the order to show.
         versions: of the packages, the program and the machine's accelerator.
         command: what was run.
+        folder: where runs and reports lie.
     """
 
     verdict: str
@@ -339,6 +344,22 @@ class Comparison:
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     command: str = ""
+    folder: str = ""
+
+    def report(self, folder: str | Path) -> list[Path]:
+        """Write `report.html` and `report.md` into a folder, and return their paths."""
+        from warmup_peft.comparison.report.comparison_report import write_report
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_report(self, Path(folder))
+        return sorted(Path(folder).glob("report.*"))
+
+    def __str__(self) -> str:
+        from warmup_peft.comparison.report.terminal import print_comparison
+
+        console = Console(file=io.StringIO(), width=120)
+        print_comparison(self, console)
+        return console.file.getvalue().rstrip()
 
     @property
     def is_finished(self) -> bool:

@@ -21,11 +21,12 @@ from threading import Thread
 import numpy as np
 import torch
 from datasets import disable_progress_bars
+from filelock import FileLock
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from warmup_peft.comparison.arms import BASE_MODEL, MORE_SFT, SFT
-from warmup_peft.comparison.results import Job, Point, Run
+from warmup_peft.comparison.results import LOCK_NAME, Job, Point, Run
 from warmup_peft.comparison.sampled import SampledWarmups
 from warmup_peft.evaluation.predictor import (
     Prediction,
@@ -59,7 +60,8 @@ def main() -> None:
     folder = Path(folder)
     quieten()
     disable_progress_bars()
-    run_arm(Job.load(folder), folder).save(folder)
+    with FileLock(folder / LOCK_NAME, timeout=0):
+        run_arm(Job.load(folder), folder).save(folder)
 
 
 def end_with(parent: int) -> None:

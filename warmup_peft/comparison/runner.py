@@ -17,14 +17,16 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Lock
 
+from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from warmup_peft.comparison.arms import MORE_SFT
-from warmup_peft.comparison.results import RUN_NAME, Job, Run
+from warmup_peft.comparison.results import LOCK_NAME, RUN_NAME, Job, Run
 from warmup_peft.files import remove_abandoned
 
 LOG_NAME = "log.txt"
 LEAST_FREE_SPACE = 64 * 2**20  # bytes, enough for an adapter and the rows of a run
+WAIT_SECONDS = 15  # for the process of a comparison that was killed
 LOG_SECONDS = 5  # between two updates of a training's progress bar in its log
 CHILD = "warmup_peft.comparison.run_arm"
 ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception)\b")
@@ -58,13 +60,16 @@ class Runner:
             OSError: the disk is full.
             KeyboardInterrupt: after the processes were ended.
         """
-        waiting = []
+        waiting, done = [], []
         for place, job in jobs:
             run = finished_run(place, job)
             if run is None:
                 waiting.append((place, job))
             else:
+                done.append(f"{run.arm}, seed {run.seed}")
                 self._end(run)
+        if done:
+            print(f"Done before, and kept: {'; '.join(done)}.")
         columns = (MofNCompleteColumn(), TextColumn("runs"), BarColumn(), TimeRemainingColumn(),
                    TextColumn("left; now {task.description}"))  # fmt: skip
         bar = Progress(*columns, transient=True, speed_estimate_period=float("inf"))
@@ -126,6 +131,7 @@ def start(place: Path, job: Job, at_a_time: int) -> subprocess.Popen:
     """Start the process of a run.
 
     Raises:
+        ValueError: another process trains in its folder.
         OSError: the disk is full.
     """
     place.mkdir(parents=True, exist_ok=True)
@@ -135,6 +141,7 @@ def start(place: Path, job: Job, at_a_time: int) -> subprocess.Popen:
             f"The disk of {place} is full ({free // 2**20} MiB left). Free some and run the same command again: "
             "what is done is kept."
         )
+    wait_for_another(place)
     (place / RUN_NAME).unlink(missing_ok=True)
     job.save(place)
     threads = str(max(1, (os.cpu_count() or 1) // at_a_time))
@@ -146,6 +153,21 @@ def start(place: Path, job: Job, at_a_time: int) -> subprocess.Popen:
             stderr=subprocess.STDOUT,
             env={"OMP_NUM_THREADS": threads, "TQDM_MININTERVAL": str(LOG_SECONDS), **os.environ},
         )
+
+
+def wait_for_another(place: Path) -> None:
+    """Wait until a process that an earlier comparison started here has ended: it does so soon after its parent.
+
+    Raises:
+        ValueError: it goes on.
+    """
+    try:
+        with FileLock(place / LOCK_NAME, timeout=WAIT_SECONDS):
+            return
+    except Timeout as error:
+        raise ValueError(
+            f"Another process still trains in {place}. End it, or choose another --output_dir."
+        ) from error
 
 
 def result(place: Path, job: Job, returncode: int) -> Run:

@@ -18,7 +18,9 @@ from warmup_peft.comparison.verdict import (
     best_arm_note,
     control_note,
     equal_steps_note,
+    rows_note,
     seeds_note,
+    steps_note,
     use_of_best,
     verdict,
 )
@@ -59,13 +61,15 @@ def summarize(
     every_run = [run for each in done.values() for run in each]
     notes = [control_note(arm, difference) for arm, difference in control_differences(arms, done, metric)]
     return Comparison(
-        verdict=verdict(best, sft, to_best_sft, is_as_long, metric),
+        verdict=verdict(best, sft, to_best_sft, is_as_long, metric, cost_of(best, arms, summaries)),
         use=use_of_best(best, metric),
         notes=[
             *equal_steps_note(best, sft, metric),
             *notes,
             *best_arm_note(best, len(candidates)),
+            *rows_note(about.get("num_curve_rows", 0), about.get("num_test_rows", 0)),
             *seeds_note(list(summaries.values())),
+            *steps_note(best),
         ],
         metric=metric,
         goal=goal,
@@ -76,6 +80,14 @@ def summarize(
         signatures={name: text for run in every_run for name, text in run.signatures.items()},
         **about,
     )
+
+
+def cost_of(best: ArmSummary | None, arms: Sequence[Arm], summaries: Mapping[str, ArmSummary]) -> float | None:
+    """How many times as long as SFT with as many steps the best arm trains; None where either was not run."""
+    named = {arm.name: arm for arm in arms}
+    same = [o for o in arms if best is not None and o.method == SFT and o.is_paired_with(named[best.name])]
+    times = [] if not same else [summaries[name].train_seconds for name in (best.name, same[0].name)]
+    return times[0].mean / times[1].mean if times and all(times) and times[1].mean else None
 
 
 # ---- Differences ----

@@ -10,11 +10,18 @@ from warmup_peft.comparison.results import ArmSummary, Difference, Gain, WarmupU
 from warmup_peft.comparison.significance import LEVEL
 from warmup_peft.evaluation.metrics import metric_name, number_text, points_text, score_text
 
+SLOWER = 1.1  # times as long as SFT; below that the difference may be the machine's
+STILL_FALLING = 0.95  # share of the loss that is left at the last point of a learning curve, of that before it
 EQUAL_STEPS_ONLY = "; no SFT arm trained as long, so this holds for equal steps only: add the arm more_sft"
 
 
 def verdict(
-    best: ArmSummary | None, sft: ArmSummary | None, difference: Difference | None, is_as_long: bool, metric: str
+    best: ArmSummary | None,
+    sft: ArmSummary | None,
+    difference: Difference | None,
+    is_as_long: bool,
+    metric: str,
+    cost: float | None = None,
 ) -> str:
     """Whether to use warmups, in one sentence.
 
@@ -23,12 +30,14 @@ def verdict(
         sft: the best SFT arm.
         difference: of the one to the other; None where no seed is done of both.
         is_as_long: whether SFT was given as much training time.
+        cost: how many times as long as SFT the best warmup arm trains for as many steps; None where unknown.
     """
     if best is None or sft is None or difference is None:
         missing = "warmup arm" if best is None else "SFT arm with the same seeds"
         return f"No answer: the comparison has no finished {missing}."
     found = scores_text(best, sft, difference, is_as_long, metric)
-    only = "" if is_as_long else EQUAL_STEPS_ONLY
+    slower = f"; step for step it is {cost:.1f} times slower to train than SFT" if cost and cost >= SLOWER else ""
+    only = slower + ("" if is_as_long else EQUAL_STEPS_ONLY)
     if difference.is_significant and difference.estimate > 0:
         return f"Yes, use warmups here: {found}{only}."
     if difference.is_significant:
@@ -155,16 +164,42 @@ def best_arm_note(best: ArmSummary | None, num_candidates: int) -> list[str]:
     ]
 
 
+def rows_note(num_curve_rows: int, num_test_rows: int) -> list[str]:
+    """Which rows are for what: a user who counts the test rows misses some."""
+    if not num_curve_rows:
+        return []
+    return [
+        f"The learning curves, and the choice of the best arms, rest on {count(num_curve_rows, 'row')} of the "
+        "validation split, or of every other test row where there is no such split; the table and the verdict rest on "
+        f"{count(num_test_rows, 'test row')}, which are others. So a curve need not end at the score in the table."
+    ]
+
+
+def steps_note(best: ArmSummary | None) -> list[str]:
+    """A warning where the training was too short to judge by."""
+    losses = [] if best is None else [point.nll_per_token for point in best.curve]
+    if len(losses) < 3 or not losses[-1] < STILL_FALLING * losses[-2]:
+        return []
+    return [
+        f"The loss of {best.name} still falls at the end of its training ({losses[-2]:.3f} to {losses[-1]:.3f} nats a "
+        "token between the last two points), so more steps may change the answer."
+    ]
+
+
 def seeds_note(arms: Sequence[ArmSummary]) -> list[str]:
-    """A warning where an arm has one seed only, and the runs that failed."""
+    """A warning where an arm has fewer than three seeds, and the runs that failed."""
     num_seeds = [arm.versus_sft.num_seeds for arm in arms if arm.versus_sft] or [len(arm.seeds) for arm in arms]
     one_seed = (
         "With one seed, the intervals cover the choice of test rows, but not the randomness of training: two "
         "trainings of the same arm can differ by more. Run three seeds or more."
     )
+    two_seeds = (
+        "Two seeds settle little: a test over two trainings finds only very regular differences. Run three or more."
+    )
+    few = {1: [one_seed], 2: [two_seeds]}.get(min(num_seeds, default=3), [])
     failed = [
         f"{arm.name}, seed {seed}, failed and is left out: {error}"
         for arm in arms
         for seed, error in arm.failures.items()
     ]
-    return [*([one_seed] if 1 in num_seeds else []), *failed]
+    return [*few, *failed]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow
@@ -15,7 +15,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from huggingface_hub import snapshot_download
 
-from warmup_peft.files import first_line, read_text
+from warmup_peft.files import first_line, near_path, read_text
 
 JSON_ENDINGS = (".jsonl", ".json", ".txt")
 ENDINGS = (*JSON_ENDINGS, ".csv", ".parquet")
@@ -35,7 +35,13 @@ class MissingSplitError(ValueError):
     """The data set exists, but it has no such split."""
 
 
-def load_split(name: str, split: str, config: str | None = None, test_split_size: float = 0.0) -> Dataset:
+def load_split(
+    name: str,
+    split: str,
+    config: str | None = None,
+    test_split_size: float = 0.0,
+    check: Callable[[Dataset], object] | None = None,
+) -> Dataset:
     """Rows of one split.
 
     Args:
@@ -48,6 +54,7 @@ def load_split(name: str, split: str, config: str | None = None, test_split_size
         config: configuration of a Hub id.
         test_split_size: share of a single file to hold out. The split `train` gets the other rows, and every other
             split gets the held-out rows. With 0, every split gets all rows.
+        check: called with all rows of a file of which some are held out, so that it counts them as the file does.
 
     Raises:
         MissingSplitError: the data set has no such split.
@@ -56,14 +63,18 @@ def load_split(name: str, split: str, config: str | None = None, test_split_size
     if name.startswith(HUB_FOLDER):
         dataset = read_file(find_split(download_folder(name), split))
     elif "," in name:
-        dataset = part_of_file(read_aligned([Path(part.strip()) for part in name.split(",")]), split, test_split_size)
+        dataset = part_of_file(
+            read_aligned([Path(part.strip()) for part in name.split(",")]), split, test_split_size, check
+        )
     elif Path(name).is_dir():
         aligned = aligned_files(Path(name), split)
         dataset = read_aligned(aligned) if aligned else read_file(find_split(Path(name), split))
     elif Path(name).is_file():
-        dataset = part_of_file(read_file(Path(name)), split, test_split_size)
+        dataset = part_of_file(read_file(Path(name)), split, test_split_size, check)
     elif Path(name).suffix in ENDINGS or name.startswith((".", "/", "~")):
-        raise ValueError(f"The data file or folder {name} does not exist. Check --dataset_name (DATA= with make).")
+        raise ValueError(
+            f"The data file or folder {name} does not exist. Check --dataset_name (DATA= with make).{near_path(name)}"
+        )
     else:
         dataset = load_from_hub(name, split, config)
     if len(dataset) == 0:
@@ -71,11 +82,15 @@ def load_split(name: str, split: str, config: str | None = None, test_split_size
     return dataset
 
 
-def part_of_file(dataset: Dataset, split: str, test_split_size: float) -> Dataset:
+def part_of_file(
+    dataset: Dataset, split: str, test_split_size: float, check: Callable[[Dataset], object] | None = None
+) -> Dataset:
     if not 0 <= test_split_size < 1:
         raise ValueError(f"test_split_size={test_split_size} cannot work. Set it to 0 or more and below 1.")
     if test_split_size == 0 or len(dataset) < 2:
         return dataset
+    if check is not None:
+        check(dataset)
     parts = dataset.train_test_split(test_size=test_split_size, seed=0)
     return parts["train" if split == "train" else "test"]
 
@@ -192,7 +207,7 @@ def load_from_hub(name: str, split: str, config: str | None, streaming: bool = F
             fix = NO_NETWORK
         raise ValueError(
             f"The data set {name} is no local file, and the Hub did not give its split {split} "
-            f"({first_line(error)}). {fix}"
+            f"({first_line(error)}). {fix}{near_path(name)}"
         ) from error
 
 

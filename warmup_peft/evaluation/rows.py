@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +106,29 @@ def training_rows(script_args, options: RunOptions, split: str, limit: int | Non
             raise ValueError(TASK_NEEDS_ALL_ROWS)
         stream = stream_split(script_args.dataset_name, split, script_args.dataset_config)
         return stream if limit is None else stream.take(limit)
-    rows = load_split(script_args.dataset_name, split, script_args.dataset_config, options.test_split_size)
+    task = None if options.task in (None, PROMPT_COMPLETION) else find_task(options.task)
+    check = check_rows if task is None else partial(read_questions, task, task_args=task_args_of(options))
+    rows = load_split(script_args.dataset_name, split, script_args.dataset_config, options.test_split_size, check)
     rows = first_rows(rows, limit)
-    if options.task in (None, PROMPT_COMPLETION):
+    if task is None:
         return rows
-    questions = questions_of(find_task(options.task), rows, task_args_of(options))
+    questions = questions_of(task, rows, task_args_of(options))
     return Dataset.from_list([question.training_row for question in questions])
+
+
+def check_rows(rows: Dataset) -> None:
+    """Raise ValueError for the first row, counted from 1, whose `prompt` or `completion` has nothing in it."""
+    for column in {"prompt", "completion"} & set(rows.column_names):
+        empty = next((number for number, value in enumerate(rows[column], 1) if not value), None)
+        if empty is not None:
+            raise ValueError(f"Row {empty} has no `{column}`. Fill it in or remove the row.")
 
 
 def first_rows(rows: Dataset, limit: int | None) -> Dataset:
     return rows.select(range(min(limit or len(rows), len(rows))))
 
 
-def task_to_score(name: str | None, eval_metrics: str | None = None, metrics: str | None = None) -> Task:
+def task_to_score(name: str | Task | None, eval_metrics: str | None = None, metrics: str | None = None) -> Task:
     """The task of this name, or `prompt_completion` where none is named.
 
     Args:
@@ -158,9 +169,10 @@ def held_out_questions(
     split = split_to_score(name, wanted)
     if split != wanted:
         print(f"{name} has no split {wanted}; scoring on its validation split.")
-    rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share)
-    where = name if is_one_split(name) else f"{name}, split {split}"
     task_args = {**recorded_task_args(task_name, data), **task_args_of(options)}
+    check = partial(read_questions, task, task_args=task_args)
+    rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share, check)
+    where = name if is_one_split(name) else f"{name}, split {split}"
     questions = questions_to_score(task, first_rows(rows, options.max_samples), task_args)
     if not questions:
         raise ValueError(f"The task {task_name} reads no question from the rows of {where}. Give it at least one.")
@@ -182,8 +194,10 @@ def recorded_task(data: dict[str, Any]) -> str:
     return task
 
 
-def recorded_task_args(task: str, data: dict[str, Any]) -> dict[str, Any]:
+def recorded_task_args(task: str | Task, data: dict[str, Any]) -> dict[str, Any]:
     """The training's `task_args` if the task is the training's. Its file may have moved to another folder since."""
+    if isinstance(task, Task):
+        return {}
     recorded, task_args = str(data.get("task") or PROMPT_COMPLETION), data.get("task_args") or {}
     if not isinstance(task_args, dict):
         raise ValueError(f"The training's record has task_args={task_args}, and they should be names with values.")
@@ -213,12 +227,13 @@ def rows_to_compare_on(
     if is_one_split(name) and options.test_split_size == 0:
         raise ValueError(f"{name} has no rows to compare on. Keep some out of training with --test_split_size 0.1.")
     split = split_to_score(name, split)
-    rows = load_split(name, split, script_args.dataset_config, options.test_split_size)
+    task, task_args = task_to_score(options.task, eval_metrics), task_args_of(options)
+    check = partial(read_questions, task, task_args=task_args)
+    rows = load_split(name, split, script_args.dataset_config, options.test_split_size, check)
     curve = None if is_one_split(name) else validation_rows(name, split, script_args.dataset_config)
     if curve is None:
         curve, rows = rows.select(range(0, len(rows), 2)), rows.select(range(1, len(rows), 2))
     curve, rows = first_rows(curve, curve_samples), first_rows(rows, max_samples)
-    task, task_args = task_to_score(options.task, eval_metrics), task_args_of(options)
     return questions_of(task, curve, task_args), questions_to_score(task, rows, task_args)
 
 

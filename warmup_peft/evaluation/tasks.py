@@ -115,12 +115,14 @@ class Task:
     warmup_is_right: Callable[[Question, str], bool] | None = None
 
 
-def find_task(name: str) -> Task:
-    """Load a task by its name or by the path of its file, and add its own metrics to the registry.
+def find_task(name: str | Task) -> Task:
+    """Load a task by its name or by the path of its file, and add its own metrics to the registry; a task is itself.
 
     Raises:
         ValueError: there is no such task, the file defines no `Task`, or a metric is not valid.
     """
+    if isinstance(name, Task):
+        return dataclasses.replace(name, metrics=add_metrics(name.metrics, "The task"))
     module = built_in_module(name) if name in BUILT_IN_TASKS else run_file(name)
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -166,6 +167,15 @@ def card_metadata(folder: Path, record: TrainingRecord, license: str | None) -> 
     )
 
 
+def data_row(data: dict[str, Any]) -> str:
+    """What the rows are, as far as the training knew it."""
+    if data.get("dataset_name"):
+        return public_name(data["dataset_name"])
+    if not data.get("source"):
+        return "not recorded"
+    return f"{data['source']}; {data.get('train_rows')} rows, fingerprint `{data.get('fingerprint')}`"
+
+
 def public_name(name: str) -> str:
     """A Hub id unchanged; only the last part of a local path."""
     return f"{Path(name).name} (local)" if looks_local(name) else name
@@ -188,7 +198,7 @@ def card_text(folder: Path, record: TrainingRecord, title: str | None, license: 
         title=title or folder.name,
         kind="A PEFT adapter" if is_adapter(folder) else "A merged model",
         base=public_name(record.base_model),
-        data=public_name(record.data.get("dataset_name", "")) if record.data else "not recorded",
+        data=data_row(record.data),
         warmup=warmup_row(config),
         settings_rows="\n".join(rows),
         scores=scores_table(folder),

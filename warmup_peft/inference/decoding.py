@@ -57,9 +57,16 @@ def warmup_generate(
     config = _read_config(OWN_CONFIG if warmup_config is None else warmup_config)
     settings = {"warmup_config": config, "return_warmup": return_warmup}
     if hasattr(kwargs.get("generation_config"), "_eos_token_tensor"):  # called by `generate`, with prepared arguments
-        if num_warmups > 1:
-            raise ValueError("num_warmups needs a call of warmup_generate itself, with the model.")
-        return decode_prepared(model, inputs, **settings, **kwargs)
+        if num_warmups == 1:
+            return decode_prepared(model, inputs, **settings, **kwargs)
+        _check_vote(num_warmups, return_warmup, vars(kwargs["generation_config"]))
+        several = {
+            name: value.repeat_interleave(num_warmups, 0) if _is_of_rows(value, len(inputs)) else value
+            for name, value in kwargs.items()
+        }
+        settings["sample_warmup"] = True
+        result = decode_prepared(model, inputs.repeat_interleave(num_warmups, 0), **settings, **several)
+        return _most_frequent(result, num_warmups, inputs.size(1))
     generate = type(model).generate  # the model's own may be this very function
     input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
     if input_ids is None or input_ids.dim() != 2 or input_ids.size(1) == 0:
@@ -74,10 +81,7 @@ def warmup_generate(
         kwargs["generation_config"] = copy.copy(kwargs.get("generation_config") or model.generation_config)
         kwargs["generation_config"].stop_strings = kwargs["stop_strings"] = None
     if num_warmups != 1:
-        is_plain = not (return_warmup or settings["streamer"] or given.get("return_dict_in_generate"))
-        is_single = all(given.get(name) in (None, 1) for name in ("num_beams", "num_return_sequences"))
-        if num_warmups < 1 or not (is_plain and is_single):
-            raise ValueError("num_warmups must be 1 or more, with one answer each: no beams, dictionary or streamer.")
+        _check_vote(num_warmups, return_warmup or settings["streamer"], given)
         settings["sample_warmup"] = True
         input_ids = input_ids.repeat_interleave(num_warmups, 0)
         if kwargs.get("attention_mask") is not None:
@@ -239,14 +243,24 @@ def _takes(model: PreTrainedModel, name: str) -> bool:
     return name in inspect.signature(type(model).forward).parameters
 
 
+def _check_vote(num_warmups: int, keeps_more: Any, given: dict[str, Any]) -> None:
+    is_single = all(given.get(name) in (None, 1) for name in ("num_beams", "num_return_sequences"))
+    if num_warmups < 1 or keeps_more or given.get("return_dict_in_generate") or not is_single:
+        raise ValueError("num_warmups must be 1 or more, with one answer each: no beams, dictionary or streamer.")
+
+
+def _is_of_rows(value: Any, count: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 1 and value.size(0) == count
+
+
 def _read_config(config: Any) -> Any:
     if config is not None and not isinstance(config, str | Path):
         return config
-    path = Path(config or "no folder", "warmup_config.json")
+    if config is None:
+        raise ValueError("warmup_config is missing. Pass a warmup adapter's folder; or decode with `generate`.")
+    path = Path(config, "warmup_config.json")
     if not path.is_file():
-        raise ValueError(
-            f"There is no {path}. Pass warmup_config, a warmup adapter's folder; or decode with `generate`."
-        )
+        raise ValueError(f"There is no {path}. Pass a warmup adapter's folder; or decode with `generate`.")
     return SimpleNamespace(**{"end_token_ids": [], **json.loads(path.read_text(encoding="utf-8"))})
 
 

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from warmup_peft.files import first_line
+from warmup_peft.files import first_line, near_path
 from warmup_peft.inference.folder import (
     ADAPTER_CONFIG_NAME,
     TrainingRecord,
@@ -84,6 +84,18 @@ def load_folder(folder: str | Path) -> LoadedModel:
     model = put_adapter_on(load_base(folder), folder) if is_adapter(folder) else load_whole(folder)
     end_with_the_tokenizer(model, tokenizer)
     return LoadedModel(model.eval(), tokenizer, warmup_config, record)
+
+
+def load_adapter(folder: str | Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Load an adapter with its base model, quantised as in training, or a merged model; in evaluation mode.
+
+    Answer with `warmup_generate(model, **inputs, warmup_config=folder)`.
+
+    Raises:
+        ValueError: the folder is neither of them, or the adapter's base model cannot be loaded.
+    """
+    loaded = load_folder(folder)
+    return loaded.model, loaded.tokenizer
 
 
 def load_whole(folder: str | Path) -> PreTrainedModel:
@@ -268,7 +280,8 @@ def check_is_no_adapter(base: str | Path) -> None:
     if is_adapter(base):
         raise ValueError(
             f"The base model {base} is an adapter itself. Merge it first (warmup-peft merge --adapter {base} "
-            f"--output_dir {base}-merged) and name the merged folder."
+            f"--output_dir {base}-merged) and name the merged folder; or train it on, in a script, with model="
+            f"PeftModel.from_pretrained(<its base>, '{base}', is_trainable=True)."
         )
 
 
@@ -279,13 +292,15 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
         ValueError: there is no tokenizer, or it has no end token.
     """
     if looks_like_a_path(str(name)) and not Path(name).is_dir():
-        raise ValueError(f"The model folder {name} does not exist. Name a folder, or a model's id on the Hub.")
+        raise ValueError(
+            f"The model folder {name} does not exist. Name a folder, or a model's id on the Hub.{near_path(str(name))}"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         fix = "Save the model's tokenizer into the same folder."
         if not Path(name).is_dir():
-            fix = "Check its id and the network, or name a local folder."
+            fix = f"Check its id and the network, or name a local folder.{near_path(str(name))}"
         raise ValueError(f"{name} gives no tokenizer ({first_line(error)}). {fix}") from error
     if tokenizer.eos_token is None:
         raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import disable_progress_bars
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from warmup_peft.evaluation.data import is_one_split
@@ -18,6 +19,8 @@ from warmup_peft.inference.quantization import keep_4bit_weights_in_place
 from warmup_peft.settings.arguments import check_counts
 from warmup_peft.training.config import TrainingSettings
 from warmup_peft.training.trainer import WarmupSFTTrainer
+
+FLASH_ATTENTION = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
 
 
 def build_trainer(settings: TrainingSettings) -> WarmupSFTTrainer:
@@ -106,10 +109,16 @@ def check_settings(settings: TrainingSettings) -> None:
 
 
 def check_base_model(settings: TrainingSettings) -> None:
-    """Raise ValueError where no base model is named, or an adapter."""
+    """Raise ValueError where no base model is named, or an adapter, or an attention that is not installed."""
     if settings.model.model_name_or_path is None:
         raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
     check_is_no_adapter(settings.model.model_name_or_path)
+    attention = settings.model.attn_implementation
+    if attention in FLASH_ATTENTION and not FLASH_ATTENTION[attention]():
+        raise ValueError(
+            f"attn_implementation={attention} needs the package flash-attn and a GPU that it works on, and one of the "
+            "two is missing. Run: pip install flash-attn; or leave attn_implementation out, which takes sdpa."
+        )
 
 
 def check_training_counts(args) -> None:

@@ -85,7 +85,7 @@ def check_columns(name: str, dataset: Any, args: WarmupSFTConfig) -> None:
         )
     if isinstance(dataset, Dataset):
         for column in ({"prompt", "completion"} & set(sample)) or ():
-            for row, value in enumerate(dataset[column]):
+            for row, value in enumerate(dataset[column], 1):
                 if value is None:
                     raise ValueError(
                         f"Row {row} of the {name} dataset has no `{column}`. Fill it in or remove the row."
@@ -193,7 +193,7 @@ def check_spans(name: str, dataset: Dataset) -> None:
     Raises:
         ValueError: naming the first row that is not.
     """
-    for row, labels in enumerate(dataset["labels"]):
+    for row, labels in enumerate(dataset["labels"], 1):
         supervised = [label != -100 for label in labels]
         if supervised and supervised[0]:
             raise ValueError(
@@ -213,7 +213,7 @@ def check_targets(name: str, dataset: Dataset) -> None:
     Raises:
         ValueError: naming the first row that has none.
     """
-    for row, labels in enumerate(dataset["labels"]):
+    for row, labels in enumerate(dataset["labels"], 1):
         if all(label == -100 for label in labels):
             raise ValueError(f"Row {row} of the {name} dataset has no target: all of its labels are -100. Remove it.")
 
@@ -229,8 +229,9 @@ def check_context(name: str, dataset: Dataset, context: int | None, extra_tokens
     if context is not None and lengths[row] + extra_tokens > context:
         count = sum(length + extra_tokens > context for length in lengths)
         raise ValueError(
-            f"Row {row} of the {name} dataset has {lengths[row]} tokens; with warmup and separator ({extra_tokens}) "
-            f"that is more than the model's context of {context}, as it is for {count} of {len(lengths)} rows. "
+            f"Row {row + 1} of the {name} dataset has {lengths[row]} tokens; with warmup and separator "
+            f"({extra_tokens}) that is more than the model's context of {context}, as it is for {count} of "
+            f"{len(lengths)} rows. "
             + (
                 f"Set max_length to {context - extra_tokens} or less."
                 if context > extra_tokens

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.integrations.deepspeed import is_deepspeed_available
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+from transformers.utils.logging import get_logger
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from warmup_peft.settings import arguments
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.settings.recipe import Recipe
 
+logger = get_logger(__name__)
+
+ADAPTER_LEARNING_RATE = 2e-4  # LoRA's usual one: some ten times the best of full fine-tuning, as TRL's default is
+TRACKER_PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}  # all others are called as the tracker is
+NOT_COMPILED = (
+    "The passes over prompts, warmups and targets change their shapes from batch to batch, and each shape is compiled "
+    "anew: on a CPU no step ended within 200 seconds. Set {} to {}."
+)
 REFUSED_SETTINGS = {
     "packing": "Packed rows hold several examples, but a warmup stands between one prompt and one target. Set "
     "packing to false.",
@@ -24,6 +36,9 @@ REFUSED_SETTINGS = {
     "Set neftune_noise_alpha to null.",
     "router_aux_loss_coef": "The load-balancing loss of mixture-of-experts models is not added to the warmup loss. "
     "Set router_aux_loss_coef to 0.",
+    "torch_compile": NOT_COMPILED.format("torch_compile", "false"),
+    "torch_compile_backend": NOT_COMPILED.format("torch_compile_backend", "null"),
+    "torch_compile_mode": NOT_COMPILED.format("torch_compile_mode", "null"),
     "batch_eval_metrics": "It feeds logits to compute_metrics, and the logits depend on the warmup. Set "
     "batch_eval_metrics to false.",
 }
@@ -38,6 +53,14 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
     Raises:
         ValueError: a value that cannot work, naming the field and the fix.
     """
+
+    learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "AdamW's learning rate at its highest. The default is 2e-4 for an adapter, which needs about ten "
+            "times what a whole model does, and otherwise TRL's 2e-5."
+        },
+    )
 
     def __post_init__(self):
         self.check_warmup_options()
@@ -54,7 +77,55 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
                 "completion_only_loss=False trains on the prompt too, but only the target after a warmup is "
                 "supervised. Leave completion_only_loss out or set it to true."
             )
+        self._check_deepspeed()
+        self._check_strategies()
+        if self.bf16 is None and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
+            self.bf16 = False  # TRL's default is True, which this machine refuses
         super().__post_init__()
+        check_trackers(self.report_to)
+
+    def _check_deepspeed(self) -> None:
+        if self.deepspeed and not is_deepspeed_available():
+            raise ValueError(
+                f"deepspeed={self.deepspeed} needs the package deepspeed, which is not installed. Run: pip install "
+                "deepspeed; or leave it out."
+            )
+
+    def _check_strategies(self) -> None:
+        evaluated, saved = (str(getattr(x, "value", x)) for x in (self.eval_strategy, self.save_strategy))
+        if self.load_best_model_at_end and saved not in (evaluated, "best"):
+            raise ValueError(
+                f"load_best_model_at_end needs a checkpoint at every evaluation, but eval_strategy is '{evaluated}' "
+                f"and save_strategy is '{saved}'. Set both to 'steps', or both to 'epoch'."
+            )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ValueError for a `report_to` that transformers does not know, or whose package is not installed."""
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(
+                f"report_to={name} is no tracker that transformers knows. Choose from "
+                f"{', '.join(INTEGRATION_TO_CALLBACK)}, or set it to none."
+            )
+        if name not in get_available_reporting_integrations():
+            package = TRACKER_PACKAGES.get(name, name)
+            raise ValueError(
+                f"report_to={name} needs the package {package}, which is not installed. Run: pip install {package}; "
+                "or set report_to to none."
+            )
+
+
+def choose_learning_rate(args: WarmupSFTConfig, has_adapter: bool) -> None:
+    """Set `learning_rate` where the user did not, and say so where it is not TRL's."""
+    if args.learning_rate is not None:
+        return
+    args.learning_rate = ADAPTER_LEARNING_RATE if has_adapter else SFTConfig.learning_rate
+    if has_adapter:
+        logger.warning_once(
+            f"learning_rate is not set: {ADAPTER_LEARNING_RATE:g}, as is usual for adapters (TRL's default, "
+            f"{SFTConfig.learning_rate:g}, is for whole models)."
+        )
 
 
 TRAINING_KINDS = (ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelConfig)
@@ -77,8 +148,16 @@ class TrainingSettings(NamedTuple):
 
     @classmethod
     def of(cls, recipe: Recipe) -> TrainingSettings:
-        """The settings of a recipe of `TRAINING_KINDS`. Raises ValueError for a value that cannot work."""
-        return cls(*recipe.settings())
+        """The settings of a recipe of `TRAINING_KINDS`. Raises ValueError for a value that cannot work.
+
+        Two defaults are not TRL's: `lora_dropout` is 0, without which prompts cannot be encoded once, and see
+        `choose_learning_rate`.
+        """
+        settings = cls(*recipe.settings())
+        if "lora_dropout" not in recipe.values:
+            settings.model.lora_dropout = 0.0
+        choose_learning_rate(settings.training, has_adapter=settings.model.use_peft)
+        return settings
 
 
 def parse_training(argv: Sequence[str]) -> TrainingSettings:

@@ -129,7 +129,7 @@ def check_conversations(name: str, dataset: Any) -> None:
         return
     only_prompts = columns == ["prompt"]
     answers = dataset["completion"] if only_prompts else [None] * len(dataset)
-    for row, (messages, answer) in enumerate(zip(dataset[columns[0]], answers)):
+    for row, (messages, answer) in enumerate(zip(dataset[columns[0]], answers), 1):
         reason = why_unusable(
             messages if answer is None else [*messages, *answer], 1 if answer is None else len(answer)
         )
@@ -201,11 +201,11 @@ def check_thinking_is_off(name: str, dataset: Any, tokenizer: PreTrainedTokenize
 def first_row_whose_thought(
     dataset: Any, tokenizer: PreTrainedTokenizerBase, texts: ThinkingTexts, *, is_over: bool
 ) -> tuple[int, dict[str, Any]] | None:
-    """Index and template arguments of the first row whose prompt ends with an empty thought, or with none."""
+    """Number, from 1, and template arguments of the first row whose prompt ends with an empty thought, or none."""
     if not isinstance(dataset, Dataset) or "chat_template_kwargs" not in dataset.column_names:
         return None
     known: dict[str, bool] = {}
-    for row, template in enumerate(dataset["chat_template_kwargs"]):
+    for row, template in enumerate(dataset["chat_template_kwargs"], 1):
         template = without_none(template or {})
         key = repr(sorted(template.items()))
         if key not in known:

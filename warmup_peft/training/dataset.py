@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from peft import PeftConfig, PeftModel
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -25,9 +27,11 @@ from warmup_peft.method.model import without_peft_wrapper
 from warmup_peft.settings.options import DEFAULT_ANCHOR
 from warmup_peft.settings.traits import SOURCE_TRAITS
 from warmup_peft.training.checks import has_transform
-from warmup_peft.training.config import WarmupSFTConfig
+from warmup_peft.training.config import WarmupSFTConfig, choose_learning_rate
 
 logger = logging.getLogger(__name__)
+
+HUB_FILE = re.compile(r"hf://datasets/(?P<id>[^/@]+/[^/@]+)")
 
 CHECKSUM_WORDS = 1 << 18  # 2 MiB, which stay in the cache between multiplication and sum
 SPREAD = 0x1E3779B97F4A7C15  # an odd number of 61 bits without a pattern
@@ -46,12 +50,16 @@ def as_warmup_config(args: TrainingArguments | None, model: str | PreTrainedMode
 
 
 def own_settings(args: WarmupSFTConfig, adapters: list[PeftConfig]) -> WarmupSFTConfig:
-    """A trainer's own copy of its settings, with `warmup_anchor` resolved: TRL and transformers write into theirs."""
+    """A trainer's own copy of its settings, with `warmup_anchor` and `learning_rate` resolved.
+
+    TRL and transformers write into theirs.
+    """
     own = copy.copy(args)
     for option in dataclasses.fields(args):
         value = getattr(args, option.name)
         if isinstance(value, (dict, list, AcceleratorConfig)):
             setattr(own, option.name, copy.deepcopy(value))
+    choose_learning_rate(own, has_adapter=bool(adapters))
     own.check_warmup_options()  # again: they may have been changed since they were made
     if own.warmup_anchor is None:
         has_base = adapters and not any(map(why_no_base, adapters))
@@ -151,6 +159,18 @@ def report_lengths(name: str, whole: Dataset, kept: Dataset, args: WarmupSFTConf
             max_length, len(whole), name, dropped, cut,
             "beginning of their prompt" if keeps_end else "end of their target", max(lengths),
         )  # fmt: skip
+
+
+def record_of_rows(dataset: Any) -> dict[str, Any]:
+    """What a data set says about itself, for the model card: `source` (no path), `train_rows` and `fingerprint`."""
+    if not isinstance(dataset, Dataset):
+        return {}
+    urls = dataset.info.download_checksums or {}
+    on_hub = next((match["id"] for url in urls if (match := HUB_FILE.match(url))), None)
+    read_as = dataset.info.dataset_name
+    name = on_hub or (f"a {read_as} file" if read_as in _PACKAGED_DATASETS_MODULES else read_as) or "rows of a script"
+    split = f", split {dataset.split}" if dataset.split is not None else ""
+    return {"source": name + split, "train_rows": len(dataset), "fingerprint": dataset._fingerprint}
 
 
 # ---- What a pool of warmups depends on ----

@@ -56,6 +56,7 @@ from warmup_peft.training.dataset import (
     load_tokenizer,
     name_the_base,
     own_settings,
+    record_of_rows,
     report_lengths,
 )
 from warmup_peft.training.eval_generation import check_eval_generation, scores_of_answers
@@ -110,6 +111,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         adapters = adapter_configs(arguments["model"], arguments["peft_config"])
         args = own_settings(as_warmup_config(arguments.get("args"), arguments["model"]), adapters)
         arguments["args"] = args
+        data_record = record_of_rows(arguments.get("train_dataset"))
         self._dict_formatting = apply_dict_formatting(arguments)
         check_trainer_arguments(arguments, args)
         check_eval_generation(args)
@@ -124,7 +126,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         save_as_it_is(without_peft_wrapper(self.model))
         name_the_base(self.model)
         self.model_accepts_loss_kwargs = True  # so that the targets of the accumulated batch are always counted
-        self.data_record: dict[str, Any] = {}
+        self.data_record: dict[str, Any] = data_record
         self.encoder = PromptEncoder(
             self.model,
             self.args.prefix_sharing,

@@ -69,7 +69,7 @@ def read(shown: Inspection) -> str:
 @pytest.mark.parametrize(
     ("estimate", "is_significant", "verdict"),
     [
-        (0.381, True, "The warmups improve this model's answers: "),
+        (0.381, True, "This model answers better after its warmups: "),
         (-0.381, True, "This model answers better without warmups: "),
         (0.381, False, "No significant difference: "),
         (math.nan, False, "No significant difference: "),
@@ -80,9 +80,9 @@ def test_the_first_sentence_says_what_the_warmups_are_worth(estimate, is_signifi
 
 
 def test_the_first_sentence_has_its_numbers():
-    assert plain(report.worth_of_warmups(USUAL)).endswith(
+    assert (
         "accuracy 1.000 with its warmup, 0.619 without (+38.1 points, 95% interval +30.1 to +46.1, p < 0.001)."
-    )
+    ) in plain(report.worth_of_warmups(USUAL))
     bleu = inspection(metric="bleu", scores={"bleu": (0.3421, 0.33)}, difference=difference(0.0121, p_adjusted=0.03))
     assert "BLEU 34.2 with its warmup, 33.0 without (+1.2 points" in plain(report.worth_of_warmups(bleu))
 
@@ -201,3 +201,8 @@ def test_the_report_is_written_and_other_files_of_the_folder_stay(tmp_path):
     report.write_inspection(replace(USUAL, folder="half \ud83d"), tmp_path)
     assert "half ?" in path.read_text(encoding="utf-8")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "inspect.md"]
+
+
+def test_a_better_answer_after_a_warmup_is_no_proof_that_training_with_warmups_helps():
+    assert "see: warmup-peft compare." in report.worth_of_warmups(inspection(difference=difference(0.381, True)))
+    assert "compare" not in report.worth_of_warmups(inspection(difference=difference(-0.381, True)))

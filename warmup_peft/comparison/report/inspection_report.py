@@ -71,6 +71,11 @@ def to_markdown(inspection: Inspection) -> str:
 
 # ---- Sentences ----
 
+NO_PROOF = (
+    "That does not say that training with warmups is better than without: a model that was trained to follow a warmup "
+    "misses it. For that question see: warmup-peft compare."
+)
+
 
 def worth_of_warmups(inspection: Inspection) -> str:
     """Whether warmups improve the answers of the model that writes them."""
@@ -84,7 +89,7 @@ def worth_of_warmups(inspection: Inspection) -> str:
     if not difference.is_significant:
         return f"No significant difference: {numbers}."
     if difference.estimate > 0:
-        return f"The warmups improve this model's answers: {numbers}."
+        return f"This model answers better after its warmups: {numbers}. {NO_PROOF}"
     return f"This model answers better without warmups: {numbers}."
 
 

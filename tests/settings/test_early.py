@@ -1,0 +1,87 @@
+"""What is said about a command line before torch is imported: as the full parser says it, in a second."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+from trl import SFTConfig
+
+from warmup_peft.settings import arguments, early
+from warmup_peft.settings.early import check_early, training_fields
+from warmup_peft.settings.options import WarmupOptions
+
+ROOT = Path(__file__).parents[2]
+TRAINING = (WarmupOptions, arguments.RunOptions)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text: str) -> list[str]:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return ["--config", str(path)]
+
+    return write
+
+
+def test_the_training_options_are_those_of_trl():
+    hints = get_type_hints(SFTConfig)
+    theirs = {field.name: hints[field.name] for field in dataclasses.fields(SFTConfig) if field.init}
+    found = training_fields()
+    assert found.keys() == theirs.keys()
+    plain = {bool, int, float, str, type(None)}
+    for name, hint in theirs.items():
+        if name != "learning_rate" and {*(get_args(hint) or (hint,))} <= plain:
+            assert found[name] == hint, name
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_stepss: 3\n", "has an unknown key 'max_stepss'. Did you mean max_steps?"),
+        ("max_steps: few\n", "Argument --max_steps"),
+        ("max_steps: [3]\n", "has max_steps: [3], which does not fit. It takes int."),
+        ("num_warmups: 0\n", "num_warmups=0 cannot work"),
+        ("lora_rr: 3\n", "has an unknown key 'lora_rr'. Did you mean lora_r?"),
+        ("max_steps: [\n", "is no valid YAML"),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_cannot_work(recipe, text, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_early(TRAINING, recipe(text))
+
+
+def test_a_recipe_that_works(recipe):
+    text = "max_steps: 3\neval_strategy: steps\nparallelism_config: {}\nlearning_rate: null\nreport_to: [wandb]\n"
+    check_early(TRAINING, [*recipe(text), "--lr_scheduler_type", "cosine", "--bf16", "false"])
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/*.yaml")), ids=lambda path: path.parent.name + path.stem)
+def test_the_recipes_of_the_repository(path):
+    check_early(TRAINING, ["--config", str(path)])
+
+
+def test_another_trl_leaves_it_to_the_full_parser(monkeypatch, recipe):
+    monkeypatch.setattr(early, "TRAINING_CLASSES", (("trl", "trainer/elsewhere.py", "SFTConfig"),))
+    assert training_fields() is None
+    check_early(TRAINING, recipe("max_stepss: 3\n"))
+    monkeypatch.setattr(early, "TRAINING_CLASSES", (("trl", "trainer/sft_config.py", "Elsewhere"),))
+    assert training_fields() is None
+
+
+def test_torch_is_not_imported(recipe):
+    code = (
+        "import sys\nfrom warmup_peft.cli.main import main\n"
+        "assert main(['train', *sys.argv[1:]]) == 2\nprint('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *recipe("max_stepss: 3\n")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+    assert "Did you mean max_steps?" in run.stderr

@@ -1,0 +1,51 @@
+"""A comparison in the terminal and in a notebook: its table, notes and verdict."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from rich.console import Console
+from rich.table import Table
+
+from warmup_peft.comparison.formatting import estimate_text, p_text
+from warmup_peft.comparison.report.tables import score_after_text
+from warmup_peft.comparison.results import Comparison, Difference
+from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    console.print(arms_table(comparison))
+    for note in comparison.notes:
+        console.print(f"- {note}", highlight=False, markup=False)  # an error may hold brackets
+    console.print(f"\n{comparison.verdict}\n{comparison.use}", style="bold", highlight=False, markup=False)
+
+
+def arms_table(comparison: Comparison) -> Table:
+    table = Table(title=f"{comparison.num_test_rows} test rows")
+    is_sampled = any("sampled_score" in arm.warmups for arm in comparison.arms)
+    for column in (
+        "arm",
+        metric_name(comparison.metric),
+        *(["after a sampled warmup"] if is_sampled else []),
+        "points against sft",
+        "95% interval",
+        "adjusted p",
+        "seconds",
+    ):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for arm in comparison.arms:
+        if not arm.seeds:
+            table.add_row(arm.name, "failed" if arm.failures else "not run")
+            continue
+        seconds = "" if arm.train_seconds is None else f"{arm.train_seconds.mean:,.0f}"
+        score = estimate_text(arm.metrics[comparison.metric], partial(score_text, comparison.metric))
+        sampled = [score_after_text(comparison.metric, arm, "sampled_score")] if is_sampled else []
+        table.add_row(arm.name, score, *sampled, *against_sft(arm.versus_sft), seconds)
+    return table
+
+
+def against_sft(difference: Difference | None) -> tuple[str, str, str]:
+    if difference is None:
+        return "", "", ""
+    ends = f"{points_text(difference.low)} to {points_text(difference.high)}"
+    return points_text(difference.estimate), ends, p_text(difference.p_adjusted)

@@ -1,0 +1,299 @@
+"""Score a model, with its warmups and in other ways, on held-out rows: `warmup_peft.evaluate`."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+
+from warmup_peft.evaluation.metrics import NOTHING, RowStatistics, metric_name, score_text
+from warmup_peft.evaluation.predictor import (
+    Ids,
+    Marks,
+    Prediction,
+    Predictor,
+    Scores,
+    bars,
+    dots,
+    empty,
+    score_predictions,
+    share_of_options,
+    shuffled,
+)
+from warmup_peft.evaluation.rows import held_out_questions, questions_to_score, task_args_of, task_to_score
+from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice
+from warmup_peft.export.model_card import score_columns
+from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
+from warmup_peft.inference.loading import LoadedModel, end_with_the_tokenizer, load_folder, why_no_base
+from warmup_peft.settings.arguments import EvaluateArguments, check_counts
+
+if TYPE_CHECKING:
+    import pandas
+
+RECORDED_SETTINGS = ("objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "seed", "steps")
+ARM_NAMES = {
+    "base": "base, answering directly",
+    "base_with_warmup": "base, after a warmup of its own",
+    "sft": "SFT, answering directly",
+    "warmup": "adapter, after its warmup",
+    "plain": "adapter, in one plain call",
+    "shuffled": "adapter, after another row's warmup",
+    "dots": "adapter, after dots",
+    "none": "adapter, after no warmup",
+}
+REPLACED = ("shuffled", "dots", "none")  # values of --warmups beside `own` and PLAIN
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one model on the same rows after different texts. Prints as a table and its conclusions.
+
+    Attributes:
+        scores: of each arm (`base`, `base_with_warmup`, `sft`, `warmup`, `plain`, `shuffled`, `dots`, `none`, those
+            asked for): the task's metrics, between 0 and 1; perplexity of the reference, a token; `n` rows.
+        source: where the rows come from, in words.
+        sentences: whether warmups are read, and how far SFT comes.
+        left_out: metrics that could not be computed, with the reason.
+        questions, predictions: the rows, and the model's answers after its own warmups, in the same order.
+        settings: of the model's training, as far as it is recorded.
+    """
+
+    scores: dict[str, dict[str, float]]
+    source: str
+    sentences: list[str]
+    left_out: dict[str, str] = field(default_factory=dict)
+    questions: Sequence[Question] = field(default=(), repr=False)
+    predictions: Sequence[Prediction] = field(default=(), repr=False)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.questions)
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """A copy of `scores`."""
+        return copy.deepcopy(self.scores)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each arm, and a column for each score."""
+        rows = [{"arm": ARM_NAMES[name], **scores} for name, scores in self.scores.items()]
+        columns = dict.fromkeys(name for row in rows for name in row)
+        return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows]).to_pandas()
+
+    def __str__(self) -> str:
+        out = Console(file=io.StringIO(), width=100)
+        out.print(scores_table(self.scores, self.source))
+        return "\n".join([out.file.getvalue().rstrip(), *self.sentences])
+
+
+def evaluate(
+    model: Any, dataset: str | Dataset | Iterable[dict] | None = None, task: str | Task | None = None, **options: Any
+) -> Evaluation:
+    """Score an adapter after its warmups, and its base. Writes no file.
+
+    Args:
+        model: folder of an adapter or of a merged model; or a `WarmupSFTTrainer`, whose model is scored as it is.
+        dataset: a file, folder or Hub id, of which the test split is scored; or the rows themselves. By default the
+            data of the training, if its record names them.
+        task: a `Task`, or its name, or the path of its file. By default that of the training, if it is a built-in one;
+            without one, `prompt_completion`.
+        options: as of `warmup-peft evaluate`: `warmups` ("own,shuffled,none"), `sft`, `compare_base`, `metrics`,
+            `max_samples`, `batch_size`, `max_new_tokens` (tokens), `task_args`, `answer_format`, `dataset_config`,
+            `dataset_test_split`.
+
+    Raises:
+        ValueError: bad input, before a model is loaded.
+    """
+    is_folder = isinstance(model, str | Path)
+    is_named = dataset is None or isinstance(dataset, str | Path)
+    asked = EvaluateArguments(
+        str(model) if is_folder else type(model).__name__,
+        dataset_name=str(dataset) if dataset is not None and is_named else None,
+        task=task,
+        **options,
+    )
+    check_counts(asked, batch_size=1, max_samples=1, max_new_tokens=0)
+    config = WarmupConfig.load(model) if is_folder else model.warmup_config
+    check_warmups(asked, config)
+    record = (TrainingRecord.load(model) if is_folder else None) or TrainingRecord(base_model="")
+    data = record.data if is_folder else model.data_record
+    if is_named:
+        task, questions, source = held_out_questions(asked, data, record.settings.get("eval_metrics"))
+    else:
+        task, questions, source = given_questions(asked, dataset, record.settings.get("eval_metrics"))
+    check_answers(asked, questions)
+    loaded = load_folder(model) if is_folder else loaded_of(model)
+    arms = evaluate_arms(loaded, questions, task, asked)
+    scored = {name: score_predictions(task.metrics, questions, predictions) for name, predictions in arms.items()}
+    scores = {name: scores_of(scored[name], questions, arms[name]) for name in arms}
+    scores.get(PLAIN, {}).pop("perplexity", None)  # which is of the reference after no warmup
+    return Evaluation(
+        scores,
+        source,
+        what_it_shows({name: each.statistics[task.metrics[0]] for name, each in scored.items()}),
+        scored["warmup"].left_out,
+        questions,
+        arms["warmup"],
+        {
+            **{key: record.settings.get(key) for key in RECORDED_SETTINGS},
+            "max_warmup_length": loaded.warmup_config.max_warmup_length,
+            "warmup_separator": loaded.warmup_config.warmup_separator,
+            "base_model": record.base_model,
+            "data": source,
+        },
+    )
+
+
+def given_questions(
+    options: EvaluateArguments, rows: Iterable[dict], eval_metrics: str | None
+) -> tuple[Task, list[Question], str]:
+    """As `held_out_questions`, of rows that the caller has. Raises ValueError where there are none."""
+    task = task_to_score(options.task, eval_metrics, options.metrics)
+    questions = questions_to_score(task, list(rows)[: options.max_samples], task_args_of(options))
+    if not questions:
+        raise ValueError("The dataset to score on has no rows. Give it at least one.")
+    return task, questions, f"{len(questions)} given rows"
+
+
+def loaded_of(trainer: Any) -> LoadedModel:
+    end_with_the_tokenizer(trainer.model, trainer.processing_class)
+    return LoadedModel(trainer.model, trainer.processing_class, trainer.warmup_config, None)
+
+
+def check_answers(options: EvaluateArguments, questions: Sequence[Question]) -> None:
+    """Raise ValueError for options that do not fit the kind of the questions."""
+    if PLAIN in options.warmups.split(",") and is_multiple_choice(questions):
+        raise ValueError(
+            "--warmups plain is about written answers, and this task chooses among options. Leave it out."
+        )
+    if options.max_new_tokens == 0 and not is_multiple_choice(questions):
+        raise ValueError(
+            "max_new_tokens=0 writes no answer, and answers are what this task scores. Set it to 1 or more, or leave "
+            "it out."
+        )
+
+
+def evaluate_arms(
+    loaded: LoadedModel, questions: Sequence[Question], task: Task, options: EvaluateArguments
+) -> dict[str, list[Prediction]]:
+    """Predictions of the base (directly, and after its own warmups), of SFT, and of the adapter after each warmup."""
+
+    own_config = loaded.warmup_config
+    limit = task.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens
+
+    def answer(
+        name: str,
+        warmup_config: WarmupConfig | None,
+        loaded: LoadedModel = loaded,
+        warmup_ids: list[Ids] | None = None,
+        marks: Marks | None = None,
+    ) -> list[Prediction]:
+        directly = {"room_to_think": own_config.room, "template": own_config.chat_template_kwargs, "marks": marks}
+        predictor = Predictor(
+            loaded.model,
+            loaded.tokenizer,
+            warmup_config,
+            options.batch_size,
+            progress=bars(name),
+            **(directly if warmup_config is None else {}),
+        )
+        return predictor.answer(questions, limit, warmup_ids)
+
+    arms = {}
+    if options.compare_base and has_base(loaded):
+        with loaded.model.disable_adapter():
+            arms["base"] = answer("base", None)
+            arms["base_with_warmup"] = answer("base with its own warmup", loaded.warmup_config)
+    if options.sft is not None:
+        arms["sft"] = answer("SFT", None, load_folder(options.sft))
+    arms["warmup"] = own = answer("warmup", loaded.warmup_config)
+    if PLAIN in options.warmups.split(","):
+        marks = Marks(tuple(own_config.warmup_opening_ids), tuple(own_config.warmup_separator_ids))
+        arms[PLAIN] = answer("one plain call", None, marks=marks)
+    warmup_ids = [list(prediction.warmup_ids) for prediction in own]
+    dot = loaded.tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
+    replaced = {"shuffled": shuffled(warmup_ids), "dots": dots(warmup_ids, dot), "none": empty(warmup_ids)}
+    for name in REPLACED:
+        if name in options.warmups.split(","):
+            arms[name] = answer(name, loaded.warmup_config, warmup_ids=replaced[name])
+    return arms
+
+
+def check_warmups(options: EvaluateArguments, config: WarmupConfig) -> None:
+    """Raise ValueError for what cannot stand in a warmup's place, and for an SFT folder that is none."""
+    for name in options.warmups.split(","):
+        if name not in ("own", PLAIN, *REPLACED):
+            raise ValueError(f"--warmups has '{name}'. Choose from own, {PLAIN}, {', '.join(REPLACED)}.")
+    if PLAIN in options.warmups.split(",") and not config.writes_separator:
+        raise ValueError(
+            f"--warmups plain asks for answers in one plain call, and {options.adapter} was not trained with "
+            "learn_separator. Leave it out."
+        )
+    if options.sft is not None and WarmupConfig.load(options.sft).max_warmup_length:
+        raise ValueError(f"sft={options.sft} answers after a warmup. Name a folder that `warmup-peft sft` made.")
+
+
+def scores_of(scores: Scores, questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, float]:
+    """The scores of one arm in `metrics.json`."""
+    share = share_of_options(questions, predictions)
+    written = {} if share is None else {"generations_that_are_options": share}
+    return {**scores.totals, **written, "n": len(questions)}
+
+
+def has_base(loaded: LoadedModel) -> bool:
+    """Whether the model equals its base when the adapter is switched off. Prints the reason if it does not."""
+    reasons = [why_no_base(config) for config in getattr(loaded.model, "peft_config", {}).values()]
+    for reason in filter(None, reasons):
+        print(f"The base is not scored: {reason}, also with the adapter off.")
+    return reasons == [None]
+
+
+def scores_table(metrics: Mapping[str, Any], source: str) -> Table:
+    arms = {name: metrics[key] for key, name in ARM_NAMES.items() if key in metrics}
+    columns = score_columns(arms.values())
+    table = Table(title=f"Held-out rows: {source}")
+    table.add_column("")
+    for key in (*columns, "n"):
+        table.add_column(metric_name(key), justify="right", min_width=max(map(len, metric_name(key).split())))
+    for name, scores in arms.items():
+        shown = (score_text(column, scores[column]) if column in scores else NOTHING for column in columns)
+        table.add_row(name, *shown, str(scores["n"]))
+    return table
+
+
+def what_it_shows(statistics: Mapping[str, RowStatistics]) -> list[str]:
+    """Sentences: whether the warmups are read, and how far SFT comes, by the scores of the rows (two standard errors).
+
+    Args:
+        statistics: of each arm, by the task's first metric.
+    """
+    own = statistics["warmup"]
+
+    def is_better_than(name: str) -> bool:
+        gained = own.row_scores - statistics[name].row_scores
+        return gained.mean() > 2 * gained.std() / math.sqrt(len(gained))
+
+    found = []
+    if "sft" in statistics:
+        better = "better than" if is_better_than("sft") else "no better than"
+        found.append(f"The adapter is {better} SFT: {own.total():.3f} against {statistics['sft'].total():.3f}.")
+    if "shuffled" in statistics and "none" in statistics:
+        shuffled, none = (f"{statistics[name].total():.3f}" for name in ("shuffled", "none"))
+        if is_better_than("shuffled"):
+            found.append(f"Its warmups are read: after another row's it has {shuffled}, after none {none}.")
+        elif is_better_than("none"):
+            found.append(
+                f"Its warmups are a pause: another row's serves as well ({shuffled}), none does not ({none})."
+            )
+        else:
+            found.append(f"Its warmups are not used: after another row's it has {shuffled}, after none {none}.")
+    return found

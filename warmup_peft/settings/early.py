@@ -1,0 +1,87 @@
+"""What is wrong with a command line, said before torch is imported, which takes seconds.
+
+TRL's and transformers' training options cannot be imported without torch, so their names and types are read from the
+source. What this module does not find, the full parser finds later.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from warmup_peft.settings.options import WarmupOptions
+from warmup_peft.settings.parsing import option_hints
+from warmup_peft.settings.recipe import Recipe
+
+TRAINING_CLASSES = (  # package, file, class; a later one replaces fields of an earlier one
+    ("transformers", "training_args.py", "TrainingArguments"),
+    ("trl", "trainer/base_config.py", "_BaseConfig"),
+    ("trl", "trainer/sft_config.py", "SFTConfig"),
+)
+PLAIN_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict, "list": list, "Any": Any,
+               "Literal": Literal}  # fmt: skip
+
+
+def check_early(kinds: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
+    """Check the options of a command that has TRL's, beside `kinds`, and return those that are set.
+
+    Raises:
+        ValueError: an unknown option, a value of the wrong kind, a file that is missing or no YAML mapping, or an
+            option of our own that cannot work.
+    """
+    from trl import ModelConfig, ScriptArguments  # which do not import torch
+
+    fields = training_fields()
+    if fields is None:
+        return {}
+    known = (ScriptArguments, ModelConfig, *kinds)
+    fields = {name: hint for name, hint in fields.items() if name not in option_hints(known)}
+    options = [(name, hint, dataclasses.field(default=None)) for name, hint in fields.items()]
+    recipe = Recipe.read(argv, *known, dataclasses.make_dataclass("TrainingOptions", options))
+    (own,) = recipe.restricted_to(WarmupOptions).settings()
+    own.check_warmup_options()
+    return recipe.values
+
+
+def training_fields() -> dict[str, Any] | None:
+    """Names and types of TRL's SFTConfig; None where its source is not where it was."""
+    annotations: dict[str, str] = {}
+    for package, file, name in TRAINING_CLASSES:
+        spec = importlib.util.find_spec(package)
+        path = spec and spec.origin and Path(spec.origin).parent / file
+        if not path or not path.is_file():
+            return None
+        body = class_body(path.read_text(encoding="utf-8"), name)
+        if body is None:
+            return None
+        annotations |= {node.target.id: ast.unparse(node.annotation) for node in body if is_option(node)}
+    return {**types_of(annotations), "learning_rate": float | None}  # ours may be left open, see WarmupSFTConfig
+
+
+def class_body(source: str, name: str) -> list[ast.stmt] | None:
+    found = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name)
+    return next((node.body for node in found), None)
+
+
+def is_option(node: ast.stmt) -> bool:
+    """Whether this line of a dataclass is a field that its constructor takes."""
+    if not isinstance(node, ast.AnnAssign) or "ClassVar" in ast.unparse(node.annotation):
+        return False
+    keywords = node.value.keywords if isinstance(node.value, ast.Call) else []
+    return not any(word.arg == "init" and ast.unparse(word.value) == "False" for word in keywords)
+
+
+class TypeNames(dict):
+    """Names that stand in annotations; one that needs torch to be imported is a text, or a dictionary."""
+
+    def __missing__(self, name: str) -> Any:
+        return dict if name.endswith("Config") else str
+
+
+def types_of(annotations: dict[str, str]) -> dict[str, Any]:
+    kind = dataclasses.make_dataclass("Annotated", annotations.items())
+    return get_type_hints(kind, globalns={}, localns=TypeNames(PLAIN_TYPES))

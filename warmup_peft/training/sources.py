@@ -119,7 +119,7 @@ class Base(Policy):
         identity = base.identity(self._fingerprint, self.tokenizer)
         self.pool = WarmupPool(folder, identity, self.args.warmup_pool_size)
         self.accelerator.wait_for_everyone()  # all ranks have seen the same files before one writes another
-        missing = self.pool.missing(list(prompts_of(train_dataset)))
+        missing = train_dataset.select(self.pool.missing(prompts_of(train_dataset)))
         if missing and fingerprint != self._fingerprint:
             raise ValueError(
                 f"{len(missing)} prompts have no warmups in {folder}, and the whole model has been trained since this "
@@ -135,7 +135,7 @@ class Base(Policy):
             )
         return self.pool
 
-    def _add(self, missing: list, sample: SampleFunction) -> None:
+    def _add(self, missing: Dataset, sample: SampleFunction) -> None:
         is_main, num_ranks = self.accelerator.is_main_process, self.accelerator.num_processes
         if missing and len(self.pool) and is_main:
             logger.warning(
@@ -144,7 +144,7 @@ class Base(Policy):
         is_quiet = not missing or self.args.disable_tqdm or not is_main
         with tqdm(total=len(missing), desc="sampling warmups", unit="prompt", disable=is_quiet) as bar:
             self.pool.add(
-                missing,
+                prompts_of(missing),
                 sample,
                 seed=self.args.seed,
                 prompts_per_batch=max(1, self.args.warmup_pool_batch_size // self.args.warmup_pool_size),

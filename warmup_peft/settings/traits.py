@@ -6,6 +6,7 @@ The objectives' equations are in `warmup_peft.method.objective`, the sources' co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class ObjectiveTraits:
         has_equal_weights: every warmup counts the same, so some may be left out (`warmup_dropout`).
         is_penalised: it maximises a reward less KL(P || P_off), which is then the anchor's divergence too.
         is_centred: its advantages have a mean that may be normalised; without an advantage this says nothing.
+        correction: which ratio weighs warmups that another engine sampled, see `warmup_peft.method.importance`:
+            'each' its own, 'together' that of all K, 'itself' none, since its equation has the ratio.
     """
 
     has_advantage: bool = True
@@ -30,6 +33,7 @@ class ObjectiveTraits:
     has_equal_weights: bool = False
     is_penalised: bool = False
     is_centred: bool = True
+    correction: Literal["each", "together", "itself"] = "each"
 
 
 OBJECTIVE_TRAITS = {
@@ -37,10 +41,12 @@ OBJECTIVE_TRAITS = {
         has_advantage=False, compares_warmups=False, takes_base_warmups=True, has_equal_weights=True
     ),
     "jensen": ObjectiveTraits(has_equal_weights=True),
-    "log_mean_exp": ObjectiveTraits(),
+    "log_mean_exp": ObjectiveTraits(correction="together"),
     "latro": ObjectiveTraits(has_equal_weights=True, is_penalised=True),
     "verifree": ObjectiveTraits(),
-    "posterior": ObjectiveTraits(compares_warmups=False, takes_base_warmups=True, is_centred=False),
+    "posterior": ObjectiveTraits(
+        compares_warmups=False, takes_base_warmups=True, is_centred=False, correction="itself"
+    ),
     "rlpr": ObjectiveTraits(compares_warmups=False, needs_gain=True, has_equal_weights=True),
 }
 

@@ -217,7 +217,7 @@ def in_batches(values: Iterable, size: int) -> Iterator[list]:
 
 def to_rows(keys: Sequence[str], warmups: Warmups) -> pa.RecordBatch:
     """A row for each prompt: its distinct samples with their counts, in the order they first came."""
-    ids, lengths, decided, logps = (x.numpy(force=True) for x in warmups)
+    ids, lengths, decided, logps = (x.numpy(force=True) for x in warmups[:4])
     rows, samples, counts, num_distinct = [], [], [], []
     for b in range(len(ids)):
         sampled = [(ids[b, k, : decided[b, k]].tobytes(), lengths[b, k]) for k in range(ids.shape[1])]

@@ -1,4 +1,4 @@
-"""Samples of another engine, weighed: the exact gradient by listing every pair of samples, and what bounds do to it."""
+"""Samples of another engine, weighed: the exact gradient by listing all pairs of samples, and what bounds do to it."""
 
 from __future__ import annotations
 

@@ -14,11 +14,12 @@ so what a gradient says of one warmup is multiplied by that warmup's rho, withou
 | `log_mean_exp`                                     | the product of rho_j over all K     |
 | `posterior`                                        | 1; its log ratio is log rho_i       |
 
-The first five are means over warmups one by one. Their leave-one-out means stay unweighted: any baseline that does not
-look at warmup i leaves E[rho_i baseline grad log P(c_i|x)] = 0. `log_mean_exp` estimates log mean_j p_j of K warmups
-together, so the ratio is that of all K, and its variance grows with K. `posterior` is reweighted wake-sleep, which takes
-samples of any Q: E_Q[log mean_i P(c_i|x) P(y|x,c_i) / Q(c_i|x)], whose gradient needs no other correction. The
-anchor's KL_i, and with `learn_separator` the log-probability of the format, are means over warmups: rho_i for all rows.
+The first five are means over warmups one by one. Their leave-one-out means stay unweighted: any baseline that does
+not look at warmup i leaves E[rho_i baseline grad log P(c_i|x)] = 0. `log_mean_exp` estimates log mean_j p_j of K
+warmups together, so the ratio is that of all K, and its variance grows with K. `posterior` is reweighted wake-sleep,
+which takes samples of any Q: E_Q[log mean_i P(c_i|x) P(y|x,c_i) / Q(c_i|x)], whose gradient needs no other correction.
+The anchor's KL_i, and with `learn_separator` the log-probability of the format, are means over warmups: rho_i for all
+rows.
 
 A ratio beyond the clip values is replaced by the nearer one (`sequence_truncate`) or by 0 (`sequence_mask`), as TRL
 does. That costs a bias where it happens, and bounds the variance. Where it does not happen, the gradient is exact.

@@ -373,9 +373,7 @@ class WarmupOptions(EngineOptions):
             "warmup_sampling",
             "vLLM samples independently. Set it to 'multinomial', or use_vllm to false.",
         )
-        require(
-            self.warmup_source != "empty", "use_vllm", "warmup_source 'empty' samples nothing. Leave it out."
-        )
+        require(self.warmup_source != "empty", "use_vllm", "warmup_source 'empty' samples nothing. Leave it out.")
         require(
             not (self.warmup_source == "base" and self.vllm_enable_sleep_mode),
             "vllm_enable_sleep_mode",

@@ -296,7 +296,7 @@ HOOKS = {  # by the class, or the module, whose source has them
     "sacrebleu.metrics.base": ("_compute_score_from_stats", "_extract_corpus_statistics"),
     "lm_eval.tasks": ("_yaml_loader",),
 }  # fmt: skip
-DOCUMENTED = {"_exit", "_replace"}  # of os, and of named tuples
+DOCUMENTED = {"_exit", "_replace", "_version"}  # of os, of named tuples, and the version counter of tensors
 
 
 def is_private(name: str) -> bool:

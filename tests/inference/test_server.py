@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from folders import puzzles, tree, write_rows
+from pools import rows_in
 from scipy.stats import chi2_contingency
 from servers import Server, transformers_serving
 from transformers import AutoModelForCausalLM
@@ -195,10 +196,8 @@ def draw_argv(model_folder, server, tmp_path):
 
 
 def first_tokens(folder):
-    from warmup_peft.training.pool import read_part
-
     counts = {}
-    for row in read_part(next(folder.glob("part-*.arrow"))):
+    for row in rows_in(folder):
         for ids, count in zip(row["ids"], row["counts"]):
             counts[ids[0]] = counts.get(ids[0], 0) + count
     return counts

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import EXAMPLES
 from datasets import Dataset
+from pools import rows_in
 from scipy.stats import chisquare
 from tiny_world import OUTCOMES, build_trainer, quantities
 from trainers import make_trainer, randomise_adapter, record_warmups
@@ -31,7 +32,7 @@ def test_the_pool_has_the_law_of_sampling_on_the_fly(world, tmp_path):
     """4,000 samples of one prompt against the exact probabilities of all 26 warmups, the adapter being off."""
     trainer = build_trainer(world, tmp_path, "warmup", warmup_source="base", warmup_pool_size=4000)
     pool = trainer.fill_warmup_pool()
-    row = pool._rows[0]
+    row = rows_in(pool.folder)[0]
     counts = {(tuple(ids), length): count for ids, length, count in zip(row["ids"], row["lengths"], row["counts"])}
     with torch.no_grad():
         known = quantities(trainer.model)
@@ -68,7 +69,7 @@ def test_the_pool_does_not_depend_on_the_adapter_nor_on_what_was_drawn_before(mo
             randomise_adapter(trainer.model)
             torch.rand(noise)
         state = torch.get_rng_state()
-        pools.append(trainer.fill_warmup_pool()._rows.to_list())
+        pools.append(rows_in(trainer.fill_warmup_pool().folder))
         assert torch.equal(torch.get_rng_state(), state)
     assert pools[0] == pools[1]
 
@@ -156,14 +157,14 @@ def test_a_whole_model_goes_on_with_the_pool_of_the_weights_it_started_with(mode
     settings["model_init_kwargs"] = {"dtype": "float32"}
     trainer = base_trainer(model_folder, tmp_path, tokenizer, **settings)
     trainer.train()
-    rows = trainer.source.pool._rows.to_list()
+    rows = rows_in(trainer.source.pool.folder)
     trainer.train()
-    assert trainer.source.pool._rows.to_list() == rows
+    assert rows_in(trainer.source.pool.folder) == rows
     checkpoint = str(Path(trainer.args.output_dir, "checkpoint-1"))
     trainer.train(resume_from_checkpoint=checkpoint)
     again = base_trainer(model_folder, tmp_path, tokenizer, **settings)
     again.train(resume_from_checkpoint=checkpoint)
-    assert again.source.pool._rows.to_list() == rows
+    assert rows_in(again.source.pool.folder) == rows
     for name, weight in again.model.named_parameters():
         assert torch.equal(weight, trainer.model.get_parameter(name)), name
 

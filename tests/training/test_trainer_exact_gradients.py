@@ -73,16 +73,22 @@ def exact_objective(name: str, model, beta: float, among: Tensor = ALL) -> Tenso
     return (p[:, None] * p[None, :] * pairs).sum()
 
 
-def expected_gradient(trainer, change=lambda warmups: warmups, num_stopped: int | None = None) -> Tensor:
+def expected_gradient(
+    trainer, change=lambda warmups: warmups, num_stopped: int | None = None, logp: Tensor | None = None
+) -> Tensor:
     """The trainer's gradient, averaged over all pairs, or over those of which so many stopped.
 
     Pairs are exchangeable, so each unordered one is seen once.
+
+    Args:
+        logp: of what samples; by default of the trainer's source.
     """
     model = trainer.model
     model.train()
     with torch.no_grad():
         known = quantities(model)
-    logp = known.base_logp if trainer.args.warmup_source == "base" else known.logp
+    if logp is None:
+        logp = known.base_logp if trainer.args.warmup_source == "base" else known.logp
     p = logp.exp().double()
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     total = weights = 0.0
@@ -279,6 +285,33 @@ def test_an_importance_ratio_left_out_is_caught(world, tmp_path, monkeypatch):
     monkeypatch.setitem(objectives, "posterior", objectives["posterior"]._replace(credit=without_the_ratio))
     wrong = expected_gradient(trainer)
     assert relative_difference(wrong, exact_gradient("posterior from the base", trainer.model, 0.0)) > 1e-2
+
+
+@pytest.mark.parametrize("corrects", [True, False])
+def test_samples_of_another_engine_give_the_exact_gradient_where_they_are_corrected(world, tmp_path, corrects):
+    """The engine samples from the model without its adapter, which is as far off as an engine could be."""
+    trainer = build_trainer(
+        world, tmp_path, "jensen", BETA, vllm_importance_sampling_clip_max=None,
+        vllm_importance_sampling_correction=corrects,
+    )  # fmt: skip
+    with torch.no_grad():
+        known = quantities(trainer.model)
+    pairs = {outcome: i for i, outcome in enumerate(OUTCOMES)}
+
+    def of_the_engine(warmups):
+        found = [
+            pairs[tuple(ids[:decided]), length]
+            for ids, decided, length in zip(
+                *(x[0].tolist() for x in (warmups.ids, warmups.num_decisions, warmups.lengths))
+            )
+        ]
+        return warmups._replace(
+            logp=known.base_logp[None, found], log_ratio=(known.logp - known.base_logp)[None, found]
+        )
+
+    expected = expected_gradient(trainer, of_the_engine, known.base_logp)
+    own = build_trainer(world, tmp_path, "jensen", BETA)
+    assert (relative_difference(expected, expected_gradient(own)) < 1e-5) == corrects
 
 
 def test_every_outcome_ends_as_the_sampler_would_end_it(world, tmp_path):

@@ -38,12 +38,15 @@ class Warmups(NamedTuple):
             separator) where the model stopped by itself. A stop forced by the length limit is no decision.
         logp: (B, K) log-probability of those decisions under the distribution that they were sampled from,
             in nats.
+        log_ratio: (B, K) the model's own log-probability of those decisions less `logp`, where another engine
+            sampled them, in nats.
     """
 
     ids: Tensor
     lengths: Tensor
     num_decisions: Tensor
     logp: Tensor | None = None
+    log_ratio: Tensor | None = None
 
     @property
     def stopped(self) -> Tensor:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args, get_type_hints
 
+from warmup_peft.settings.engine import EngineOptions
 from warmup_peft.settings.traits import OBJECTIVE_TRAITS, SOURCE_TRAITS, objectives_with
 
 Objective = Literal[tuple(OBJECTIVE_TRAITS)]
@@ -14,7 +15,7 @@ WarmupSource = Literal[tuple(SOURCE_TRAITS)]
 
 
 @dataclass
-class WarmupOptions:
+class WarmupOptions(EngineOptions):
     """What a warmup is and how warmups are sampled. Lengths are in tokens."""
 
     num_warmups: int = field(
@@ -207,6 +208,7 @@ class WarmupOptions:
         self._check_objective()
         self._check_source()
         self._check_beams()
+        self._check_engine()
 
     def _default_objective(self) -> str:
         if self.warmup_source == "base":
@@ -221,11 +223,6 @@ class WarmupOptions:
             if not {int, float}.isdisjoint(kinds):
                 word = "whole number" if int in kinds else "number"
                 self._require(isinstance(getattr(self, name), (*kinds, int)), name, f"Set it to a {word}.")
-
-    def _require(self, holds: bool, name: str, fix: str) -> None:
-        if not holds:
-            value = getattr(self, name)
-            raise ValueError(f"{name}={repr(value) if value == '' else value} cannot work. {fix}")
 
     def _check_ranges(self) -> None:
         require = self._require
@@ -392,6 +389,23 @@ class WarmupOptions:
             f"Each epoch takes num_warmups={self.num_warmups} of these samples: set it to that or more.",
         )
         require(self.warmup_pool_batch_size >= 1, "warmup_pool_batch_size", "Set it to 1 or more.")
+
+    def _check_engine(self) -> None:
+        self.check_engine_options()
+        if not self.use_vllm:
+            return
+        require = self._require
+        require(
+            self.warmup_sampling == "multinomial",
+            "warmup_sampling",
+            "vLLM samples independently. Set it to 'multinomial', or use_vllm to false.",
+        )
+        require(self.warmup_source != "empty", "use_vllm", "warmup_source 'empty' samples nothing. Leave it out.")
+        require(
+            not (self.warmup_source == "base" and self.vllm_enable_sleep_mode),
+            "vllm_enable_sleep_mode",
+            "A vLLM that wakes up gets the adapter's weights, and the pool needs the base's. Set it to false.",
+        )
 
     @property
     def num_beams(self) -> int:

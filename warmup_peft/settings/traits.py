@@ -6,6 +6,7 @@ The objectives' equations are in `warmup_peft.method.objective`, the sources' co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class ObjectiveTraits:
         is_penalised: it maximises a reward less KL(P || P_off), which is then the anchor's divergence too.
         is_centred: its advantages have a mean that may be normalised; without an advantage this says nothing.
         may_leave_out: its estimates stay unbiased where some samples are left out (`mask_truncated_warmups`).
+        correction: which ratio weighs warmups that another engine sampled, see `warmup_peft.method.importance`:
+            'each' its own, 'together' that of all K, 'itself' none, since its equation has the ratio.
     """
 
     has_advantage: bool = True
@@ -32,6 +35,7 @@ class ObjectiveTraits:
     is_penalised: bool = False
     is_centred: bool = True
     may_leave_out: bool = True
+    correction: Literal["each", "together", "itself"] = "each"
 
 
 OBJECTIVE_TRAITS = {
@@ -39,10 +43,12 @@ OBJECTIVE_TRAITS = {
         has_advantage=False, compares_warmups=False, takes_base_warmups=True, has_equal_weights=True
     ),
     "jensen": ObjectiveTraits(has_equal_weights=True),
-    "log_mean_exp": ObjectiveTraits(may_leave_out=False),
+    "log_mean_exp": ObjectiveTraits(may_leave_out=False, correction="together"),
     "latro": ObjectiveTraits(has_equal_weights=True, is_penalised=True),
     "verifree": ObjectiveTraits(),
-    "posterior": ObjectiveTraits(compares_warmups=False, takes_base_warmups=True, is_centred=False),
+    "posterior": ObjectiveTraits(
+        compares_warmups=False, takes_base_warmups=True, is_centred=False, correction="itself"
+    ),
     "rlpr": ObjectiveTraits(compares_warmups=False, needs_gain=True, has_equal_weights=True),
 }
 

@@ -12,17 +12,16 @@ import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warmup_peft.method.branches import Branches, Tokens, Warmups, left_padded, prefix_mask
+from warmup_peft.method.branches import Tokens, Warmups, left_padded
 from warmup_peft.method.model import adapter_off, evaluation_mode, random_numbers_from
 from warmup_peft.method.prefix import rope_limit
 from warmup_peft.method.rows import PlainRows
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
-from warmup_peft.method.scoring import branch_logps
 from warmup_peft.training.dataset import tokenizer_fingerprint
+from warmup_peft.training.engine import TOLERANCE, sampled_logps
 from warmup_peft.training.pool import SampleFunction
 
 IDENTITY = ("max_length", "end_token_ids", "separator_ids", "temperature", "top_k", "top_p", "min_p")
-SERVER_TOLERANCE = 0.3  # nats a token; a 4-bit model and its 16-bit original differ by about a tenth
 
 
 @dataclass(frozen=True)
@@ -85,17 +84,16 @@ class BaseSampler:
         return checked
 
     def _check(self, prompt: Tokens, warmups: Warmups) -> None:
-        sampled = (warmups.ids, warmups.num_decisions, warmups.logp)
-        ids, num_decisions, logp_BK = (x.to(self.model.device) for x in sampled)
-        if ids.max() >= self.model.get_input_embeddings().num_embeddings:
-            raise ValueError(f"The server sampled the token {ids.max()}, which this base model does not know.")
-        is_sampled = prefix_mask(num_decisions, ids.size(-1))
+        warmups = Warmups(*(None if x is None else x.to(self.model.device) for x in warmups))
+        largest = warmups.ids.max()
+        if largest >= self.model.get_input_embeddings().num_embeddings:
+            raise ValueError(f"The server sampled the token {largest}, which this base model does not know.")
         with evaluation_mode(self.model), adapter_off(self.model), self.autocast():
-            own_BK = branch_logps(self._encode(prompt), Branches(ids, is_sampled, is_sampled), is_sampled)
-        difference = ((own_BK - logp_BK).abs().sum() / num_decisions.sum()).item()
-        if not difference <= SERVER_TOLERANCE:  # NaN too
+            own_BK = sampled_logps(self._encode(prompt), warmups, self.sampling)
+        difference = ((own_BK - warmups.logp).abs().sum() / warmups.num_decisions.sum()).item()
+        if not difference <= TOLERANCE:  # NaN too
             raise ValueError(
-                f"The server's log-probabilities differ from this base model's by {difference:.2f} nats a token. "
+                f"The sampled log-probabilities differ from this base model's by {difference:.2f} nats a token. "
                 "Serve the very model of model_name_or_path, without an adapter."
             )
 

@@ -3,6 +3,9 @@
 Knows no model: whoever fills a pool brings the function that samples. A pool is a folder with `pool.json`, which says
 what its warmups were sampled from, and Arrow files of some hundreds of prompts each, which appear when they are whole.
 So sampling that was interrupted goes on where it stopped, and a pool can serve several runs.
+
+In memory are the keys of the prompts alone. A file is mapped while rows are read from it, and let go behind them, so
+that what is resident does not grow with what was read.
 """
 
 from __future__ import annotations
@@ -10,16 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from datasets import Dataset, Features, List, Value, concatenate_datasets
-from datasets.arrow_writer import ArrowWriter
-from torch import Tensor
 
 from warmup_peft.files import read_json, remove_abandoned, write_json, write_whole
 from warmup_peft.method.branches import Tokens, Warmups
@@ -29,15 +31,15 @@ POOL_FILE = "pool.json"
 PROMPTS_PER_FILE = 512
 SampleFunction = Callable[[list[np.ndarray], int], Warmups]
 
-FEATURES = Features(
-    {
-        "key": Value("string"),  # of the prompt's token ids
-        "ids": List(List(Value("int32"))),  # distinct samples: all tokens that the model decided on
-        "lengths": List(Value("int32")),  # how many of them are the warmup; the others ended it
-        "logps": List(Value("float32")),  # nats
-        "counts": List(Value("int32")),  # how often each was sampled; M together
-    }
-)
+SMALL, LARGE = pa.uint16(), pa.int32()  # of token ids: a file has the smaller type where its ids fit
+COLUMNS = {
+    "key": pa.string(),  # of the prompt's token ids
+    "ids": pa.list_(pa.list_(LARGE)),  # distinct samples: all tokens that the model decided on
+    "lengths": pa.list_(pa.int32()),  # how many of them are the warmup; the others ended it
+    "logps": pa.list_(pa.float32()),  # nats
+    "counts": pa.list_(pa.int32()),  # how often each was sampled; M together
+}
+KEY_TYPE = "S32"  # of numpy: the characters of a key
 
 
 def prompt_key(ids: np.ndarray) -> str:
@@ -87,24 +89,34 @@ class WarmupPool:
                 )
 
     def load(self) -> None:
-        """Read which prompts are there; the warmups themselves stay on disk, mapped into memory."""
+        """Read which prompts are there; the warmups themselves stay on disk."""
         remove_abandoned(self.folder)
-        parts = [read_part(path) for path in sorted(self.folder.glob("part-*.arrow"))]
-        self._rows = concatenate_datasets(parts) if parts else Dataset.from_dict({"key": []})
-        self._row_of = {key: row for row, key in enumerate(self._rows["key"])}
+        self._paths = sorted(self.folder.glob("part-*.arrow"))
+        found = [read_part(path).column("key").to_pylist() for path in self._paths]
+        keys = np.array(list(chain.from_iterable(found)), dtype=KEY_TYPE)
+        places = np.array([(n, row) for n, part in enumerate(found) for row in range(len(part))], dtype=np.int32)
+        order = keys.argsort(kind="stable")
+        self._keys, self._places = keys[order], places.reshape(-1, 2)[order]  # a place is a file's number and a row
 
     def __len__(self) -> int:
-        return len(self._row_of)
+        return len(np.unique(self._keys))
 
-    def missing(self, prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Prompts that have no warmups yet, each once, the longest first: what does not fit shows at once."""
-        by_key = {prompt_key(ids): ids for ids in prompts}
-        found = [(len(ids), key) for key, ids in by_key.items() if key not in self._row_of]
-        return [by_key[key] for _, key in sorted(found, reverse=True)]
+    def missing(self, prompts: Iterable[np.ndarray]) -> np.ndarray:
+        """Places of prompts that have no warmups yet, each once, the longest first: what does not fit shows at once.
+
+        Args:
+            prompts: token ids of each; they are looked at one by one.
+        """
+        known = [(len(ids), prompt_key(ids)) for ids in prompts]
+        lengths = np.array([length for length, _ in known], dtype=np.int64)
+        keys, places = np.unique(np.array([key for _, key in known], dtype=KEY_TYPE), return_index=True)
+        is_missing = ~np.isin(keys, self._keys)
+        keys, places = keys[is_missing], places[is_missing]
+        return places[np.lexsort((keys, lengths[places]))[::-1]]
 
     def add(
         self,
-        prompts: Sequence[np.ndarray],
+        prompts: Iterable[np.ndarray],
         sample: SampleFunction,
         *,
         seed: int,
@@ -115,7 +127,7 @@ class WarmupPool:
         """Sample for prompts that are not there yet, file by file. `load` then reads what all ranks have sampled.
 
         Args:
-            prompts: token ids of each, as `missing` lists them.
+            prompts: token ids of each, in the order of `missing`.
             sample: prompts and a seed -> warmups (B, M) with their `logp`.
             seed: the same prompts and seed give the same pool, however often it was interrupted.
             prompts_per_batch: how many prompts go into one call of `sample`.
@@ -124,24 +136,22 @@ class WarmupPool:
         """
         rank, num_ranks = share
         # sampling that was interrupted lacks whole files, so the rest is cut into the files that it would have written
-        for number, start in enumerate(range(0, len(prompts), PROMPTS_PER_FILE)):
+        for number, prompts_of_file in enumerate(in_batches(prompts, PROMPTS_PER_FILE)):
             if number % num_ranks == rank:
-                self._sample_file(
-                    prompts[start : start + PROMPTS_PER_FILE], sample, seed, prompts_per_batch, on_progress
-                )
+                self._sample_file(prompts_of_file, sample, seed, prompts_per_batch, on_progress)
 
     def _sample_file(self, prompts, sample: SampleFunction, seed: int, prompts_per_batch: int, on_progress) -> None:
-        rows: list[dict[str, Any]] = []
-        for start in range(0, len(prompts), prompts_per_batch):
-            batch = prompts[start : start + prompts_per_batch]
-            keys = [prompt_key(ids) for ids in batch]
-            rows += [{"key": key, **row} for key, row in zip(keys, rows_of(sample(batch, seed_of(seed, keys))))]
+        parts, keys = [], []
+        for batch in in_batches(prompts, prompts_per_batch):
+            keys_of_batch = [prompt_key(ids) for ids in batch]
+            parts.append(to_rows(keys_of_batch, sample(batch, seed_of(seed, keys_of_batch))))
+            keys += keys_of_batch
             on_progress(len(batch))
         self._check_identity()  # somebody else may have begun meanwhile
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / POOL_FILE, self.identity)
-        name = f"part-{seed_of([row['key'] for row in rows]):014x}-{len(rows)}.arrow"
-        write_whole(self.folder / name, lambda path: write_part(path, rows))
+        name = f"part-{seed_of(keys):014x}-{len(keys)}.arrow"
+        write_whole(self.folder / name, lambda path: write_part(path, parts))
 
     def sample(self, prompt: Tokens, num_warmups: int, *, seed: int, epoch: int, pad_token_id: int) -> Warmups:
         """K of each prompt's M samples, without replacement: as good as K independent samples.
@@ -156,31 +166,34 @@ class WarmupPool:
             ValueError: a prompt has no warmups here.
         """
         prompts = [row[mask].cpu().numpy() for row, mask in zip(prompt.ids, prompt.mask)]
-        keys = [prompt_key(ids) for ids in prompts]
-        for row, key in enumerate(keys):
-            if key not in self._row_of:
+        chosen = []
+        for row, key in enumerate(map(prompt_key, prompts)):
+            place = self._place_of(key)
+            if place is None:
                 raise ValueError(
                     f"Row {row} of the batch has a prompt that is not in {self.folder}. Prompts must reach the model "
                     "as the training data set has them: leave their truncation to max_length."
                 )
-        stored = self._rows[[self._row_of[key] for key in keys]]
-        chosen = [
-            [(stored["ids"][b][i], stored["lengths"][b][i], stored["logps"][b][i]) for i in picks]
-            for b, key in enumerate(keys)
-            for picks in [pick(stored["counts"][b], num_warmups, seed_of(seed, epoch, key))]
-        ]
+            number, stored_row = place
+            ids, lengths, logps, counts = samples_at(read_part(self._paths[number]), stored_row)
+            picks = pick(counts, num_warmups, seed_of(seed, epoch, key))
+            # copied, so that no file stays mapped
+            chosen.append(([ids[i].values.to_numpy().astype(np.int64) for i in picks], lengths[picks], logps[picks]))
         return to_warmups(chosen, pad_token_id, prompt.ids.device)
+
+    def _place_of(self, key: str) -> tuple[int, int] | None:
+        wanted = np.array([key], dtype=KEY_TYPE)
+        at = int(np.searchsorted(self._keys, wanted, side="right")[0]) - 1
+        return tuple(self._places[at]) if at >= 0 and self._keys[at] == wanted[0] else None
 
     def why_useless(self) -> str | None:
         """In words why nothing can be learnt from these warmups; None where something might."""
-        seen: set[tuple[int, ...]] = set()
-        for batch in self._rows.select_columns(["ids", "lengths"]).iter(batch_size=PROMPTS_PER_FILE):
-            for all_ids, lengths in zip(batch["ids"], batch["lengths"]):
-                seen |= {tuple(ids[:length]) for ids, length in zip(all_ids, lengths)}
-            if len(seen) > 1:
+        first: bytes | None = None
+        for warmup in chain.from_iterable(warmups_in(read_part(path)) for path in self._paths):
+            if first is not None and warmup != first:
                 return None
-        what = "empty" if seen <= {()} else "the same"
-        return f"all warmups that the base model wrote are {what}"
+            first = warmup
+        return f"all warmups that the base model wrote are {'the same' if first else 'empty'}"
 
 
 # ---- Rows and files ----
@@ -196,53 +209,86 @@ def pick(counts: Sequence[int], num_warmups: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice(samples, num_warmups, replace=False)
 
 
-def rows_of(warmups: Warmups) -> Iterator[dict[str, list]]:
-    """Each prompt's distinct samples with their counts, in the order they first came."""
-    for samples in zip(*(x.tolist() for x in warmups)):
-        counts: Counter[tuple[tuple[int, ...], int]] = Counter()
-        logps: dict[tuple[tuple[int, ...], int], float] = {}
-        for ids, length, decided, logp in zip(*samples):
-            sample = (tuple(ids[:decided]), length)
-            counts[sample] += 1
-            logps[sample] = logp
-        yield {
-            "ids": [list(ids) for ids, _ in counts],
-            "lengths": [length for _, length in counts],
-            "logps": list(logps.values()),
-            "counts": list(counts.values()),
-        }
+def in_batches(values: Iterable, size: int) -> Iterator[list]:
+    """Lists of `size` values, the last one shorter."""
+    values = iter(values)
+    return iter(lambda: list(islice(values, size)), [])
 
 
-def to_warmups(chosen: list[list[tuple[list[int], int, float]]], pad_token_id: int, device: torch.device) -> Warmups:
-    """(ids, length, logp) of each sample -> Warmups (B, K)."""
-    width = max(len(ids) for samples in chosen for ids, _, _ in samples)
-    padded = [[ids + [pad_token_id] * (width - len(ids)) for ids, _, _ in samples] for samples in chosen]
+def to_rows(keys: Sequence[str], warmups: Warmups) -> pa.RecordBatch:
+    """A row for each prompt: its distinct samples with their counts, in the order they first came."""
+    ids, lengths, decided, logps = (x.numpy(force=True) for x in warmups[:4])
+    rows, samples, counts, num_distinct = [], [], [], []
+    for b in range(len(ids)):
+        sampled = [(ids[b, k, : decided[b, k]].tobytes(), lengths[b, k]) for k in range(ids.shape[1])]
+        last = {sample: k for k, sample in enumerate(sampled)}
+        count = Counter(sampled)
+        rows += [b] * len(last)
+        samples += last.values()
+        counts += (count[sample] for sample in last)
+        num_distinct.append(len(last))
 
-    def tensor(values: list) -> Tensor:
-        return torch.tensor(values, device=device)
+    def in_rows(values: np.ndarray | pa.Array, numbers: Sequence[int], kind: pa.DataType) -> pa.Array:
+        return pa.ListArray.from_arrays(np.cumsum([0, *numbers], dtype=np.int32), pa.array(values, kind))
 
-    return Warmups(
-        tensor(padded),
-        tensor([[length for _, length, _ in samples] for samples in chosen]),
-        tensor([[len(ids) for ids, _, _ in samples] for samples in chosen]),
-        tensor([[logp for _, _, logp in samples] for samples in chosen]),
+    decided = decided[rows, samples]
+    is_decided = np.arange(ids.shape[-1]) < decided[:, None]
+    columns = [
+        pa.array(keys, COLUMNS["key"]),
+        in_rows(in_rows(ids[rows, samples][is_decided], decided, LARGE), num_distinct, COLUMNS["ids"].value_type),
+        in_rows(lengths[rows, samples], num_distinct, pa.int32()),
+        in_rows(logps[rows, samples], num_distinct, pa.float32()),
+        in_rows(counts, num_distinct, pa.int32()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(COLUMNS))
+
+
+def samples_at(part: pa.Table, row: int) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray]:
+    """One prompt's distinct samples as they lie in the file: ids of each, lengths, log-probabilities and counts."""
+    ids, lengths, logps, counts = (part.column(name)[row].values for name in ("ids", "lengths", "logps", "counts"))
+    return ids, lengths.to_numpy(), logps.to_numpy(), counts.to_numpy()
+
+
+def warmups_in(part: pa.Table) -> Iterator[bytes]:
+    """The tokens of every distinct warmup."""
+    for row in range(len(part)):
+        ids, lengths, _, _ = samples_at(part, row)
+        yield from (
+            sample.values.to_numpy()[:length].astype(np.int32).tobytes() for sample, length in zip(ids, lengths)
+        )
+
+
+def to_warmups(
+    chosen: Sequence[tuple[list[np.ndarray], np.ndarray, np.ndarray]], pad_token_id: int, device: torch.device
+) -> Warmups:
+    """For each prompt ids, lengths and log-probabilities of its K samples -> Warmups (B, K)."""
+    num_decisions = np.array([[len(ids) for ids in samples] for samples, _, _ in chosen], dtype=np.int64)
+    padded = np.full((*num_decisions.shape, num_decisions.max()), pad_token_id, dtype=np.int64)
+    padded[np.arange(padded.shape[-1]) < num_decisions[..., None]] = np.concatenate(
+        [x for row in chosen for x in row[0]]
     )
+    lengths, logps = np.array([row[1] for row in chosen], dtype=np.int64), np.array([row[2] for row in chosen])
+    return Warmups(*(torch.from_numpy(x).to(device) for x in (padded, lengths, num_decisions, logps)))
 
 
-def write_part(path: Path, rows: list[dict[str, Any]]) -> None:
-    with ArrowWriter(path=str(path), features=FEATURES) as writer:
-        writer.write_batch({name: [row[name] for row in rows] for name in FEATURES})
-        writer.finalize()
+def write_part(path: Path, parts: Sequence[pa.RecordBatch]) -> None:
+    """Write rows of `to_rows` into one file, as one record batch: a file of many takes longer to open."""
+    rows = pa.Table.from_batches(parts).combine_chunks()
+    largest = pc.max(rows.column("ids").combine_chunks().flatten().flatten()).as_py() or 0
+    kind = SMALL if largest <= np.iinfo(np.uint16).max else LARGE
+    schema = pa.schema({**COLUMNS, "ids": pa.list_(pa.list_(kind))})
+    with pa.ipc.new_stream(str(path), schema) as writer:
+        writer.write_table(rows.cast(schema))
 
 
-def read_part(path: Path) -> Dataset:
-    """Map a file of the pool into memory.
+def read_part(path: Path) -> pa.Table:
+    """Map a file of the pool into memory, for as long as the table lives.
 
     Raises:
         ValueError: it holds fewer rows than its name says.
     """
     try:
-        part = Dataset.from_file(str(path))
+        part = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
         is_whole = len(part) == int(path.stem.rsplit("-", 1)[1])
     except (pa.ArrowInvalid, OSError, ValueError):
         is_whole = False

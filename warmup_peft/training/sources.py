@@ -21,6 +21,7 @@ from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
 from warmup_peft.training.base_sampler import BaseSampler
 from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.dataset import base_fingerprint, prompts_of
+from warmup_peft.training.engine import pool_sampler
 from warmup_peft.training.pool import POOL_NAME, SampleFunction, WarmupPool
 
 logger = logging.getLogger(__name__)
@@ -119,13 +120,17 @@ class Base(Policy):
         identity = base.identity(self._fingerprint, self.tokenizer)
         self.pool = WarmupPool(folder, identity, self.args.warmup_pool_size)
         self.accelerator.wait_for_everyone()  # all ranks have seen the same files before one writes another
-        missing = self.pool.missing(list(prompts_of(train_dataset)))
+        missing = train_dataset.select(self.pool.missing(prompts_of(train_dataset)))
         if missing and fingerprint != self._fingerprint:
             raise ValueError(
                 f"{len(missing)} prompts have no warmups in {folder}, and the whole model has been trained since this "
                 "trainer started, so its base is gone. Call fill_warmup_pool() before the first training, or make a "
                 "new trainer with the model that is to be the base."
             )
+        if sample is None and self.args.use_vllm and missing:
+            from warmup_peft.training.vllm_engine import start_engine  # imports vLLM
+
+            sample = pool_sampler(start_engine(model, self.args, sampling, self.accelerator, self.tokenizer), sampling)
         self._add(missing, base.sample if sample is None else base.checking(sample))
         useless = self.pool.why_useless()
         if useless:
@@ -135,7 +140,7 @@ class Base(Policy):
             )
         return self.pool
 
-    def _add(self, missing: list, sample: SampleFunction) -> None:
+    def _add(self, missing: Dataset, sample: SampleFunction) -> None:
         is_main, num_ranks = self.accelerator.is_main_process, self.accelerator.num_processes
         if missing and len(self.pool) and is_main:
             logger.warning(
@@ -144,7 +149,7 @@ class Base(Policy):
         is_quiet = not missing or self.args.disable_tqdm or not is_main
         with tqdm(total=len(missing), desc="sampling warmups", unit="prompt", disable=is_quiet) as bar:
             self.pool.add(
-                missing,
+                prompts_of(missing),
                 sample,
                 seed=self.args.seed,
                 prompts_per_batch=max(1, self.args.warmup_pool_batch_size // self.args.warmup_pool_size),
@@ -200,7 +205,12 @@ class DataWarmups:
                 whole = [*thought, self._sampling.separator_ids[0]]
                 ids[row, 0, : len(whole)] = torch.tensor(whole, device=ids.device)
                 lengths[row, 0], num_decisions[row, 0] = len(thought), len(whole)
-        return Warmups(ids, lengths, num_decisions)
+        log_ratio = warmups.log_ratio
+        if log_ratio is not None:
+            is_known = torch.tensor([bool(thought) for thought in known], device=ids.device)
+            log_ratio = log_ratio.clone()
+            log_ratio[:, 0] = log_ratio[:, 0].masked_fill(is_known, 0.0)
+        return Warmups(ids, lengths, num_decisions, log_ratio=log_ratio)
 
 
 SOURCES: dict[str, type[Policy]] = {"policy": Policy, "base": Base, "shuffled": Shuffled, "empty": Empty}

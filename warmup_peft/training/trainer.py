@@ -25,6 +25,7 @@ from warmup_peft.inference.loading import context_length
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place, save_as_it_is
 from warmup_peft.method.branches import Branches, Tokens, Warmups, split_examples
 from warmup_peft.method.encoding import Encoded, PromptEncoder
+from warmup_peft.method.importance import RatioBounds, corrected, with_source
 from warmup_peft.method.model import adapter_off, evaluation_mode, random_numbers_from, without_peft_wrapper
 from warmup_peft.method.objective import Credit, Scores, credit_of, hindsight_credit, over_length, warmup_loss
 from warmup_peft.method.predictions import Predictions
@@ -59,6 +60,7 @@ from warmup_peft.training.dataset import (
     record_of_rows,
     report_lengths,
 )
+from warmup_peft.training.engine import EngineSampler, check_engine
 from warmup_peft.training.eval_generation import check_eval_generation, scores_of_answers
 from warmup_peft.training.monitor import Ratios, WarmupMonitor
 from warmup_peft.training.pool import SampleFunction, WarmupPool
@@ -120,6 +122,10 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         self.warmup_format = format_of_rows(arguments, args)
         self._branch_overhead = args.max_warmup_length + len(self.warmup_format.separator_ids)
         self._context = context_length(model_config(arguments["model"], args))
+        quantization = arguments.get("quantization_config") or (args.model_init_kwargs or {}).get(
+            "quantization_config"
+        )
+        check_engine(args, model_config(arguments["model"], args), quantization)
         super().__init__(*call.args[1:], **call.kwargs)
 
         keep_4bit_weights_in_place(self.model)
@@ -153,6 +159,16 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         source_arguments = (self.args, sampling, self.accelerator, self._tokenizer)
         self.source = SOURCES[args.warmup_source](*source_arguments)
         self._eval_source = Policy(*source_arguments) if self.source.is_off_policy else self.source
+        if args.use_vllm and not self.source.is_off_policy:
+            from warmup_peft.training.vllm_engine import start_engine  # imports vLLM
+
+            engine = start_engine(self.model, *source_arguments)
+            self.source.sampler = EngineSampler(engine, lambda: self.state.global_step)
+        self._ratio_bounds = RatioBounds(
+            args.vllm_importance_sampling_clip_min,
+            args.vllm_importance_sampling_clip_max,
+            masks=args.vllm_importance_sampling_mode == "sequence_mask",
+        )
         self._data_warmups = DataWarmups(self.train_dataset, sampling) if args.warmup_from_data else None
         self._monitor = WarmupMonitor(args, self._tokenizer)
 
@@ -193,8 +209,8 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         if self.args.mask_truncated_warmups:
             scores = scores._replace(counts_BK=~warmups.truncated)
         self._check_numbers(scores)
-        credit = self._credit(warmups, target, scores)
-        loss = warmup_loss(scores, credit, objective=self.args.objective, beta=self.args.warmup_anchor)
+        weighed, credit = self._weigh(warmups, target, scores)
+        loss = warmup_loss(weighed, credit, objective=self.args.objective, beta=self.args.warmup_anchor)
         num_targets = target.mask.sum() if num_items_in_batch is None else num_items_in_batch
         loss = loss / torch.as_tensor(num_targets).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -249,6 +265,14 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             source_logp_BK=warmups.logp if is_off_policy else None,
             reference=lambda *asked: self._reference(encoded, *asked),
         )
+
+    def _weigh(self, warmups: Warmups, target: Tokens, scores: Scores) -> tuple[Scores, Credit]:
+        """The batch's scores and credit, corrected for the engine that sampled its warmups where one did."""
+        log_ratio_BK, objective = warmups.log_ratio, self.args.objective
+        if log_ratio_BK is None or not self.args.vllm_importance_sampling_correction:
+            return scores, self._credit(warmups, target, scores)
+        scores = with_source(scores, log_ratio_BK, objective)
+        return corrected(scores, self._credit(warmups, target, scores), log_ratio_BK, objective, self._ratio_bounds)
 
     def _credit(self, warmups: Warmups, target: Tokens, scores: Scores) -> Credit:
         if self._has_hindsight:
@@ -333,6 +357,10 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         if self._has_hindsight:
             weight_BK, _ = credit
             ratios["warmups/hindsight"] = ((weight_BK.sum(1) > 0).sum(), torch.ones_like(weight_BK[:, 0]).sum())
+        if warmups.log_ratio is not None:
+            ratio_BK = self._ratio_bounds.ratio(warmups.log_ratio)
+            ratios["sampling/importance_sampling_ratio/mean"] = (ratio_BK.sum(), torch.ones_like(ratio_BK).sum())
+            ratios["warmups/engine_difference"] = (warmups.log_ratio.abs().sum(), warmups.num_decisions.sum())
         every = self.args.warmup_gain_steps
         if every and (self._mode == "eval" or self.state.global_step % every == 0):
 

@@ -224,6 +224,34 @@ def test_other_arithmetic_shows_in_the_metrics(monkeypatch, model_folder, tokeni
     assert logs["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=0.3)
 
 
+@pytest.mark.parametrize(
+    ("settings", "factor"),
+    [
+        ({}, 2.0),
+        ({"vllm_importance_sampling_clip_max": 1.5}, 0.0),
+        ({"vllm_importance_sampling_clip_max": 1.5, "vllm_importance_sampling_mode": "sequence_truncate"}, 1.5),
+        ({"vllm_importance_sampling_correction": False}, 1.0),
+    ],
+)
+def test_the_trainer_weighs_warmups_by_their_ratio(model_folder, tokenizer, lora, tmp_path, settings, factor):
+    """Every warmup twice as likely under the model as under the engine that sampled it."""
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, objective="jensen", **settings)
+    randomise_adapter(trainer.model)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    sample, gradients = trainer.sample_warmups, []
+    for log_ratio in (None, torch.full((len(trainer.train_dataset), 3), 2.0).log()):
+
+        def sampled(model, encoded, log_ratio=log_ratio):
+            torch.manual_seed(0)
+            return sample(model, encoded)._replace(log_ratio=log_ratio)
+
+        trainer.sample_warmups = sampled
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        weights = [x for x in trainer.model.parameters() if x.requires_grad]
+        gradients.append(torch.cat([x.flatten() for x in torch.autograd.grad(loss, weights)]))
+    torch.testing.assert_close(gradients[1], factor * gradients[0])
+
+
 # ---- Refusals ----
 
 

@@ -287,6 +287,7 @@ def test_an_importance_ratio_left_out_is_caught(world, tmp_path, monkeypatch):
     assert relative_difference(wrong, exact_gradient("posterior from the base", trainer.model, 0.0)) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corrects", [True, False])
 def test_samples_of_another_engine_give_the_exact_gradient_where_they_are_corrected(world, tmp_path, corrects):
     """The engine samples from the model without its adapter, which is as far off as an engine could be."""

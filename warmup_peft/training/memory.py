@@ -27,11 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from warmup_peft.files import first_line
+from warmup_peft.inference.quantization import stored_quantization
 from warmup_peft.method.branches import Tokens, Warmups
 from warmup_peft.method.encoding import Encoded
 from warmup_peft.method.model import adapter_off, evaluation_mode
 from warmup_peft.method.objective import credit_of, warmup_loss
-from warmup_peft.method.prefix import SharedPrefix, install
+from warmup_peft.method.prefix import SharedPrefix, install, why_not_shareable
 from warmup_peft.method.rows import PlainRows
 from warmup_peft.method.sampling import SamplingSettings
 from warmup_peft.method.scoring import score_warmups
@@ -184,7 +186,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 def predicted_memory(config: PretrainedConfig, step: Step) -> PredictedMemory:
-    """What a step takes at most, with LoRA of rank 16 on all linear layers and AdamW in the adapter's dtype.
+    """What a step takes at its peak, with LoRA of rank 16 on all linear layers and AdamW in the adapter's dtype.
 
     Args:
         config: of a causal language model.
@@ -192,9 +194,30 @@ def predicted_memory(config: PretrainedConfig, step: Step) -> PredictedMemory:
 
     Raises:
         ImportError: `load_in_4bit` without bitsandbytes.
-        ValueError: transformers has no causal language model of this configuration.
+        ValueError: it cannot be told, as for weights that are stored in some other quantisation, or for a model that
+            cannot do without numbers.
     """
-    model = model_on_meta(config, step)
+    stored = stored_quantization(config)
+    if stored is not None:
+        raise ValueError(
+            f"The memory of weights that are stored in {stored.get('quant_method')} is not predicted. Name the model "
+            "that they were made from."
+        )
+    try:
+        return of_model(model_on_meta(config, step), step)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a model does that was not foreseen
+        raise ValueError(
+            f"The memory of {config.model_type} cannot be predicted ({first_line(error)}). Measure it with bench."
+        ) from error
+
+
+def of_model(model: PeftModel, step: Step) -> PredictedMemory:
+    """Of a model on the meta device, in training mode."""
+    shares = step.shares and why_not_shareable(model) is None
+    if shares:
+        install(model)
     prompt, warmups, target = tokens_of(step)
     settings = SamplingSettings(
         step.num_warmups,
@@ -206,7 +229,7 @@ def predicted_memory(config: PretrainedConfig, step: Step) -> PredictedMemory:
     )
     with AliveOnMeta() as alive, FusedAttention():
         alive.moment = "prompts"
-        encoded = (SharedPrefix if step.shares else PlainRows)(model, model, prompt)
+        encoded = (SharedPrefix if shares else PlainRows)(model, model, prompt)
         with_prompts = alive.now
         if step.warmup_source == "policy":
             alive.moment = "sampling"
@@ -216,7 +239,7 @@ def predicted_memory(config: PretrainedConfig, step: Step) -> PredictedMemory:
         with_branches = alive.now
         alive.moment = "backward"
         loss.backward()
-    kept = [x for pair in encoded.layers.values() for x in pair] if step.shares else []
+    kept = [x for pair in encoded.layers.values() for x in pair] if shares else []
     keys_and_values = sum(x.numel() * x.element_size() for x in kept)
     adapter = [p for p in model.parameters() if p.requires_grad]
     return PredictedMemory(
@@ -235,8 +258,6 @@ def model_on_meta(config: PretrainedConfig, step: Step) -> PeftModel:
         model = AutoModelForCausalLM.from_config(config, dtype=step.dtype, attn_implementation="sdpa")
     if step.load_in_4bit:
         put_in_nf4(model, step.dtype)
-    if step.shares:
-        install(model)
     model = get_peft_model(model, LoraConfig(**LORA))
     if step.load_in_4bit:  # as TRL does
         for parameter in model.parameters():

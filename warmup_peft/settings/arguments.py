@@ -266,7 +266,10 @@ class PushArguments:
 
 @dataclass
 class BenchArguments:
-    """Options of `bench`: one training step on your model, or on a random one of a given shape."""
+    """Options of `bench`: one training step on your model, or on a random one of a given shape.
+
+    With --predict true nothing is run and no weights are read: only what memory the step will take is told.
+    """
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "Your model; by default a random one."})
     shape: str = field(
@@ -289,6 +292,19 @@ class BenchArguments:
     arms: list[str] = field(
         default_factory=lambda: ["sft", "naive", "plain", "shared"],
         metadata={"help": "Ways to take a step, sft among them; see the top of warmup_peft/cli/bench.py."},
+    )
+    predict: bool = field(
+        default=False,
+        metadata={
+            "help": "Only predict the memory of a step. Of --model_name_or_path nothing but its configuration is read."
+        },
+    )
+    card_memory: float | None = field(
+        default=None,
+        metadata={
+            "help": "With --predict: memory of your card in GB of 2^30 bytes, as in 24, to find the largest batch "
+            "that fits with a tenth of it left free."
+        },
     )
     output_file: str | None = field(default=None, metadata={"help": "Write the results as JSON."})
 

@@ -197,3 +197,13 @@ def test_the_best_end_is_the_bases_end_by_the_closing_token():
     p = logits.detach().softmax(-1)[0]
     assert p[8].item() == pytest.approx(0.3, abs=0.01)
     assert p[[1, 3]].sum().item() < 0.01
+
+
+def test_the_check_of_a_way_makes_no_more_logits_than_a_piece(model, prompt, monkeypatch):
+    """The samples of long warmups are scored again in pieces."""
+    monkeypatch.setattr("warmup_peft.method.predictions.PIECE", 7 * model.config.vocab_size)
+    settings = dataclasses.replace(SETTINGS, max_length=20)
+    rows = []
+    model.lm_head.register_forward_hook(lambda _, args, output: rows.append(output.shape[:-1].numel()))
+    WarmupSampler()(model, PlainRows(model, model, prompt), settings)
+    assert max(rows) <= len(prompt.ids) * settings.num_warmups

@@ -251,8 +251,9 @@ def why_wrong(way: Callable, model: PreTrainedModel, encoded: Encoded, settings:
         return f"{model.config.model_type} cannot go on from its prompt ({first_line(error)})"
     ids = tokens.unflatten(0, (-1, settings.num_warmups))
     mask = torch.ones_like(ids, dtype=torch.bool)
-    logits = PlainRows(model, model, encoded.prompt).predictions(Branches(ids, mask, mask), mask).logits()
-    difference = distance(settings.logps(logits, tokens.flatten()), logps.flatten())
+    predictions = PlainRows(model, model, encoded.prompt).predictions(Branches(ids, mask, mask), mask)
+    scored = predictions.measure(lambda *x: {"logp": settings.logps(*x)}, tokens.flatten())["logp"]
+    difference = distance(scored, logps.flatten())
     if difference > tolerance_of(model).nats:
         return f"tokens would be sampled {difference:.2g} nats off their probability"
     return None

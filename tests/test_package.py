@@ -290,6 +290,7 @@ HOOKS = {  # by the class, or the module, whose source has them
     "transformers.core_model_loading": ("_weight_conversions",),
     nn.Module: ("_modules", "_parameters"),
     "torch.utils": ("_python_dispatch", "_pytree"),
+    "torch._meta_registrations": ("_local_scalar_dense", "_scaled_dot_product_flash_attention_for_cpu"),
     argparse.ArgumentParser: ("_actions",),
     "datasets.arrow_dataset": ("_fingerprint",),
     "datasets.packaged_modules": ("_PACKAGED_DATASETS_MODULES",),

@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
+from transformers import LlamaConfig
 
 from warmup_peft.cli import bench
-from warmup_peft.cli.bench import ARMS, AliveBytes, build_arms, run_bench
+from warmup_peft.cli.bench import (
+    ARMS,
+    GB,
+    OURS,
+    build_arms,
+    largest_fitting,
+    peak_of,
+    predict,
+    run_bench,
+    run_prediction,
+)
 from warmup_peft.settings.arguments import BenchArguments
 
 TINY = dict(
@@ -31,9 +41,10 @@ def test_every_arm_is_timed_against_sft(options, tmp_path, capsys):
     for arm in result["arms"]:
         assert arm["ratio_to_sft"] == pytest.approx(arm["median_seconds"] / result["arms"][0]["median_seconds"])
         assert arm["peak_bytes"] > 0
-        is_ours = arm["arm"] not in ("sft", "naive")
-        assert bool(arm["split_seconds"]) == is_ours
-        assert (0 < arm["diagnostics_share"] < 1) == is_ours
+        assert bool(arm["split_seconds"]) == (arm["arm"] in OURS)
+        assert bool(arm["predicted_bytes"]) == (arm["arm"] in OURS)
+        if arm["predicted_bytes"]:
+            assert arm["predicted_bytes"]["total"] == pytest.approx(arm["peak_bytes"], rel=0.15), arm["arm"]
     out = capsys.readouterr().out
     assert all(name in out for name in ("anchored", "base", "jensen"))
 
@@ -42,20 +53,87 @@ def test_arms_are_what_their_names_say(options, tmp_path):
     by_name = {arm.name: arm for arm in build_arms(options, str(tmp_path))}
     by_name["base"].step()
     by_name["shared"].step()
-    assert all(len(arm.parts["sample"]) == 1 for arm in (by_name["base"], by_name["shared"]))
+    assert all(len(arm.parts["sampling"]) == 1 for arm in (by_name["base"], by_name["shared"]))
     assert ARMS["jensen"] == {"objective": "jensen"}
     assert set(ARMS) >= {"sft", "naive", "plain", "shared", "anchored", "learned", "base", "log_mean_exp", "rlpr"}
 
 
-def test_peak_bytes_are_those_alive_at_once():
+@pytest.mark.parametrize(
+    ("arm", "changes"),
+    [
+        ("shared", {"max_warmup_length": 64, "dtype": "bfloat16"}),
+        ("anchored", {"max_warmup_length": 24, "batch_size": 3, "gradient_checkpointing": True, "target_length": 9}),
+        ("shared", {"max_warmup_length": 40, "load_in_4bit": True}),
+    ],
+)
+def test_predicted_memory_is_what_a_step_takes(monkeypatch, tmp_path, arm, changes):
+    """Of the tensors of the step alone: the weights are no news."""
+    shape = dict(TINY, num_hidden_layers=3, intermediate_size=160, num_key_value_heads=1, vocab_size=2048)
+    monkeypatch.setitem(bench.SHAPES, "small", shape)
+    options = BenchArguments(prompt_length=40, arms=[arm], **changes)
+    (made,) = build_arms(options, str(tmp_path))
+    made.step()
+    with bench.AliveBytes() as alive:
+        made.step()
+    predicted = max(predict(options, arm, options.batch_size).moments.values())
+    assert predicted == pytest.approx(alive.peak, rel=0.1)
 
-    with AliveBytes() as alive:
-        first = torch.zeros(1000)
-        del first
-        second = torch.zeros(500)
-        third = second + 1
-    assert alive.peak == 4 * 1000
-    assert third.numel() == 500
+
+def test_measured_memory_has_the_optimizers_states(options, tmp_path):
+    options.arms = ["shared"]
+    (arm,) = build_arms(options, str(tmp_path))
+    arm.step()
+    with peak_of(arm):
+        pass
+    weights = sum(p.numel() for p in arm.model.parameters())
+    adapter = [p for p in arm.model.parameters() if p.requires_grad]
+    assert arm.peak_bytes == 4 * (weights + sum(2 * p.numel() + 1 for p in adapter))
+
+
+def no_weights(*_, **__):
+    raise AssertionError("weights were made or read")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_card_is_told_its_largest_batch_and_nothing_is_loaded(options, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "load_model", no_weights)
+    options.arms, options.predict, options.output_file = ["sft", "shared"], True, str(tmp_path / "memory.json")
+    if named:
+        LlamaConfig(**TINY).save_pretrained(tmp_path / "Tiny-1B")  # a configuration, and no weights
+        options.model_name_or_path = str(tmp_path / "Tiny-1B")
+    sizes = {batch: predict(options, "shared", batch).total for batch in (1, 2, 4, 8)}
+    assert sorted(sizes.values()) == list(sizes.values())
+    options.card_memory = (sizes[4] + 1) / GB / 0.9
+    result = run_prediction(options)
+    assert json.loads((tmp_path / "memory.json").read_text()) == result
+    (arm,) = result["arms"]
+    assert (arm["batch_size"], arm["predicted_bytes"]["total"]) == (4, sizes[4])
+    name = "Tiny-1B" if named else "small"
+    said = f"shared: {name}, float32, {options.card_memory:g} GB: fits with batch 4 at W 4; {sizes[4] / GB:.1f} GB"
+    assert said in capsys.readouterr().out
+    options.card_memory = (sizes[1] - 1) / GB / 0.9
+    assert largest_fitting(options, "shared")[0] == 0
+    assert "does not fit, even with batch 1 at W 4" in run_prediction(options)["arms"][0]["sentence"]
+
+
+def test_without_a_card_the_batch_that_was_asked_for_is_predicted(options):
+    options.arms, options.predict, options.batch_size = ["base"], True, 3
+    (arm,) = run_prediction(options)["arms"]
+    assert arm["batch_size"] == 3
+    assert arm["sentence"].startswith("small, float32: batch 3 at W 4; ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--card_memory", "0", "--predict", "true"], "card_memory=0 cannot work. Set it to the card's GB, as in 24."),
+        (["--card_memory", "24"], "card_memory is for predictions. Add --predict true, or leave it out."),
+        (["--predict", "true", "--arms", "sft"], "arms=['sft'] cannot be predicted. Choose of plain, shared"),
+        (["--predict", "true", "--model_name_or_path", "./nowhere"], "./nowhere gives no configuration ("),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(refusal, words, message):
+    assert refusal("bench", *words).startswith(message)
 
 
 @pytest.mark.parametrize(

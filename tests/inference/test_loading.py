@@ -11,13 +11,29 @@ import pytest
 import torch
 from conftest import tiny_config
 from folders import logits, random_adapter, relative_difference, save_adapter, warmup_config
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, T5Config
+from peft import (
+    AdaLoraConfig,
+    BOFTConfig,
+    FourierFTConfig,
+    HRAConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftModel,
+    RandLoraConfig,
+    TrainableTokensConfig,
+    VeraConfig,
+    get_peft_model,
+)
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, T5Config, set_seed
 
 from warmup_peft import merge_adapter
 from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
 from warmup_peft.inference.generation import end_token_ids
-from warmup_peft.inference.loading import context_length, load_base, load_folder, load_tokenizer
+from warmup_peft.inference.loading import context_length, load_base, load_folder, load_tokenizer, switches_off
 
 # ---- Loading ----
 
@@ -38,6 +54,64 @@ def test_adapter_changes_the_base(adapter):
     with_adapter = logits(model)
     with model.disable_adapter():
         assert relative_difference(logits(model), with_adapter) > 1e-2
+
+
+LINEARS = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "up_proj"]}
+OF_ANY_TUNER = [
+    LoraConfig(**LINEARS),
+    LoraConfig(**LINEARS, bias="all"),
+    LoraConfig(**LINEARS, bias="lora_only"),
+    LoraConfig(**LINEARS, lora_bias=True),
+    LoraConfig(**LINEARS, use_dora=True),
+    LoraConfig(**LINEARS, trainable_token_indices=[3, 4, 50]),
+    LoraConfig(**LINEARS, modules_to_save=["embed_tokens", "lm_head", "norm"]),
+    LoraConfig(**LINEARS, layer_replication=[[0, 2], [1, 2]]),
+    LoraConfig(**LINEARS, target_parameters=["mlp.gate_proj.weight"]),
+    LoraConfig(**LINEARS, init_lora_weights="pissa"),
+    LoraConfig(**LINEARS, init_lora_weights="olora"),
+    LoraConfig(**LINEARS, init_lora_weights="orthogonal"),
+    LoraConfig(**{**LINEARS, "target_modules": ["embed_tokens"]}),
+    LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]),
+    TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[3, 4, 50]),
+    IA3Config(**LINEARS, feedforward_modules=["up_proj"]),
+    LoHaConfig(**LINEARS),
+    LoKrConfig(**LINEARS),
+    AdaLoraConfig(**LINEARS, total_step=10, bias="all"),
+    VeraConfig(**{**LINEARS, "target_modules": ["q_proj", "v_proj"]}, bias="all"),
+    RandLoraConfig(**LINEARS, bias="randlora_only"),
+    HRAConfig(**LINEARS, bias="all"),
+    FourierFTConfig(**LINEARS, n_frequency=20, bias="fourier_only"),
+    BOFTConfig(**LINEARS, boft_block_size=4),
+    BOFTConfig(**LINEARS, boft_block_size=4, bias="boft_only"),
+    OFTConfig(**LINEARS, oft_block_size=4),
+    OFTConfig(**LINEARS, oft_block_size=4, bias="all"),
+]
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("config", OF_ANY_TUNER, ids=lambda config: config.peft_type.value)
+def test_adapters_that_do_not_switch_off_to_their_base_are_known(config, tied):
+    """What peft does, measured, decides: the adapter is trained away, then disabled."""
+    set_seed(0)
+    model = LlamaForCausalLM(tiny_config(attention_bias=True, mlp_bias=True, tie_word_embeddings=tied)).eval()
+    ids = torch.arange(3, 60).unsqueeze(0)
+    with torch.no_grad():
+        base = model(ids).logits
+        model = get_peft_model(model, config).eval()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        assert not torch.allclose(model(ids).logits, base, rtol=1e-3)
+        with model.disable_adapter():
+            is_base = torch.allclose(model(ids).logits, base, rtol=1e-5, atol=1e-6)
+    assert switches_off(model) is is_base
+
+
+def test_weights_of_the_base_that_the_caller_trains_stay_when_the_adapter_is_off(lora):
+    model = get_peft_model(LlamaForCausalLM(tiny_config()), lora)
+    assert switches_off(model)
+    model.get_base_model().model.norm.weight.requires_grad_(True)
+    assert not switches_off(model)
 
 
 def test_base_is_quantized_as_in_training_or_not_at_all(trained):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from warmup_peft.export.custom_generate import export_decoding
 from warmup_peft.export.model_card import write_model_card
-from warmup_peft.files import scratch_folder
+from warmup_peft.files import first_line, scratch_folder
 from warmup_peft.inference.folder import SETTINGS, TRAINING_RECORD_NAME, WarmupConfig
 from warmup_peft.inference.loading import (
     Base,
@@ -138,7 +138,10 @@ def merge_layer_by_layer(model: PeftModel, dtype: torch.dtype) -> nn.Module:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             layer = module.get_base_layer().float()
-            module.merge()
+            try:
+                module.merge()
+            except (RuntimeError, NotImplementedError) as error:
+                raise ValueError(f"peft cannot merge this adapter ({first_line(error)}). Use it unmerged.") from error
             layer.to(dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged")

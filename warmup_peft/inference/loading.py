@@ -134,6 +134,14 @@ def why_no_base(config: PeftConfig) -> str | None:
     return None
 
 
+def switches_off(model: PeftModel) -> bool:
+    """Whether the model with its adapter disabled is its base, however long it is trained."""
+    trained = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return not any(map(why_no_base, model.peft_config.values())) and all(
+        is_of_adapter(name, model) for name in trained
+    )
+
+
 def is_of_adapter(name: str, model: PeftModel) -> bool:
     """Whether a parameter or buffer of this name belongs to an adapter, not to the base model."""
     return any(part in name for part in (f".{model.base_model.prefix}", ".modules_to_save.", ".trainable_tokens_"))

@@ -11,10 +11,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
-from warmup_peft.inference.loading import check_is_no_adapter, is_of_adapter, why_no_base
+from warmup_peft.inference.loading import check_is_no_adapter
 from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.conversations import check_conversations, datasets_of
 
+LOST_WHEN_LOADED = ("pissa_niter_", "corda", "lora_ga")  # random numbers, or statistics of data
 LOGITS_HOOKS = ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func")
 
 
@@ -45,7 +46,6 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
     for name, dataset in datasets_of(arguments).items():
         check_columns(name, dataset, args)
     check_adapters(adapter_configs(arguments["model"], arguments.get("peft_config")), args)
-    check_frozen_base(arguments["model"], args)
     check_model_config(model_config(arguments["model"], args), args)
     check_parallelism(args)
 
@@ -116,13 +116,12 @@ def check_adapters(configs: list[Any], args: WarmupSFTConfig) -> None:
                 "An adapter on `lm_head` is not supported by TRL's SFTTrainer nor here. Remove 'lm_head' from "
                 "target_modules ('all-linear' leaves it out by itself)."
             )
-    for config in configs:
-        reason = why_no_base(config)
-        if needs_base(args) and reason is not None:
+        init = str(getattr(config, "init_lora_weights", "")).lower()
+        if init.startswith(LOST_WHEN_LOADED):
             raise ValueError(
-                f"{reason}, so the model with its adapter off is no longer the base that the anchor and "
-                "warmup_source base need. Leave that option at its default, or set warmup_anchor to 0 and "
-                "warmup_source to 'policy'."
+                f"init_lora_weights='{init}' changes the base by what peft cannot compute again from the saved "
+                "folder, so the trained adapter would not fit its base. Set init_lora_weights to 'pissa', 'olora' or "
+                "true."
             )
     if args.warmup_anchor > 0 and args.warmup_source != "base" and not configs:
         raise ValueError(
@@ -130,24 +129,6 @@ def check_adapters(configs: list[Any], args: WarmupSFTConfig) -> None:
             "has no adapter. Pass a peft_config (such as peft.LoraConfig), set warmup_source to base, whose anchor "
             "needs none, or set warmup_anchor to 0."
         )
-
-
-def needs_base(args: WarmupSFTConfig) -> bool:
-    """Whether the training computes with the model whose adapter is off."""
-    return args.warmup_anchor > 0 or args.warmup_source == "base"
-
-
-def check_frozen_base(model: str | PreTrainedModel, args: WarmupSFTConfig) -> None:
-    """A PeftModel that the caller made may train weights of its base, which stay when the adapter is off."""
-    if not isinstance(model, PeftModel) or not needs_base(args):
-        return
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not is_of_adapter(name, model):
-            raise ValueError(
-                f"The model trains {name}, a weight of the base itself, so the model with its adapter off is no "
-                "longer the base that the anchor and warmup_source base need. Freeze it (requires_grad_(False)), name "
-                "its module in modules_to_save, or set warmup_anchor to 0 and warmup_source to 'policy'."
-            )
 
 
 def targets_lm_head(peft_config: Any) -> bool:

@@ -18,11 +18,17 @@ from transformers.utils.logging import get_logger
 from trl import SFTTrainer
 
 from warmup_peft.inference.generation import end_token_ids
-from warmup_peft.inference.loading import context_length
+from warmup_peft.inference.loading import context_length, switches_off
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place, save_as_it_is
 from warmup_peft.method.branches import Branches, Tokens, Warmups, split_examples
 from warmup_peft.method.encoding import Encoded, PromptEncoder
-from warmup_peft.method.model import adapter_off, evaluation_mode, random_numbers_from, without_peft_wrapper
+from warmup_peft.method.model import (
+    adapter_off,
+    evaluation_mode,
+    keep_initial_weights,
+    random_numbers_from,
+    without_peft_wrapper,
+)
 from warmup_peft.method.objective import Credit, Scores, credit_of, hindsight_credit, warmup_loss
 from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings
 from warmup_peft.method.scoring import score_warmups, target_logps
@@ -119,6 +125,9 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         keep_4bit_weights_in_place(self.model)
         save_as_it_is(without_peft_wrapper(self.model))
         name_the_base(self.model)
+        needs_base = args.warmup_anchor > 0 or args.warmup_source == "base"
+        if needs_base and isinstance(self.model, PeftModel) and not switches_off(self.model):
+            keep_initial_weights(self.model)
         self.model_accepts_loss_kwargs = True  # so that the targets of the accumulated batch are always counted
         self.data_record: dict[str, Any] = {}
         self.encoder = PromptEncoder(

@@ -92,6 +92,14 @@ def test_merge_refuses_a_base_that_is_gone(tmp_path, model_folder, tokenizer, lo
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_merge_refuses_what_peft_cannot_merge(tmp_path, model_folder, tokenizer):
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], lora_bias=True)  # the layer has no bias
+    adapter = save_adapter(tmp_path / "adapter", random_adapter(model_folder, config), tokenizer, model_folder)
+    with pytest.raises(ValueError, match=r"^peft cannot merge this adapter \(.*lora_bias=True.*\)\. Use it unmerged"):
+        merge_adapter(adapter, tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_merge_refuses_an_unknown_dtype(adapter, tmp_path):
     with pytest.raises(ValueError, match="float33"):
         merge_adapter(adapter, tmp_path / "merged", dtype="float33")

@@ -24,6 +24,7 @@ from warmup_peft.training.checks import (
     check_columns,
     check_context,
     check_model_config,
+    check_one_device,
     check_parallelism,
     check_spans,
     check_trainer_arguments,
@@ -267,6 +268,28 @@ def test_adapters_that_do_not_fit_their_base_once_saved_are_refused(build, start
         ValueError, match=f"^init_lora_weights='{start}' changes the base by what peft cannot compute again"
     ):
         build(peft_config=LoraConfig(task_type="CAUSAL_LM", init_lora_weights=start))
+
+
+# ---- Several GPUs ----
+
+
+@pytest.mark.parametrize(
+    ("n_gpu", "model", "is_refused"),
+    [
+        (2, SimpleNamespace(), True),
+        (2, SimpleNamespace(hf_device_map={"": 0}), True),
+        (2, SimpleNamespace(hf_device_map={"model.embed_tokens": 0, "lm_head": 1}), False),
+        (2, "a/name", False),  # TRL spreads it
+        (1, SimpleNamespace(), False),
+    ],
+)
+def test_copies_of_the_model_are_refused(n_gpu, model, is_refused):
+    args = SimpleNamespace(n_gpu=n_gpu)
+    if not is_refused:
+        check_one_device(model, args)
+        return
+    with pytest.raises(ValueError, match=r"^One process sees 2 GPUs, .*CUDA_VISIBLE_DEVICES=0, .*accelerate launch"):
+        check_one_device(model, args)
 
 
 # ---- Model ----

@@ -30,7 +30,8 @@ from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice
 from warmup_peft.export.model_card import score_columns, write_model_card
 from warmup_peft.inference.chat import check_template
 from warmup_peft.inference.folder import HARNESS_NAME, METRICS_NAME, TrainingRecord, WarmupConfig, is_adapter
-from warmup_peft.inference.loading import LoadedModel, load_folder, load_tokenizer, why_no_base
+from warmup_peft.inference.hub import local_folder, with_local_folder
+from warmup_peft.inference.loading import LoadedModel, Loading, load_folder, load_tokenizer, why_no_base
 from warmup_peft.inference.scores import load_scores, save_scores
 from warmup_peft.settings.arguments import EvaluateArguments, check_counts
 from warmup_peft.settings.parsing import parse_one
@@ -61,10 +62,13 @@ def run_evaluation(options: EvaluateArguments) -> None:
         ValueError: bad input, before a model is loaded.
     """
     check_counts(options, batch_size=1, max_samples=1, max_new_tokens=0, num_examples=0, num_warmups=1)
+    loading, named = Loading.of(options), options.adapter
+    options = with_local_folder(options)
+    is_own = options.adapter == named  # the Hub's cache is not to be changed
     WarmupConfig.load(options.adapter)
     check_warmups(options)
     if options.harness is not None:
-        run_harness(options)
+        run_harness(options, loading, saves=is_own)
         return
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
     task, questions, source = held_out_questions(options, record.data, record.settings.get("eval_metrics"))
@@ -77,7 +81,7 @@ def run_evaluation(options: EvaluateArguments) -> None:
             "max_new_tokens=0 writes no answer, and answers are what this task scores. Set it to 1 or more, or leave "
             "it out."
         )
-    loaded = load_folder(options.adapter)
+    loaded = load_folder(options.adapter, loading)
     arms = evaluate_arms(loaded, questions, task, options)
     scored = {name: score_predictions(task.metrics, questions, predictions) for name, predictions in arms.items()}
     metrics: dict[str, Any] = {name: scores_of(scored[name], questions, arms[name]) for name in arms}
@@ -90,7 +94,9 @@ def run_evaluation(options: EvaluateArguments) -> None:
         "data": source,
     }
     path = Path(options.adapter, METRICS_NAME)
-    if holds_scores_of_more(options.adapter, len(questions)):
+    if not is_own:
+        print(f"{named} is on the Hub, so its scores are not saved. Download it (hf download) to keep them.")
+    elif holds_scores_of_more(options.adapter, len(questions)):
         print(f"{path} holds the scores of more questions and stays as it is.")
     else:
         save_scores(options.adapter, METRICS_NAME, metrics)
@@ -103,14 +109,16 @@ def run_evaluation(options: EvaluateArguments) -> None:
     console.print(examples_table(questions, arms["warmup"], options.num_examples))
     for name, reason in scored["warmup"].left_out.items():
         print(f"{metric_name(name)} is left out: {reason}.")
+    if not is_own:
+        return
     print(f"Scores: {path}\nAdapter and model card: {options.adapter}")
     if is_adapter(options.adapter):
         named = "" if options.task is None else f" --task {options.task}"
         print(f"Next: warmup-peft merge --adapter {options.adapter} --output_dir {options.adapter}-merged{named}")
 
 
-def run_harness(options: EvaluateArguments) -> None:
-    """Score base and adapter on tasks of lm-evaluation-harness, write `harness.json`, and print its tables.
+def run_harness(options: EvaluateArguments, loading: Loading, saves: bool = True) -> None:
+    """Score base and adapter on tasks of lm-evaluation-harness, write `harness.json` if it `saves`, print tables.
 
     Raises:
         ImportError: lm-evaluation-harness is not installed.
@@ -125,8 +133,8 @@ def run_harness(options: EvaluateArguments) -> None:
     config = WarmupConfig.load(options.adapter)
     is_chat = config.uses_chat_template if options.apply_chat_template is None else options.apply_chat_template
     if is_chat:
-        check_template(load_tokenizer(options.adapter))
-    loaded = load_folder(options.adapter)
+        check_template(load_tokenizer(options.adapter, trust_remote_code=loading.trust_remote_code))
+    loaded = load_folder(options.adapter, loading)
     settings = {"num_warmups": options.num_warmups, "batch_size": options.batch_size, "limit": options.max_samples}
     settings |= {"apply_chat_template": is_chat, "chat_template_kwargs": config.chat_template_kwargs}
     tasks = options.harness.split(",")
@@ -138,7 +146,8 @@ def run_harness(options: EvaluateArguments) -> None:
     for name, results in arms.items():
         print(f"{ARM_NAMES[name]}:\n{make_table(results)}")
     numbers = {name: results["results"] for name, results in arms.items()}
-    print(f"Scores: {save_scores(options.adapter, HARNESS_NAME, numbers)}")
+    if saves:
+        print(f"Scores: {save_scores(options.adapter, HARNESS_NAME, numbers)}")
 
 
 def holds_scores_of_more(folder: str, count: int) -> bool:
@@ -181,7 +190,7 @@ def evaluate_arms(
             arms["base"] = answer("base", None)
             arms["base_with_warmup"] = answer("base with its own warmup", loaded.warmup_config)
     if options.sft is not None:
-        arms["sft"] = answer("SFT", None, load_folder(options.sft))
+        arms["sft"] = answer("SFT", None, load_folder(local_folder(options.sft), Loading.of(options)))
     arms["warmup"] = own = answer("warmup", loaded.warmup_config)
     if PLAIN in options.warmups.split(","):
         marks = Marks(tuple(own_config.warmup_opening_ids), tuple(own_config.warmup_separator_ids))
@@ -205,7 +214,7 @@ def check_warmups(options: EvaluateArguments) -> None:
             f"--warmups plain asks for answers in one plain call, and {options.adapter} was not trained with "
             "learn_separator. Leave it out."
         )
-    if options.sft is not None and WarmupConfig.load(options.sft).max_warmup_length:
+    if options.sft is not None and WarmupConfig.load(local_folder(options.sft)).max_warmup_length:
         raise ValueError(f"sft={options.sft} answers after a warmup. Name a folder that `warmup-peft sft` made.")
 
 

@@ -13,7 +13,15 @@ from typing import Any, get_type_hints
 from warmup_peft import __version__
 from warmup_peft.settings import arguments
 from warmup_peft.settings.options import WarmupOptions
-from warmup_peft.settings.parsing import describe, nearest, parse, quieten, set_environment_of
+from warmup_peft.settings.parsing import (
+    describe,
+    nearest,
+    parse,
+    parse_one,
+    quieten,
+    set_environment_of,
+    split_options,
+)
 
 COMPARE_PACKAGES = (
     "jinja2", "markupsafe", "math_verify", "matplotlib", "nltk", "rouge_score", "sacrebleu", "sklearn", "scipy",
@@ -45,18 +53,19 @@ class Command:
 
 
 TRAINING = (WarmupOptions, arguments.RunOptions)
+LAUNCHED = (*TRAINING, arguments.LaunchOptions)
 COMMANDS = {
     "train": Command(
-        "Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]", TRAINING, has_trls=True
+        "Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]", LAUNCHED, has_trls=True
     ),
     "sft": Command(
         "Train the same recipe without warmups (TRL's SFT), to compare with: warmup-peft sft --config recipe.yaml",
-        (arguments.SFTOptions, *TRAINING),
+        (arguments.SFTOptions, *LAUNCHED),
         has_trls=True,
     ),
     "sample": Command(
         "Sample the warmups of warmup_source 'base' and train nothing: warmup-peft sample --config recipe.yaml",
-        (arguments.SampleOptions, *TRAINING),
+        (arguments.SampleOptions, *LAUNCHED),
         has_trls=True,
     ),
     "evaluate": Command(
@@ -145,6 +154,14 @@ def run_command(name: str, argv: list[str]) -> None:
         check_packages(name)
     if command.has_trls:
         set_environment_of(argv)  # some libraries read it when they are imported
+    if arguments.LaunchOptions in command.options:
+        words, argv = split_options(arguments.LaunchOptions, argv)
+        options = parse_one(arguments.LaunchOptions, words)
+        if options.accelerate_config is not None:
+            importlib.import_module("warmup_peft.cli.launch").launch(name, argv, options)
+            return
+        if words:
+            raise ValueError("--num_processes belongs to --accelerate_config. Give both, or neither.")
     importlib.import_module(f"warmup_peft.cli.{name}").run(argv)
 
 

@@ -48,6 +48,7 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
     check_adapters(adapter_configs(arguments["model"], arguments.get("peft_config")), args)
     check_model_config(model_config(arguments["model"], args), args)
     check_parallelism(args)
+    check_one_device(arguments["model"], args)
 
 
 def model_config(model: str | PreTrainedModel, args: WarmupSFTConfig) -> PretrainedConfig:
@@ -165,6 +166,17 @@ def check_parallelism(args: WarmupSFTConfig) -> None:
         raise ValueError(
             "Context and sequence parallelism cut rows across GPUs, but a warmup needs its whole prompt. "
             "Set cp_size and sp_size to 1."
+        )
+
+
+def check_one_device(model: str | PreTrainedModel, args: WarmupSFTConfig) -> None:
+    """Refuse what transformers would wrap into DataParallel; a model that is spread over several devices is not."""
+    places = set((getattr(model, "hf_device_map", None) or {}).values())
+    if not isinstance(model, str) and args.n_gpu > 1 and len(places) < 2:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs, and transformers would run the model in copies (DataParallel), "
+            "which do not sample warmups. Set CUDA_VISIBLE_DEVICES=0, or start one process for each GPU with "
+            "`accelerate launch`, or with warmup-peft train --accelerate_config multi_gpu."
         )
 
 

@@ -65,7 +65,7 @@ from warmup_peft.training.monitor import Ratios, WarmupMonitor
 from warmup_peft.training.pool import SampleFunction, WarmupPool
 from warmup_peft.training.pushing import PushesListedFiles
 from warmup_peft.training.saving import SavesWholeFolders
-from warmup_peft.training.sources import SOURCES, DataWarmups, Policy
+from warmup_peft.training.sources import SOURCES, DataWarmups, Policy, random_numbers_of_rank
 
 logger = get_logger(__name__)
 
@@ -218,15 +218,19 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             encoded: the B prompts.
         """
         source = self._eval_source if self._mode == "eval" else self.source
-        try:
-            warmups = source.sample(self.accelerator.unwrap_model(model), encoded, epoch=int(self.state.epoch or 0))
-        except NaNLogitsError as error:
-            self._stop_at_nan(error.rows)
-        if self._data_warmups is not None and self._mode == "train":
-            warmups = self._data_warmups.put_first(warmups, encoded.prompt)
-        if self.args.warmup_dropout == 0 or self._mode == "eval":
-            return warmups
-        return warmups.emptied(torch.rand(warmups.lengths.shape, device=warmups.ids.device) < self.args.warmup_dropout)
+        with random_numbers_of_rank(self.accelerator):
+            try:
+                warmups = source.sample(
+                    self.accelerator.unwrap_model(model), encoded, epoch=int(self.state.epoch or 0)
+                )
+            except NaNLogitsError as error:
+                self._stop_at_nan(error.rows)
+            if self._data_warmups is not None and self._mode == "train":
+                warmups = self._data_warmups.put_first(warmups, encoded.prompt)
+            if self.args.warmup_dropout == 0 or self._mode == "eval":
+                return warmups
+            left_out = torch.rand(warmups.lengths.shape, device=warmups.ids.device) < self.args.warmup_dropout
+            return warmups.emptied(left_out)
 
     def score_warmups(self, encoded: Encoded, warmups: Warmups, target: Tokens) -> Scores:
         """What the objective needs of (B, K) warmups, with gradient where one flows.

@@ -28,6 +28,7 @@ from warmup_peft.training.checks import (
     check_parallelism,
     check_spans,
     check_trainer_arguments,
+    checked_stream,
 )
 
 
@@ -369,6 +370,23 @@ def test_spans():
         ValueError, match=r"^Row 2 of the eval dataset has 2 supervised spans.*one row for each answer"
     ):
         check_spans("eval", Dataset.from_dict({"labels": [*good, [-100, 5, -100, 6]]}))
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ([7, 8], r"^Row 1 of the train stream has no prompt before its target"),
+        ([-100, 7, -100, 8], r"^Row 1 of the train stream has 2 supervised spans"),
+        ([-100, -100], r"^Row 1 of the train stream has no target"),
+        ([-100] * 9 + [7], r"^Row 1 of the train stream has 10 tokens; .* \(3\) .* context of 12\. Set max_length"),
+    ],
+)
+def test_rows_of_a_stream_are_checked_when_they_come(labels, why):
+    rows = [{"input_ids": each, "labels": each} for each in ([-100, -100, 7], labels)]
+    stream = iter(checked_stream("train", IterableDataset.from_generator(lambda: iter(rows)), 12, 3))
+    assert next(stream)["labels"] == [-100, -100, 7]
+    with pytest.raises(ValueError, match=why):
+        next(stream)
 
 
 def test_the_longest_row_and_its_warmup_must_fit_the_context():

@@ -6,7 +6,7 @@ import pytest
 
 from warmup_peft import WarmupSFTConfig
 from warmup_peft.settings.options import WarmupOptions
-from warmup_peft.training.config import REFUSED_SETTINGS
+from warmup_peft.training.config import REFUSED_SETTINGS, parse_training
 
 
 def config(**settings) -> WarmupSFTConfig:
@@ -39,3 +39,11 @@ def test_training_on_the_prompt_is_refused():
     with pytest.raises(ValueError, match=r"^completion_only_loss=False.*set it to true"):
         config(completion_only_loss=False)
     assert config(completion_only_loss=True).completion_only_loss is True
+
+
+def test_mixtures_of_data_sets_are_refused(tmp_path):
+    """TRL's own script reads them; a mixture that is made before is one data set."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("datasets:\n- path: one\n- path: other\n")
+    with pytest.raises(ValueError, match=r"recipe.yaml has an unknown key 'datasets'\. Did you mean dataset_"):
+        parse_training(["--config", str(recipe)])

@@ -212,6 +212,7 @@ torch.save(found, f"{output}-{made.args.process_index}.pt")
 """
 
 
+@pytest.mark.slow
 def test_ranks_sample_apart_repeat_themselves_and_train_as_one(model_folder, tmp_path):
     script = tmp_path / "runs.py"
     script.write_text(RUNS)
@@ -221,7 +222,7 @@ def test_ranks_sample_apart_repeat_themselves_and_train_as_one(model_folder, tmp
         assert done.returncode == 0, done.stderr[-3000:]
     one, *two = (torch.load(f"{tmp_path}/{name}.pt") for name in ("one-0", "two-0", "two-1"))
     for row, expected in zip(two[0]["base"], one["base"], strict=True):
-        assert row == pytest.approx(expected, rel=1e-5)
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-6)
     weights = [load_file(tmp_path / name / "base" / "adapter_model.safetensors") for name in ("one", "two")]
     moved = torch.cat([weights[0][name].flatten() for name in weights[0]])
     assert ((torch.cat([weights[1][name].flatten() for name in weights[0]]) - moved).norm() / moved.norm()) < 1e-6

@@ -6,7 +6,7 @@ import itertools
 import re
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
@@ -180,6 +180,20 @@ def check_one_device(model: str | PreTrainedModel, args: WarmupSFTConfig) -> Non
         )
 
 
+def why_no_span(labels: list[int]) -> str | None:
+    """In words, why these labels are not one prompt followed by one target; None if they are, or have no target."""
+    supervised = [label != -100 for label in labels]
+    if supervised and supervised[0]:
+        return "has no prompt before its target. Give it a non-empty prompt."
+    starts = sum(now and not before for before, now in itertools.pairwise(supervised))
+    if starts > 1:
+        return (
+            f"has {starts} supervised spans (several assistant turns?), but a warmup stands before one target. Split "
+            "it into one row for each answer, as prompt and completion."
+        )
+    return None
+
+
 def check_spans(name: str, dataset: Dataset) -> None:
     """Every prepared row must be one prompt followed by one target.
 
@@ -187,17 +201,33 @@ def check_spans(name: str, dataset: Dataset) -> None:
         ValueError: naming the first row that is not.
     """
     for row, labels in enumerate(dataset["labels"]):
-        supervised = [label != -100 for label in labels]
-        if supervised and supervised[0]:
-            raise ValueError(
-                f"Row {row} of the {name} dataset has no prompt before its target. Give it a non-empty prompt."
+        reason = why_no_span(labels)
+        if reason:
+            raise ValueError(f"Row {row} of the {name} dataset {reason}")
+
+
+def checked_stream(name: str, stream: IterableDataset, context: int | None, extra_tokens: int) -> IterableDataset:
+    """Prepared rows, each looked at when it comes: what the other checks see before the training.
+
+    Args:
+        context: of the model, in tokens.
+        extra_tokens: what warmup and separator take at most.
+    """
+
+    def check(row: dict[str, Any], number: int) -> dict[str, Any]:
+        reason = why_no_span(row["labels"])
+        if reason is None and all(label == -100 for label in row["labels"]):
+            reason = "has no target: all of its labels are -100. Remove it."
+        if reason is None and context is not None and len(row["input_ids"]) + extra_tokens > context:
+            reason = (
+                f"has {len(row['input_ids'])} tokens; with warmup and separator ({extra_tokens}) that is more than "
+                f"the model's context of {context}. Set max_length lower."
             )
-        starts = sum(now and not before for before, now in itertools.pairwise(supervised))
-        if starts > 1:
-            raise ValueError(
-                f"Row {row} of the {name} dataset has {starts} supervised spans (several assistant turns?), but a "
-                "warmup stands before one target. Split it into one row for each answer, as prompt and completion."
-            )
+        if reason:
+            raise ValueError(f"Row {number} of the {name} stream {reason}")
+        return row
+
+    return stream.map(check, with_indices=True)
 
 
 def check_targets(name: str, dataset: Dataset) -> None:

@@ -40,6 +40,7 @@ from warmup_peft.training.checks import (
     check_spans,
     check_targets,
     check_trainer_arguments,
+    checked_stream,
     memory_advice,
     model_config,
 )
@@ -412,7 +413,8 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             )
         if not isinstance(dataset, Dataset):
             rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
-            return with_opening(rows, self.warmup_format.opening_ids)
+            rows = with_opening(rows, self.warmup_format.opening_ids)
+            return checked_stream(dataset_name, rows, self._context, self._branch_overhead)
         whole_args = copy.copy(args)
         whole_args.max_length, whole_args.shuffle_dataset = None, False
         whole = super()._prepare_dataset(dataset, processing_class, whole_args, packing, formatting_func, dataset_name)

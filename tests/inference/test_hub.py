@@ -56,7 +56,7 @@ def test_an_id_is_found_in_the_cache_at_its_revision(adapter, cache):
     assert local_folder("me/adapter", "v2") == str(snapshots[1])
     options = with_local_folder(GenerateArguments("me/adapter", revision=COMMITS[1]))
     assert (options.adapter, options.revision) == (str(snapshots[1]), None)
-    with pytest.raises(ValueError, match=r"There is no folder me/adapter, and the Hub gives no me/adapter at v3 \("):
+    with pytest.raises(ValueError, match=r"^The folder me/adapter .* at revision v3 \(it is not in the cache"):
         local_folder("me/adapter", "v3")
 
 
@@ -65,9 +65,15 @@ def test_what_is_no_id_is_left_to_who_reads_the_folder(name):
     assert local_folder(name) == name
 
 
+def test_a_typing_error_in_a_folder_is_no_id(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert local_folder("runs/mien") == "runs/mien"
+
+
 @pytest.mark.parametrize("name", ["me/gone", "me/--odd.."])
 def test_an_id_that_nobody_has_is_refused(name, cache):
-    with pytest.raises(ValueError, match=rf"There is no folder {name}, and the Hub gives no {name}"):
+    with pytest.raises(ValueError, match=rf"^The folder {name} .* there is no such repo on the Hub \("):
         local_folder(name)
 
 

@@ -22,20 +22,22 @@ def weights(trainer):
 
 
 def test_rows_of_like_length_are_trained_together(model_folder, tokenizer, lora, tmp_path):
-    rows = [{"prompt": "x" * length, "completion": " y"} for length in (30, 2, 31, 3, 32, 4, 33, 5)]
-    settings = {"train_sampling_strategy": "group_by_length", "num_train_epochs": 1.0, "max_steps": -1}
-    trainer = make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora, **{**RUNS, **settings})
-    spreads, encode = [], trainer.encoder
-
-    def recording(model, prompt, **room):
-        lengths = prompt.mask.sum(1)
-        spreads.append(int(lengths.max() - lengths.min()))
-        return encode(model, prompt, **room)
-
-    trainer.encoder = recording
+    """transformers sorts eight rows at a time here: one of their four batches may be mixed, two at first."""
+    rows = [{"prompt": "x" * length, "completion": " y"} for length in [2, 30] * 16]
+    trainer = make_trainer(
+        model_folder,
+        tmp_path,
+        tokenizer,
+        rows=rows,
+        peft_config=lora,
+        train_sampling_strategy="group_by_length",
+        **RUNS,
+    )
+    lengths = [batch["attention_mask"].sum(1).tolist() for batch in trainer.get_train_dataloader()]
+    assert sum(max(each) - min(each) > 5 for each in lengths) <= 6
+    assert len(lengths) == 16
     trainer.train()
-    assert trainer.state.global_step == 4
-    assert max(spreads) <= 3
+    assert trainer.state.global_step == 1
 
 
 def test_a_stream_trains_as_the_same_rows_do(model_folder, tokenizer, lora, tmp_path):
@@ -53,11 +55,11 @@ def test_a_stream_trains_as_the_same_rows_do(model_folder, tokenizer, lora, tmp_
 def test_the_training_stops_early_and_ends_with_its_best_adapter(model_folder, tokenizer, lora, tmp_path):
     """At a learning rate that ruins the model the first evaluation is the best."""
     trainer = make_trainer(
-        model_folder, tmp_path, tokenizer, peft_config=lora, max_steps=20, eval_strategy="steps", eval_steps=1,
+        model_folder, tmp_path, tokenizer, peft_config=lora, eval_dataset=Dataset.from_list(EXAMPLES), max_steps=20,
+        eval_strategy="steps", eval_steps=1,
         save_strategy="steps", save_steps=1, load_best_model_at_end=True, metric_for_best_model="eval_loss",
         greater_is_better=False, **{**RUNS, "learning_rate": 0.3},
     )  # fmt: skip
-    trainer.eval_dataset = trainer.train_dataset
     trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
     trainer.train()
     assert trainer.state.global_step < 20

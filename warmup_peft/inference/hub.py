@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from warmup_peft.files import first_line
 from warmup_peft.inference.folder import DECODING_NAME, PUSHED, looks_like_a_path
@@ -31,14 +36,26 @@ def local_folder(name: str, revision: str | None = None) -> str:
         return name
     if looks_like_a_path(name) or "/" not in name:
         return name  # who reads it says that it does not exist
+    if Path(name).parent.is_dir():
+        return name  # in a folder that is here: a typing error, and no id
     try:
         return snapshot_download(name, revision=revision, allow_patterns=[*PUSHED, DECODING_NAME])
     except (OSError, HFValidationError) as error:  # the Hub's errors are OSErrors
-        at = "" if revision is None else f" at {revision}"
+        at = "" if revision is None else f" at revision {revision}"
         raise ValueError(
-            f"There is no folder {name}, and the Hub gives no {name}{at} ({first_line(error)}). Check the name and "
-            "the network, or log in with `hf auth login`."
+            f"The folder {name} does not exist, and there is no such repo on the Hub{at} ({reason_of(error)}). Name "
+            "the output_dir of a training or of a merge, or an id on the Hub."
         ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why a repo cannot be had, in few words."""
+    known = {
+        LocalEntryNotFoundError: "it is not in the cache, and the Hub was not asked or did not answer",
+        RepositoryNotFoundError: "or it is private: log in with `hf auth login`",
+        RevisionNotFoundError: "the repo has other revisions",
+    }
+    return next((words for kind, words in known.items() if isinstance(error, kind)), first_line(error))
 
 
 def with_local_folder(options: Any, field: str = "adapter") -> Any:

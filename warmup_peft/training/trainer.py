@@ -37,6 +37,7 @@ from warmup_peft.training.checkpoints import checkpoint_to_resume, last_checkpoi
 from warmup_peft.training.checks import (
     adapter_configs,
     check_context,
+    check_one_device,
     check_spans,
     check_targets,
     check_trainer_arguments,
@@ -123,6 +124,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         self._context = context_length(model_config(arguments["model"], args))
         super().__init__(*call.args[1:], **call.kwargs)
 
+        check_one_device(self.model, self.args)  # TRL may have put a model that was named on one of several GPUs
         keep_4bit_weights_in_place(self.model)
         save_as_it_is(without_peft_wrapper(self.model))
         name_the_base(self.model)

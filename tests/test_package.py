@@ -216,6 +216,13 @@ def test_readme_lists_everything_that_there_is(kind):
     assert missing == set()
 
 
+def test_the_tests_that_a_table_names_are_there():
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 10
+    assert named <= {path.stem for path in TESTS.rglob("test_*.py")}
+
+
 # ---- Packages ----
 
 NOT_IMPORTED = {"accelerate", "bitsandbytes"}  # transformers uses them

@@ -243,7 +243,9 @@ def test_output_folder_that_holds_a_run_is_refused(refusal, good, tmp_path):
     ids=" ".join,
 )
 @pytest.mark.parametrize("name", ["nowhere", "runs/nowhere", "/no/where"])
-def test_a_folder_that_does_not_exist_is_named(refusal, command, name):
+def test_a_folder_that_does_not_exist_is_named(refusal, command, name, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
     assert refusal(*command, name) == (
         f"The folder {name} does not exist. Name the output_dir of a training or of a merge."
     )

@@ -40,15 +40,18 @@ class Child:
 
 @pytest.fixture
 def children(monkeypatch):
-    """`started` are the processes by folder; `codes` says with what each one ends, 0 where it says nothing."""
+    """`started` are the processes by folder; `codes` says with what each one ends, 0 where it says nothing;
+    `gpus` is what each one sees."""
     started: dict[str, Child] = {}
 
     def popen(command, **options):
         place = Path(command[-1])
+        popen.gpus[place.name] = options["env"].get("CUDA_VISIBLE_DEVICES")
         started[place.name] = Child(place, popen.codes.get(place.name, 0))
         return started[place.name]
 
     popen.codes = {}
+    popen.gpus = {}
     popen.started = started
     monkeypatch.setattr(runner.subprocess, "Popen", popen)
     return popen
@@ -64,6 +67,36 @@ def test_every_job_is_run_and_told_of_once(tmp_path, children):
     assert [run.error for run in ended] == [None] * 3
     assert reports == [1, 2, 3]
     assert sorted(children.started) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "expected"),
+    [("0,1", 9, {"0", "1"}), (None, 2, {"0", "1"}), ("GPU-af, 3,-1,2", 9, {"GPU-af", "3"}), ("", 9, {""}),
+     (None, 0, {None})],
+)  # fmt: skip
+def test_each_run_sees_a_gpu_of_its_own(tmp_path, children, monkeypatch, visible, gpus, expected):
+    """Two at a time, so that both GPUs are taken; a third run gets the one that is free again."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    running, together, wait = [], [], Child.wait
+
+    def overlapping(self) -> int:
+        running.append(children.gpus[self.place.name])
+        deadline = time.monotonic() + 1
+        while len(children.started) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        together.append(tuple(running))
+        running.remove(children.gpus[self.place.name])
+        return wait(self)
+
+    monkeypatch.setattr(Child, "wait", overlapping)
+    Runner(3, 2, lambda run: None, lambda: None).run(jobs(tmp_path, *"abc"))
+    assert set(children.gpus.values()) == expected
+    if len(expected) == 2:
+        assert children.gpus["a"] != children.gpus["b"]
+        assert all(len(set(each)) == len(each) for each in together)
 
 
 def test_what_is_done_is_taken_over_without_a_new_report(tmp_path, children):

@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, set_seed
 
 from warmup_peft import merge_adapter
-from warmup_peft.export.merge import merge_layer_by_layer
+from warmup_peft.export.merge import device_for, merge_layer_by_layer
 from warmup_peft.inference.folder import METRICS_NAME, TrainingRecord, is_adapter
-from warmup_peft.inference.loading import load_base, load_folder
+from warmup_peft.inference.loading import Base, load_base, load_folder
 from warmup_peft.inference.scores import save_scores
 
 
@@ -92,6 +92,14 @@ def test_merge_refuses_a_base_that_is_gone(tmp_path, model_folder, tokenizer, lo
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_merge_refuses_what_peft_cannot_merge(tmp_path, model_folder, tokenizer):
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], lora_bias=True)  # the layer has no bias
+    adapter = save_adapter(tmp_path / "adapter", random_adapter(model_folder, config), tokenizer, model_folder)
+    with pytest.raises(ValueError, match=r"^peft cannot merge this adapter \(.*lora_bias=True.*\)\. Use it unmerged"):
+        merge_adapter(adapter, tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_merge_refuses_an_unknown_dtype(adapter, tmp_path):
     with pytest.raises(ValueError, match="float33"):
         merge_adapter(adapter, tmp_path / "merged", dtype="float33")
@@ -107,6 +115,24 @@ def test_merge_refuses_a_folder_that_is_taken_until_told_otherwise(adapter, tmp_
     merge_adapter(adapter, taken, overwrite=True)
     assert "model.safetensors" in tree(taken)
     assert tree(taken)["config.json"] != b"{}"
+
+
+def test_large_weights_are_cut_into_files(adapter, tmp_path):
+    expected = logits(load_folder(adapter).model)
+    merge_adapter(adapter, tmp_path / "merged", max_shard_size="200KB")
+    assert len(list((tmp_path / "merged").glob("model-*-of-*.safetensors"))) > 2
+    assert (tmp_path / "merged" / "model.safetensors.index.json").is_file()
+    assert relative_difference(logits(load_folder(tmp_path / "merged").model), expected) < 1e-5
+    with pytest.raises(ValueError, match=r"^max_shard_size=lots is no size\. Write it as in 5GB"):
+        merge_adapter(adapter, tmp_path / "other", max_shard_size="lots")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "device"),
+    [(None, "cpu"), ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "cpu"), ({"quant_method": "gptq"}, None)],
+)
+def test_a_merge_takes_the_cpu_where_it_can(quantization, device):
+    assert device_for(Base("base", TrainingRecord("base", quantization_config=quantization), None)) == device
 
 
 def test_merge_into_an_empty_folder_needs_no_leave(adapter, tmp_path):

@@ -10,14 +10,34 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
-from folders import logits, random_adapter, relative_difference, save_adapter, warmup_config
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, T5Config
+from folders import argv_of, logits, random_adapter, relative_difference, save_adapter, warmup_config
+from peft import (
+    AdaLoraConfig,
+    BOFTConfig,
+    FourierFTConfig,
+    HRAConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftModel,
+    RandLoraConfig,
+    TrainableTokensConfig,
+    VeraConfig,
+    get_peft_model,
+)
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, T5Config, set_seed
 
 from warmup_peft import merge_adapter
+from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.evaluation.predictor import Predictor
+from warmup_peft.evaluation.tasks import Question
 from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
-from warmup_peft.inference.generation import end_token_ids
-from warmup_peft.inference.loading import context_length, load_base, load_folder, load_tokenizer
+from warmup_peft.inference.generation import end_token_ids, write_warmups
+from warmup_peft.inference.loading import Loading, context_length, load_base, load_folder, load_tokenizer, switches_off
+from warmup_peft.method.branches import Tokens
 
 # ---- Loading ----
 
@@ -38,6 +58,64 @@ def test_adapter_changes_the_base(adapter):
     with_adapter = logits(model)
     with model.disable_adapter():
         assert relative_difference(logits(model), with_adapter) > 1e-2
+
+
+LINEARS = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "up_proj"]}
+OF_ANY_TUNER = [
+    LoraConfig(**LINEARS),
+    LoraConfig(**LINEARS, bias="all"),
+    LoraConfig(**LINEARS, bias="lora_only"),
+    LoraConfig(**LINEARS, lora_bias=True),
+    LoraConfig(**LINEARS, use_dora=True),
+    LoraConfig(**LINEARS, trainable_token_indices=[3, 4, 50]),
+    LoraConfig(**LINEARS, modules_to_save=["embed_tokens", "lm_head", "norm"]),
+    LoraConfig(**LINEARS, layer_replication=[[0, 2], [1, 2]]),
+    LoraConfig(**LINEARS, target_parameters=["mlp.gate_proj.weight"]),
+    LoraConfig(**LINEARS, init_lora_weights="pissa"),
+    LoraConfig(**LINEARS, init_lora_weights="olora"),
+    LoraConfig(**LINEARS, init_lora_weights="orthogonal"),
+    LoraConfig(**{**LINEARS, "target_modules": ["embed_tokens"]}),
+    LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]),
+    TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[3, 4, 50]),
+    IA3Config(**LINEARS, feedforward_modules=["up_proj"]),
+    LoHaConfig(**LINEARS),
+    LoKrConfig(**LINEARS),
+    AdaLoraConfig(**LINEARS, total_step=10, bias="all"),
+    VeraConfig(**{**LINEARS, "target_modules": ["q_proj", "v_proj"]}, bias="all"),
+    RandLoraConfig(**LINEARS, bias="randlora_only"),
+    HRAConfig(**LINEARS, bias="all"),
+    FourierFTConfig(**LINEARS, n_frequency=20, bias="fourier_only"),
+    BOFTConfig(**LINEARS, boft_block_size=4),
+    BOFTConfig(**LINEARS, boft_block_size=4, bias="boft_only"),
+    OFTConfig(**LINEARS, oft_block_size=4),
+    OFTConfig(**LINEARS, oft_block_size=4, bias="all"),
+]
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("config", OF_ANY_TUNER, ids=lambda config: config.peft_type.value)
+def test_adapters_that_do_not_switch_off_to_their_base_are_known(config, tied):
+    """What peft does, measured, decides: the adapter is trained away, then disabled."""
+    set_seed(0)
+    model = LlamaForCausalLM(tiny_config(attention_bias=True, mlp_bias=True, tie_word_embeddings=tied)).eval()
+    ids = torch.arange(3, 60).unsqueeze(0)
+    with torch.no_grad():
+        base = model(ids).logits
+        model = get_peft_model(model, config).eval()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        assert not torch.allclose(model(ids).logits, base, rtol=1e-3)
+        with model.disable_adapter():
+            is_base = torch.allclose(model(ids).logits, base, rtol=1e-5, atol=1e-6)
+    assert switches_off(model) is is_base
+
+
+def test_weights_of_the_base_that_the_caller_trains_stay_when_the_adapter_is_off(lora):
+    model = get_peft_model(LlamaForCausalLM(tiny_config()), lora)
+    assert switches_off(model)
+    model.get_base_model().model.norm.weight.requires_grad_(True)
+    assert not switches_off(model)
 
 
 def test_base_is_quantized_as_in_training_or_not_at_all(trained):
@@ -169,3 +247,90 @@ def test_a_base_of_another_size_is_refused(tmp_path, model_folder, tokenizer, lo
 def test_context_length():
     assert context_length(tiny_config(max_position_embeddings=77)) == 77
     assert context_length(T5Config()) is None
+
+
+# ---- Devices, and code that models bring ----
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"device": "gpu"}, r"^device=gpu is no device\. Choose cpu, cuda, cuda:1 or mps"),
+        ({"device": "cuda:1"}, r"^device=cuda:1 is not there: torch sees 0 of that kind"),
+        ({"device": "mps"}, r"^device=mps is not there"),
+        ({"device": "meta"}, r"^device=meta is not there"),
+        ({"device": "cpu", "device_map": "auto"}, r"^device=cpu and device_map=auto are both given"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(options, why):
+    with pytest.raises(ValueError, match=why):
+        Loading(**options)
+
+
+def test_a_device_that_is_there_is_taken(monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    assert Loading("cuda:1").keywords["device_map"] == {"": "cuda:1"}
+    with pytest.raises(ValueError, match="torch sees 2 of that kind"):
+        Loading("cuda:2")
+    with pytest.raises(ValueError, match="torch sees 0 of that kind"):
+        Loading("mps")
+
+
+def written_by(loaded):
+    prompt = Tokens(torch.arange(3, 20).unsqueeze(0), torch.ones(1, 17, dtype=torch.bool))
+    return write_warmups(loaded.model, prompt, loaded.warmup_config).ids
+
+
+def test_an_adapter_is_spread_over_what_there_is(adapter):
+    whole, spread = load_folder(adapter), load_folder(adapter, Loading(device_map="auto"))
+    assert torch.equal(logits(spread.model), logits(whole.model))
+    assert torch.equal(written_by(spread), written_by(whole))
+
+
+def test_a_model_that_is_spread_answers_as_on_one_device(adapter, tmp_path):
+    """Layers on the disk, for a model that is larger than a card. (peft loads no adapter on them without a GPU.)"""
+    merge_adapter(adapter, tmp_path / "merged")
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "cpu",
+              "model.layers.1": "disk", "model.norm": "cpu", "lm_head": "disk"}  # fmt: skip
+    whole, spread = (load_folder(tmp_path / "merged", Loading(device_map=each)) for each in (None, places))
+    assert spread.model.lm_head.weight.device.type == "meta"
+    assert torch.equal(logits(spread.model), logits(whole.model))
+    assert torch.equal(written_by(spread), written_by(whole))
+    scores = [
+        Predictor(each.model, each.tokenizer, each.warmup_config).answer([Question("Q:", (" a", " b"))], 0)[0]
+        for each in (whole, spread)
+    ]
+    assert scores[0] == scores[1]
+
+
+def with_code_of_its_own(folder: Path) -> Path:
+    """A model of a class that only its folder knows, which leaves a trace when it runs."""
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own_llama", "auto_map": own}))
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"open({str(folder / 'ran')!r}, 'w').close()\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own_llama'\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    return folder
+
+
+def test_code_of_the_base_runs_only_if_the_user_says_so(tmp_path, model_folder, tokenizer, lora, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    base = Path(shutil.copytree(model_folder, tmp_path / "base"))
+    folder = save_adapter(tmp_path / "adapter", random_adapter(str(base), lora), tokenizer, str(base))
+    expected = logits(load_folder(folder).model)
+    with_code_of_its_own(base)
+    argv = argv_of("generate", adapter=folder, prompt="Q: one?", max_new_tokens=2)
+    assert main(argv) == BAD_INPUT
+    assert "base brings Python code of its own, which was not run. Read it, and add" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="brings Python code of its own"):
+        merge_adapter(folder, tmp_path / "merged")
+    assert not (base / "ran").exists()
+    assert main([*argv, "--trust_remote_code", "true"]) == 0
+    assert (base / "ran").exists()
+    assert torch.equal(logits(load_folder(folder, Loading(trust_remote_code=True)).model), expected)

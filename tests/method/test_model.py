@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from warmup_peft.method.model import (
     adapter_off,
     evaluation_mode,
+    keep_initial_weights,
     positions_for,
     random_numbers_from,
     takes,
@@ -72,6 +73,32 @@ def test_the_adapter_is_off_and_comes_back_with_frozen_weights_frozen(model, lor
     assert not torch.allclose(wrapped(ids).logits, base_logits, atol=1e-3)
     assert {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad} == trained
     assert without_peft_wrapper(wrapped) is model
+
+
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_the_initial_weights_come_and_go(model, lora, is_mixed):
+    """Also where autocast has kept 16-bit copies of the trained ones; gradients are those of the trained ones."""
+    ids = torch.arange(3, 20).unsqueeze(0)
+    wrapped = get_peft_model(model, lora)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+        initial = wrapped(ids).logits
+    keep_initial_weights(wrapped)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.1)
+
+    def gradient(look_back: bool) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            logits = wrapped(ids).logits
+            if look_back:
+                with torch.no_grad(), adapter_off(wrapped):
+                    assert torch.equal(wrapped(ids).logits, initial)
+            assert not torch.allclose(logits, initial, atol=1e-2)
+        wrapped.zero_grad()
+        logits.float().square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in wrapped.parameters() if p.grad is not None])
+
+    assert torch.equal(gradient(look_back=True), gradient(look_back=False))
 
 
 def test_without_an_adapter_there_is_nothing_to_switch_off(model):

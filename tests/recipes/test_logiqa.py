@@ -13,7 +13,7 @@ from warmup_peft.training.config import parse_training
 
 LOGIQA = ROOT / "recipes" / "logiqa"
 RELAY = LOGIQA / "relay"
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
 FOUR_BIT = ("tiny", "relay", "qlora", "paper")  # every recipe's profiles of these names
 
 

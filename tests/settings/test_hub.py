@@ -45,7 +45,13 @@ def test_the_hub_is_not_asked_where_all_is_local(asked, tmp_path):
     stay_offline_without_the_hub({"model_name_or_path": str(tmp_path), "dataset_name": str(rows)})
     stay_offline_without_the_hub({"model_name_or_path": "./missing", "dataset_name": "train.de,train.en"})
     stay_offline_without_the_hub({"adapter": str(tmp_path), "dataset_name": None})
+    stay_offline_without_the_hub({"adapter": str(tmp_path / "mien"), "run": "nowhere"})
     assert asked == []
+
+
+def test_an_adapter_may_be_on_the_hub(asked):
+    stay_offline_without_the_hub({"adapter": "me/adapter"})
+    assert len(asked) == 1
 
 
 def test_the_names_in_an_adapters_folder(asked, tmp_path):

@@ -8,7 +8,16 @@ from typing import Literal
 
 import pytest
 
-from warmup_peft.settings.parsing import SHORT_NAMES, nearest, parse, parse_one, read_options, typed
+from warmup_peft.settings.arguments import LaunchOptions
+from warmup_peft.settings.parsing import (
+    SHORT_NAMES,
+    nearest,
+    parse,
+    parse_one,
+    read_options,
+    split_options,
+    typed,
+)
 
 
 @dataclass
@@ -125,6 +134,14 @@ def test_values_that_are_refused(value, said):
 
 def test_none_fits_where_it_may():
     assert typed((Options,), {"rate": None, "table": None}, "The file") == {"rate": None, "table": None}
+
+
+def test_options_of_one_kind_are_taken_out_with_their_values():
+    words = ["--seed", "3", "--num_processes", "2", "--accelerate_config=multi_gpu", "--bf16", "false"]
+    own, others = split_options(LaunchOptions, words)
+    assert own == ["--num_processes", "2", "--accelerate_config=multi_gpu"]
+    assert others == ["--seed", "3", "--bf16", "false"]
+    assert split_options(LaunchOptions, ["--num_processes"]) == (["--num_processes"], [])
 
 
 # ---- What was meant ----

@@ -11,9 +11,19 @@ from datasets import Dataset
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
 
 
-def make_trainer(model, tmp_path, tokenizer, *, rows=EXAMPLES, peft_config=None, quantization_config=None, **settings):
+def make_trainer(
+    model,
+    tmp_path,
+    tokenizer,
+    *,
+    rows=EXAMPLES,
+    eval_dataset=None,
+    peft_config=None,
+    quantization_config=None,
+    **settings,
+):
     settings = {
-        "per_device_train_batch_size": len(rows),
+        "per_device_train_batch_size": len(rows) if isinstance(rows, list) else 1,
         "bf16": False,
         "report_to": "none",
         "gradient_checkpointing": False,
@@ -31,7 +41,8 @@ def make_trainer(model, tmp_path, tokenizer, *, rows=EXAMPLES, peft_config=None,
     return WarmupSFTTrainer(
         model,
         WarmupSFTConfig(str(tmp_path / "run"), **settings),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
+        eval_dataset=eval_dataset,
         processing_class=tokenizer,
         peft_config=peft_config,
         quantization_config=quantization_config,

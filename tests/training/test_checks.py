@@ -6,28 +6,15 @@ import re
 from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import EXAMPLES, tiny_config
 from datasets import Dataset, IterableDataset
 from peft import (
-    AdaLoraConfig,
-    BOFTConfig,
-    FourierFTConfig,
-    HRAConfig,
-    IA3Config,
-    LNTuningConfig,
-    LoHaConfig,
-    LoKrConfig,
     LoraConfig,
-    OFTConfig,
     PrefixTuningConfig,
     PromptTuningConfig,
-    RandLoraConfig,
-    TrainableTokensConfig,
-    VeraConfig,
     get_peft_model,
 )
-from transformers import LlamaForCausalLM, MixtralConfig, ProcessorMixin, T5Config, set_seed
+from transformers import LlamaForCausalLM, MixtralConfig, ProcessorMixin, T5Config
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
@@ -36,11 +23,12 @@ from warmup_peft.training.checks import (
     check_adapters,
     check_columns,
     check_context,
-    check_frozen_base,
     check_model_config,
+    check_one_device,
     check_parallelism,
     check_spans,
     check_trainer_arguments,
+    checked_stream,
 )
 
 
@@ -275,79 +263,34 @@ def test_a_peft_models_own_adapter_counts(lora):
         check_adapters(adapter_configs(prompt_tuned, None), settings())
 
 
-LINEARS = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "up_proj"]}
-OF_ANY_TUNER = [
-    LoraConfig(**LINEARS),
-    LoraConfig(**LINEARS, bias="all"),
-    LoraConfig(**LINEARS, bias="lora_only"),
-    LoraConfig(**LINEARS, lora_bias=True),
-    LoraConfig(**LINEARS, use_dora=True),
-    LoraConfig(**LINEARS, trainable_token_indices=[3, 4, 50]),
-    LoraConfig(**LINEARS, modules_to_save=["embed_tokens", "lm_head", "norm"]),
-    LoraConfig(**LINEARS, layer_replication=[[0, 2], [1, 2]]),
-    LoraConfig(**LINEARS, target_parameters=["mlp.gate_proj.weight"]),
-    LoraConfig(**LINEARS, init_lora_weights="pissa"),
-    LoraConfig(**LINEARS, init_lora_weights="olora"),
-    LoraConfig(**LINEARS, init_lora_weights="orthogonal"),
-    LoraConfig(**{**LINEARS, "target_modules": ["embed_tokens"]}),
-    LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]),
-    TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[3, 4, 50]),
-    IA3Config(**LINEARS, feedforward_modules=["up_proj"]),
-    LoHaConfig(**LINEARS),
-    LoKrConfig(**LINEARS),
-    AdaLoraConfig(**LINEARS, total_step=10, bias="all"),
-    VeraConfig(**{**LINEARS, "target_modules": ["q_proj", "v_proj"]}, bias="all"),
-    RandLoraConfig(**LINEARS, bias="randlora_only"),
-    HRAConfig(**LINEARS, bias="all"),
-    FourierFTConfig(**LINEARS, n_frequency=20, bias="fourier_only"),
-    BOFTConfig(**LINEARS, boft_block_size=4),
-    BOFTConfig(**LINEARS, boft_block_size=4, bias="boft_only"),
-    OFTConfig(**LINEARS, oft_block_size=4),
-    OFTConfig(**LINEARS, oft_block_size=4, bias="all"),
-]
+@pytest.mark.parametrize("start", ["pissa_niter_4", "corda", "lora_ga"])
+def test_adapters_that_do_not_fit_their_base_once_saved_are_refused(build, start):
+    with pytest.raises(
+        ValueError, match=f"^init_lora_weights='{start}' changes the base by what peft cannot compute again"
+    ):
+        build(peft_config=LoraConfig(task_type="CAUSAL_LM", init_lora_weights=start))
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("config", OF_ANY_TUNER, ids=lambda config: config.peft_type.value)
-def test_adapters_that_do_not_switch_off_to_their_base_are_refused(config, tied):
-    """What peft does, measured, decides: the adapter is trained away, then disabled."""
-    set_seed(0)
-    model = LlamaForCausalLM(tiny_config(attention_bias=True, mlp_bias=True, tie_word_embeddings=tied)).eval()
-    ids = torch.arange(3, 60).unsqueeze(0)
-    with torch.no_grad():
-        base = model(ids).logits
-        model = get_peft_model(model, config).eval()
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        assert not torch.allclose(model(ids).logits, base, rtol=1e-3)
-        with model.disable_adapter():
-            stays = not torch.allclose(model(ids).logits, base, rtol=1e-5, atol=1e-6)
-    for needing in ({"warmup_anchor": 0.3}, {"warmup_source": "base"}):
-        if stays:
-            with pytest.raises(ValueError, match=r"with its adapter off is no longer the base .*warmup_anchor to 0"):
-                check_adapters([config], settings(**needing))
-        else:
-            check_adapters([config], settings(**needing))
-            check_frozen_base(model, settings(**needing))
-    check_adapters([config], settings())
+# ---- Several GPUs ----
 
 
-def test_adapters_that_change_their_base_are_refused_before_the_model_is_loaded(build):
-    with pytest.raises(ValueError, match=r"^bias='all' trains the base's own biases, .* at its default, or set"):
-        build(settings={"warmup_anchor": 0.3}, peft_config=LoraConfig(**LINEARS, bias="all"))
-    with pytest.raises(ModelWasLoaded):
-        build(peft_config=LoraConfig(**LINEARS, bias="all"))  # no anchor by default
-
-
-def test_weights_of_the_base_that_the_caller_trains_are_refused_with_an_anchor(lora):
-    model = get_peft_model(LlamaForCausalLM(tiny_config()), lora)
-    check_frozen_base(model, settings(warmup_anchor=0.3))
-    model.get_base_model().model.norm.weight.requires_grad_(True)
-    check_frozen_base(model, settings())
-    for needing in ({"warmup_anchor": 0.3}, {"warmup_source": "base"}):
-        with pytest.raises(ValueError, match=r"trains base_model.model.model.norm.weight, a weight of the base"):
-            check_frozen_base(model, settings(**needing))
+@pytest.mark.parametrize(
+    ("n_gpu", "model", "is_refused"),
+    [
+        (2, SimpleNamespace(), True),
+        (2, SimpleNamespace(hf_device_map={"": 0}), True),
+        (2, SimpleNamespace(hf_device_map={"model.embed_tokens": 0, "lm_head": 1}), False),
+        (2, "a/name", False),  # TRL spreads it
+        (1, SimpleNamespace(), False),
+    ],
+)
+def test_copies_of_the_model_are_refused(n_gpu, model, is_refused):
+    args = SimpleNamespace(n_gpu=n_gpu)
+    if not is_refused:
+        check_one_device(model, args)
+        return
+    with pytest.raises(ValueError, match=r"^One process sees 2 GPUs, .*CUDA_VISIBLE_DEVICES=0, .*accelerate launch"):
+        check_one_device(model, args)
 
 
 # ---- Model ----
@@ -427,6 +370,23 @@ def test_spans():
         ValueError, match=r"^Row 3 of the eval dataset has 2 supervised spans.*one row for each answer"
     ):
         check_spans("eval", Dataset.from_dict({"labels": [*good, [-100, 5, -100, 6]]}))
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ([7, 8], r"^Row 2 of the train stream has no prompt before its target"),
+        ([-100, 7, -100, 8], r"^Row 2 of the train stream has 2 supervised spans"),
+        ([-100, -100], r"^Row 2 of the train stream has no target"),
+        ([-100] * 9 + [7], r"^Row 2 of the train stream has 10 tokens; .* \(3\) .* context of 12\. Set max_length"),
+    ],
+)
+def test_rows_of_a_stream_are_checked_when_they_come(labels, why):
+    rows = [{"input_ids": each, "labels": each} for each in ([-100, -100, 7], labels)]
+    stream = iter(checked_stream("train", IterableDataset.from_generator(lambda: iter(rows)), 12, 3))
+    assert next(stream)["labels"] == [-100, -100, 7]
+    with pytest.raises(ValueError, match=why):
+        next(stream)
 
 
 def test_the_longest_row_and_its_warmup_must_fit_the_context():

@@ -42,6 +42,14 @@ def test_training_on_the_prompt_is_refused():
     assert config(completion_only_loss=True).completion_only_loss is True
 
 
+def test_mixtures_of_data_sets_are_refused(tmp_path):
+    """TRL's own script reads them; a mixture that is made before is one data set."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("datasets:\n- path: one\n- path: other\n")
+    with pytest.raises(ValueError, match=r"recipe.yaml has an unknown key 'datasets'\. Did you mean dataset_"):
+        parse_training(["--config", str(recipe)])
+
+
 # ---- What is missing on this machine ----
 
 

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
 from warmup_peft.method.branches import split_examples
+from warmup_peft.training.sources import random_numbers_of_rank
 
 
 def base_trainer(model, tmp_path, tokenizer, **settings):
@@ -294,3 +296,25 @@ def test_without_warmups_the_loss_is_sfts_on_rows_with_the_separator(
     norms = [[log["grad_norm"] for log in t.state.log_history if "grad_norm" in log] for t in (trainer, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_ranks_have_random_numbers_of_their_own_and_go_on_alike():
+    """All ranks begin with the same state; what one takes inside leaves no trace outside."""
+
+    def numbers(rank: int, num_ranks: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(3)
+        accelerator = SimpleNamespace(num_processes=num_ranks, process_index=rank, device=torch.device("cpu"))
+        with random_numbers_of_rank(accelerator):
+            inside = torch.rand(4 + rank)
+        with random_numbers_of_rank(accelerator):
+            again = torch.rand(4)
+        assert not torch.equal(inside[:4], again)
+        return inside[:4], torch.rand(4)
+
+    (first, first_after), (second, second_after) = numbers(0), numbers(1)
+    assert not torch.equal(first, second)
+    assert torch.equal(first_after, second_after)
+    assert torch.equal(numbers(1)[0], second)
+    alone, _ = numbers(0, num_ranks=1)
+    torch.manual_seed(3)
+    assert torch.equal(alone, torch.rand(4))

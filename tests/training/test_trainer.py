@@ -16,7 +16,6 @@ import torch
 from conftest import EXAMPLES
 from datasets import Dataset
 from folders import relative_difference
-from peft import LoraConfig
 from trainers import make_trainer, randomise_adapter, record_warmups
 from transformers import (
     AutoModelForCausalLM,
@@ -584,15 +583,6 @@ def test_rows_without_a_target_are_refused(model_folder, tokenizer, lora, tmp_pa
     rows = [{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}, {"input_ids": [5, 6, 7], "labels": [-100] * 3}]
     with pytest.raises(ValueError, match="Row 2 of the train dataset has no target"):
         make_trainer(model_folder, tmp_path, tokenizer, rows=rows, peft_config=lora, max_length=None)
-
-
-@pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_adapters_that_change_the_base_are_refused_where_the_base_is_needed(model_folder, tokenizer, tmp_path, start):
-    lora = LoraConfig(r=8, target_modules="all-linear", init_lora_weights=start)
-    for settings in ({"warmup_anchor": 0.3}, {"warmup_source": "base"}):
-        with pytest.raises(ValueError, match=f"init_lora_weights='{start}' changes the base"):
-            make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, **settings)
-    make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
 
 
 def test_verifree_says_when_targets_are_too_long_for_it(model_folder, tokenizer, lora, tmp_path, caplog):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import EXAMPLES
 from folders import TRAINING, write_rows
+from safetensors.torch import load_file
 
 from warmup_peft.cli.main import main
 
@@ -147,3 +148,89 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(model_folder, tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [(output / f"rank-{rank}").read_text() for rank in (0, 1)] == ["3 True", "3 True"]
+
+
+RUNS = """
+import json, sys, torch
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors.torch import load_file
+from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
+
+model, rows, output, batch_size = sys.argv[1:]
+torch.set_num_threads(1)
+rows = Dataset.from_list(json.loads(rows))
+SETTINGS = dict(
+    per_device_train_batch_size=int(batch_size), num_warmups=2, max_warmup_length=5, optim="sgd", learning_rate=0.5,
+    lr_scheduler_type="constant", bf16=False, use_cpu=True, report_to="none", disable_tqdm=True, max_grad_norm=0.0,
+    gradient_checkpointing=False, logging_steps=1, save_strategy="no", warmup_gain_steps=1,
+)
+
+def trainer(name, rows, **settings):
+    args = WarmupSFTConfig(f"{output}/{name}", **{**SETTINGS, **settings})
+    lora = LoraConfig(r=8, target_modules="all-linear", lora_dropout=0.0)
+    return WarmupSFTTrainer(model, args, train_dataset=rows, eval_dataset=rows, peft_config=lora)
+
+def recorded(trainer):
+    seen, sample = [], trainer.sample_warmups
+    def recording(*args):
+        seen.append(sample(*args))
+        return seen[-1]
+    trainer.sample_warmups = recording
+    return seen
+
+def trained(name, rows, resume=None, **settings):
+    made = trainer(name, rows, **settings)
+    seen = recorded(made)
+    made.train(resume_from_checkpoint=resume)
+    made.save_model()
+    made.accelerator.wait_for_everyone()
+    return made, [warmups.ids.tolist() for warmups in seen]
+
+found = {}
+# samples are fixed, and the rows differ in length
+made, _ = trained("base", rows, max_steps=3, warmup_source="base", warmup_pool=f"{output}/../pool",
+                  warmup_pool_size=4, eval_strategy="steps", eval_steps=3)
+log = made.state.log_history
+KEYS = ("loss", "grad_norm", "num_tokens", "warmups/kl")
+found["base"] = [{key: value for key, value in row.items() if key in KEYS} for row in log]
+if made.accelerator.num_processes > 1:
+    # one prompt in every row: what a rank samples differs by its random numbers alone
+    same = Dataset.from_list([rows[0]] * 4)
+    found["twice"] = [trained("same", same, max_steps=2, warmup_dropout=0.3, objective="warmup")[1] for _ in range(2)]
+    # three rows on two ranks: the last batch is short, and an evaluation sees it too
+    short, _ = trained("short", rows.select(range(3)), num_train_epochs=2.0, per_device_eval_batch_size=1,
+                       eval_strategy="epoch", save_strategy="epoch")
+    found["short"] = [row["loss"] for row in short.state.log_history if "loss" in row]
+    found["eval"] = [row["eval_loss"] for row in short.state.log_history if "eval_loss" in row]
+    made = short
+else:
+    checkpoint = f"{output}/../two/short/checkpoint-2"  # which two ranks wrote
+    last, _ = trained("two/short", rows, resume=checkpoint, max_steps=3)
+    found["resumed"] = [last.state.global_step, last.state.log_history[-2]["loss"]]
+torch.save(found, f"{output}-{made.args.process_index}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_ranks_sample_apart_repeat_themselves_and_train_as_one(model_folder, tmp_path):
+    script = tmp_path / "runs.py"
+    script.write_text(RUNS)
+    for name, launch, batch_size in (("two", TWO_RANKS, 2), ("one", [sys.executable], 4)):
+        command = [*launch, str(script), model_folder, json.dumps(EXAMPLES), str(tmp_path / name), str(batch_size)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, *two = (torch.load(f"{tmp_path}/{name}.pt") for name in ("one-0", "two-0", "two-1"))
+    for row, expected in zip(two[0]["base"], one["base"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    weights = [load_file(tmp_path / name / "base" / "adapter_model.safetensors") for name in ("one", "two")]
+    moved = torch.cat([weights[0][name].flatten() for name in weights[0]])
+    assert ((torch.cat([weights[1][name].flatten() for name in weights[0]]) - moved).norm() / moved.norm()) < 1e-6
+    (first, again), (other, other_again) = (rank["twice"] for rank in two)
+    assert first == again
+    assert other == other_again
+    assert all(mine != theirs for mine, theirs in zip(first, other))  # every batch
+    assert len(two[0]["short"]) == 4
+    assert all(0 < loss < 1e3 for loss in two[0]["short"] + two[0]["eval"])
+    assert one["resumed"][0] == 3
+    assert 0 < one["resumed"][1] < 1e3

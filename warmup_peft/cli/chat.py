@@ -12,7 +12,8 @@ from warmup_peft.cli.generate import check_chat, check_room, check_sampling, sam
 from warmup_peft.inference.chat import Messages, prompt_token_ids
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import append_warmups, pad_token_id, write_warmups
-from warmup_peft.inference.loading import LoadedModel, context_length, load_folder, load_tokenizer
+from warmup_peft.inference.hub import with_local_folder
+from warmup_peft.inference.loading import LoadedModel, Loading, context_length, load_folder, load_tokenizer
 from warmup_peft.method.branches import left_padded
 from warmup_peft.method.model import evaluation_mode
 from warmup_peft.settings.arguments import ChatArguments
@@ -27,10 +28,13 @@ def run(argv: Sequence[str]) -> None:
     """
     options = parse_one(ChatArguments, argv)
     check_sampling(options)
+    loading = Loading.of(options)
+    options = with_local_folder(options)
     config = WarmupConfig.load(options.adapter)
     start = [] if options.system is None else [{"role": "system", "content": options.system}]
-    check_chat(load_tokenizer(options.adapter), config, [[*start, {"role": "user", "content": "Hello"}]])
-    loaded, console = load_folder(options.adapter), Console()
+    tokenizer = load_tokenizer(options.adapter, trust_remote_code=loading.trust_remote_code)
+    check_chat(tokenizer, config, [[*start, {"role": "user", "content": "Hello"}]])
+    loaded, console = load_folder(options.adapter, loading), Console()
     set_seed(options.seed)
     console.print("/reset begins a new conversation, /exit ends.", style="dim", highlight=False)
     messages = list(start)

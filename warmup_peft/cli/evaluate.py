@@ -15,7 +15,8 @@ from warmup_peft.evaluation.tasks import Question
 from warmup_peft.export.model_card import write_model_card
 from warmup_peft.inference.chat import check_template
 from warmup_peft.inference.folder import HARNESS_NAME, METRICS_NAME, WarmupConfig, is_adapter
-from warmup_peft.inference.loading import load_folder, load_tokenizer
+from warmup_peft.inference.hub import with_local_folder
+from warmup_peft.inference.loading import Loading, load_folder, load_tokenizer
 from warmup_peft.inference.scores import load_scores, save_scores
 from warmup_peft.settings.arguments import EvaluateArguments, check_counts
 from warmup_peft.settings.parsing import parse_one
@@ -33,14 +34,19 @@ def run_evaluation(options: EvaluateArguments) -> None:
     Raises:
         ValueError: bad input, before a model is loaded.
     """
-    check_counts(options, num_examples=0, num_warmups=1)
+    check_counts(options, batch_size=1, max_samples=1, max_new_tokens=0, num_examples=0, num_warmups=1)
+    loading, named = Loading.of(options), options.adapter
+    options = with_local_folder(options)
+    is_own = options.adapter == named  # the Hub's cache is not to be changed
     if options.harness is not None:
-        run_harness(options)
+        run_harness(options, loading, saves=is_own)
         return
     others = {name: value for name, value in vars(options).items() if name not in OF_THE_TERMINAL}
     found = evaluate(options.adapter, options.dataset_name, options.task, **others)
     path = Path(options.adapter, METRICS_NAME)
-    if holds_scores_of_more(options.adapter, found.num_rows):
+    if not is_own:
+        print(f"{named} is on the Hub, so its scores are not saved. Download it (hf download) to keep them.")
+    elif holds_scores_of_more(options.adapter, found.num_rows):
         print(f"{path} holds the scores of more questions and stays as it is.")
     else:
         save_scores(options.adapter, METRICS_NAME, {**found.to_dict(), "settings": found.settings})
@@ -53,14 +59,16 @@ def run_evaluation(options: EvaluateArguments) -> None:
     console.print(examples_table(found.questions, found.predictions, options.num_examples))
     for name, reason in found.left_out.items():
         print(f"{metric_name(name)} is left out: {reason}.")
+    if not is_own:
+        return
     print(f"Scores: {path}\nAdapter and model card: {options.adapter}")
     if is_adapter(options.adapter):
         named = "" if options.task is None else f" --task {options.task}"
         print(f"Next: warmup-peft merge --adapter {options.adapter} --output_dir {options.adapter}-merged{named}")
 
 
-def run_harness(options: EvaluateArguments) -> None:
-    """Score base and adapter on tasks of lm-evaluation-harness, write `harness.json`, and print its tables.
+def run_harness(options: EvaluateArguments, loading: Loading, saves: bool = True) -> None:
+    """Score base and adapter on tasks of lm-evaluation-harness, write `harness.json` if it `saves`, print tables.
 
     Raises:
         ImportError: lm-evaluation-harness is not installed.
@@ -75,8 +83,8 @@ def run_harness(options: EvaluateArguments) -> None:
     config = WarmupConfig.load(options.adapter)
     is_chat = config.uses_chat_template if options.apply_chat_template is None else options.apply_chat_template
     if is_chat:
-        check_template(load_tokenizer(options.adapter))
-    loaded = load_folder(options.adapter)
+        check_template(load_tokenizer(options.adapter, trust_remote_code=loading.trust_remote_code))
+    loaded = load_folder(options.adapter, loading)
     settings = {"num_warmups": options.num_warmups, "batch_size": options.batch_size, "limit": options.max_samples}
     settings |= {"apply_chat_template": is_chat, "chat_template_kwargs": config.chat_template_kwargs}
     tasks = options.harness.split(",")
@@ -88,7 +96,8 @@ def run_harness(options: EvaluateArguments) -> None:
     for name, results in arms.items():
         print(f"{ARM_NAMES[name]}:\n{make_table(results)}")
     numbers = {name: results["results"] for name, results in arms.items()}
-    print(f"Scores: {save_scores(options.adapter, HARNESS_NAME, numbers)}")
+    if saves:
+        print(f"Scores: {save_scores(options.adapter, HARNESS_NAME, numbers)}")
 
 
 def holds_scores_of_more(folder: str, count: int) -> bool:

@@ -18,7 +18,8 @@ from warmup_peft.files import first_line, read_text
 from warmup_peft.inference.chat import Prompt, prompt_token_ids
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import write_warmups
-from warmup_peft.inference.loading import LoadedModel, context_length, load_folder, load_tokenizer
+from warmup_peft.inference.hub import with_local_folder
+from warmup_peft.inference.loading import LoadedModel, Loading, context_length, load_folder, load_tokenizer
 from warmup_peft.inference.server import CompletionsClient, answer_from_server
 from warmup_peft.method.branches import left_padded
 from warmup_peft.method.model import evaluation_mode
@@ -37,12 +38,13 @@ def run(argv: Sequence[str]) -> None:
     options = parse_one(GenerateArguments, argv)
     check_counts(options, batch_size=1)
     check_sampling(options)
+    loading = Loading.of(options)
     prompts = read_prompts(options)
     for number, prompt in enumerate(prompts, 1):
         check_prompt(number, prompt)
     if not prompts:
         raise ValueError("There is no prompt. Pass --prompt, --messages, --prompts_file, or lines on standard input.")
-    answer = choose_answerer(options, prompts)
+    answer = choose_answerer(with_local_folder(options), prompts, loading)
     batches = [prompts[i : i + options.batch_size] for i in range(0, len(prompts), options.batch_size)]
     for batch in tqdm(batches, disable=len(batches) == 1, unit="batch", desc="answering"):
         for prompt, (warmup, text) in zip(batch, answer(batch)):
@@ -54,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def choose_answerer(
-    options: GenerateArguments, prompts: Sequence[Prompt]
+    options: GenerateArguments, prompts: Sequence[Prompt], loading: Loading
 ) -> Callable[[Sequence[Prompt]], list[tuple[str, str]]]:
     """A function from prompts to the warmup and answer of each.
 
@@ -66,19 +68,21 @@ def choose_answerer(
     config = WarmupConfig.load(options.adapter)
     as_trained = partial(in_trained_form, config)
     if config.uses_chat_template or not all(isinstance(prompt, str) for prompt in prompts):
-        check_chat(load_tokenizer(options.adapter), config, as_trained(prompts))
+        check_chat(
+            load_tokenizer(options.adapter, trust_remote_code=loading.trust_remote_code), config, as_trained(prompts)
+        )
     if client is not None:
         answer = partial(
             answer_from_server,
             client,
-            load_tokenizer(options.adapter),
+            load_tokenizer(options.adapter, trust_remote_code=loading.trust_remote_code),
             config=config,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature if options.do_sample else 0.0,
             top_p=options.top_p if options.do_sample else 1.0,
         )
     else:
-        answer = partial(answer_prompts, load_folder(options.adapter), options)
+        answer = partial(answer_prompts, load_folder(options.adapter, loading), options)
         set_seed(options.seed)
     return lambda batch: answer(as_trained(batch))
 

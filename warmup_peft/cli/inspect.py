@@ -20,6 +20,7 @@ from warmup_peft.comparison.report.inspection_report import (
 from warmup_peft.evaluation.metrics import metric_name, score_text
 from warmup_peft.files import check_writable
 from warmup_peft.inference.folder import WarmupConfig
+from warmup_peft.inference.hub import with_local_folder
 from warmup_peft.settings.arguments import InspectArguments, check_counts
 from warmup_peft.settings.parsing import parse_one
 
@@ -32,6 +33,10 @@ def run(argv: Sequence[str]) -> None:
     """
     options = parse_one(InspectArguments, argv)
     check_counts(options, batch_size=1, max_samples=1)
+    named = options
+    options = with_local_folder(named, "run")
+    if options.run != named.run and options.output_dir is None:
+        raise ValueError(f"{named.run} is on the Hub, so its report needs a folder. Add --output_dir <folder>.")
     if WarmupConfig.load(options.run).max_warmup_length == 0:
         raise ValueError(f"{options.run} writes no warmups (max_warmup_length is 0), so there is nothing to inspect.")
     folder = Path(options.output_dir or options.run)

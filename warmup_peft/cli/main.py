@@ -15,7 +15,15 @@ from warmup_peft.settings import arguments
 from warmup_peft.settings.early import check_early
 from warmup_peft.settings.hub import stay_offline_without_the_hub
 from warmup_peft.settings.options import WarmupOptions
-from warmup_peft.settings.parsing import describe, nearest, parse, quieten, set_environment_of
+from warmup_peft.settings.parsing import (
+    describe,
+    nearest,
+    parse,
+    parse_one,
+    quieten,
+    set_environment_of,
+    split_options,
+)
 
 COMPARE_PACKAGES = (
     "jinja2", "markupsafe", "math_verify", "matplotlib", "nltk", "rouge_score", "sacrebleu", "sklearn", "scipy",
@@ -47,18 +55,19 @@ class Command:
 
 
 TRAINING = (WarmupOptions, arguments.RunOptions)
+LAUNCHED = (*TRAINING, arguments.LaunchOptions)
 COMMANDS = {
     "train": Command(
-        "Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]", TRAINING, has_trls=True
+        "Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]", LAUNCHED, has_trls=True
     ),
     "sft": Command(
         "Train the same recipe without warmups (TRL's SFT), to compare with: warmup-peft sft --config recipe.yaml",
-        (arguments.SFTOptions, *TRAINING),
+        (arguments.SFTOptions, *LAUNCHED),
         has_trls=True,
     ),
     "sample": Command(
         "Sample the warmups of warmup_source 'base' and train nothing: warmup-peft sample --config recipe.yaml",
-        (arguments.SampleOptions, *TRAINING),
+        (arguments.SampleOptions, *LAUNCHED),
         has_trls=True,
     ),
     "evaluate": Command(
@@ -143,8 +152,23 @@ def run_command(name: str, argv: list[str]) -> None:
         argv = [f"--{command.first_word}", *argv]
     if command.needs_compare:
         check_packages(name)
+    launch, argv = take_launch_options(command, argv)
     stay_offline_without_the_hub(quick_options(command, argv))
+    if launch.accelerate_config is not None:
+        importlib.import_module("warmup_peft.cli.launch").launch(name, argv, launch)
+        return
     importlib.import_module(f"warmup_peft.cli.{name}").run(argv)
+
+
+def take_launch_options(command: Command, argv: list[str]) -> tuple[arguments.LaunchOptions, list[str]]:
+    """How its processes are started, and all other words. Raises ValueError."""
+    if arguments.LaunchOptions not in command.options:
+        return arguments.LaunchOptions(), argv
+    words, argv = split_options(arguments.LaunchOptions, argv)
+    launch = parse_one(arguments.LaunchOptions, words)
+    if words and launch.accelerate_config is None:
+        raise ValueError("--num_processes belongs to --accelerate_config. Give both, or neither.")
+    return launch, argv
 
 
 def quick_options(command: Command, argv: list[str]) -> dict[str, Any]:

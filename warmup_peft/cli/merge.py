@@ -11,7 +11,8 @@ from warmup_peft.evaluation.tasks import find_task, is_multiple_choice
 from warmup_peft.export.merge import merge_adapter
 from warmup_peft.files import saying_where_the_disk_is_full
 from warmup_peft.inference.folder import TrainingRecord
-from warmup_peft.inference.loading import load_folder
+from warmup_peft.inference.hub import with_local_folder
+from warmup_peft.inference.loading import Loading, load_folder
 from warmup_peft.settings.arguments import EvaluateArguments, MergeArguments, check_counts
 from warmup_peft.settings.parsing import parse_one
 
@@ -22,7 +23,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: as `merge_adapter`, or the task is unknown.
     """
-    options = parse_one(MergeArguments, argv)
+    options = with_local_folder(parse_one(MergeArguments, argv))
     check_counts(options, max_samples=0)
     if options.task is not None:
         find_task(options.task)
@@ -34,6 +35,9 @@ def run(argv: Sequence[str]) -> None:
             dtype=options.dtype,
             merge_base=options.merge_base,
             overwrite=options.overwrite_output_dir,
+            max_shard_size=options.max_shard_size,
+            device=options.device,
+            trust_remote_code=options.trust_remote_code,
         )
     print(f"Merged into {report.output_dir}")
     print(f"Relative error of its logits against the adapter's: {report.relative_logit_error:.2e}")
@@ -53,7 +57,7 @@ def score_change(options: MergeArguments) -> str:
     metric, max_new_tokens = task.metrics[0], 0 if is_multiple_choice(questions) else task.max_new_tokens
     scores = []
     for folder in (options.adapter, options.output_dir):
-        loaded = load_folder(folder)
+        loaded = load_folder(folder, Loading.of(options))
         predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config)
         predictions = predictor.answer(questions, max_new_tokens)
         scores.append(score_predictions([metric], questions, predictions).totals[metric])

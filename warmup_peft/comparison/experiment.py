@@ -127,7 +127,11 @@ def plan_experiment(recipe: Recipe, options: CompareOptions) -> Experiment:
         settings.script, settings.run, options.max_samples, options.curve_samples, settings.training.eval_metrics
     )
     check_rows(len(test), arms)
-    load_tokenizer(settings.model.model_name_or_path, settings.model.model_revision)
+    load_tokenizer(
+        settings.model.model_name_or_path,
+        settings.model.model_revision,
+        trust_remote_code=settings.training.trust_remote_code,
+    )
     model_config(settings.model.model_name_or_path, settings.training)
     values = {name: value for part in settings for name, value in vars(part).items()}
     folder = Path(recipe.overrides.get("output_dir", f"{settings.training.output_dir}-compare"))

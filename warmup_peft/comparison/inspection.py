@@ -20,7 +20,7 @@ from warmup_peft.evaluation.predictor import Predictor, as_rows, bars, empty, sc
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import Row
 from warmup_peft.inference.folder import TrainingRecord
-from warmup_peft.inference.loading import load_folder
+from warmup_peft.inference.loading import Loading, load_folder
 from warmup_peft.method.diagnostics import words
 from warmup_peft.settings.arguments import EvaluateArguments, InspectArguments
 
@@ -100,11 +100,12 @@ def inspect(options: InspectArguments) -> Inspection:
     Raises:
         ValueError: bad input, before a model is loaded.
     """
+    loading = Loading.of(options)
     record = TrainingRecord.load(options.run) or TrainingRecord(base_model="")
     asked = EvaluateArguments(options.run, **{name: getattr(options, name) for name in SHARED_OPTIONS})
     task, questions, source = held_out_questions(asked, record.data, record.settings.get("eval_metrics"))
     first = task.metrics[0]
-    loaded = load_folder(options.run)
+    loaded = load_folder(options.run, loading)
     model = (loaded.model, loaded.tokenizer, loaded.warmup_config, options.batch_size)
     scores, rows, warmups = [], [], {}
     for arm, instead in ((WITH, None), (WITHOUT, empty)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Lock
 
+import torch
 from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -49,6 +51,7 @@ class Runner:
     report: Callable[[], object]
     _num_ended: int = 0
     _processes: dict[subprocess.Popen, str] = field(default_factory=dict)  # -> which run it is
+    _devices: dict[subprocess.Popen, str | None] = field(default_factory=dict)  # -> the GPU that it sees
     _is_stopped: bool = False
     _lock: Lock = field(default_factory=Lock)  # held to change the fields above and to call on_end and report
 
@@ -89,12 +92,14 @@ class Runner:
         with self._stopping_after_errors():
             if self._is_stopped:
                 return
-            process = start(place, job, self.at_a_time)
+            device = self._least_busy()
+            process = start(place, job, self.at_a_time, device)
+            self._devices[process] = device
             self._processes[process] = f"{job.arm}, seed {job.seed}"
             self._show(bar)
         process.wait()
         with self._stopping_after_errors():
-            del self._processes[process]
+            del self._processes[process], self._devices[process]
             if self._is_stopped:
                 return
             run = result(place, job, process.returncode)
@@ -113,6 +118,11 @@ class Runner:
                 self._stop()
                 raise
 
+    def _least_busy(self) -> str | None:
+        """The GPU that the fewest runs are on; None where there is none."""
+        taken = list(self._devices.values())
+        return min(visible_gpus(), key=taken.count, default=None)
+
     def _stop(self) -> None:
         self._is_stopped = True
         for process in self._processes:
@@ -127,8 +137,20 @@ class Runner:
         bar.update(bar.task_ids[0], description=now, completed=self._num_ended)
 
 
-def start(place: Path, job: Job, at_a_time: int) -> subprocess.Popen:
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(number) for number in range(torch.cuda.device_count())]
+    names = [name.strip() for name in named.split(",")]
+    return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # as CUDA reads it
+
+
+def start(place: Path, job: Job, at_a_time: int, gpu: str | None = None) -> subprocess.Popen:
     """Start the process of a run.
+
+    Args:
+        gpu: the only one that it sees, since transformers would spread a run over several (DataParallel).
 
     Raises:
         ValueError: another process trains in its folder.
@@ -144,6 +166,7 @@ def start(place: Path, job: Job, at_a_time: int) -> subprocess.Popen:
     wait_for_another(place)
     (place / RUN_NAME).unlink(missing_ok=True)
     job.save(place)
+    only = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     threads = str(max(1, (os.cpu_count() or 1) // at_a_time))
     with (place / LOG_NAME).open("w", encoding="utf-8") as log:
         return subprocess.Popen(
@@ -151,7 +174,7 @@ def start(place: Path, job: Job, at_a_time: int) -> subprocess.Popen:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={"OMP_NUM_THREADS": threads, "TQDM_MININTERVAL": str(LOG_SECONDS), **os.environ},
+            env={"OMP_NUM_THREADS": threads, "TQDM_MININTERVAL": str(LOG_SECONDS), **os.environ, **only},
         )
 
 

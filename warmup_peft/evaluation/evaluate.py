@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
+from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +33,16 @@ from warmup_peft.evaluation.rows import held_out_questions, questions_to_score, 
 from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice
 from warmup_peft.export.model_card import score_columns
 from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
-from warmup_peft.inference.loading import LoadedModel, end_with_the_tokenizer, load_folder, why_no_base
+from warmup_peft.inference.hub import local_folder
+from warmup_peft.inference.loading import (
+    LoadedModel,
+    Loading,
+    end_with_the_tokenizer,
+    load_folder,
+    switches_off,
+    why_no_base,
+)
+from warmup_peft.method.model import adapter_off, keeps_initial_weights
 from warmup_peft.settings.arguments import EvaluateArguments, check_counts
 
 if TYPE_CHECKING:
@@ -101,14 +111,17 @@ def evaluate(
     """Score an adapter after its warmups, and its base. Writes no file.
 
     Args:
-        model: folder of an adapter or of a merged model; or a `WarmupSFTTrainer`, whose model is scored as it is.
+        model: folder of an adapter or of a merged model, or its id on the Hub; or a `WarmupSFTTrainer`, whose model is
+            scored as it is, where it is.
         dataset: a file, folder or Hub id, of which the test split is scored; or the rows themselves. By default the
             data of the training, if its record names them.
         task: a `Task`, or its name, or the path of its file. By default that of the training, if it is a built-in one;
             without one, `prompt_completion`.
         options: as of `warmup-peft evaluate`: `warmups` ("own,shuffled,none"), `sft`, `compare_base`, `metrics`,
             `max_samples`, `batch_size`, `max_new_tokens` (tokens), `task_args`, `answer_format`, `dataset_config`,
-            `dataset_test_split`.
+            `dataset_test_split`; and how folders are loaded: `device` (such as "cuda:1"; by default the first GPU,
+            else the CPU), `device_map` (transformers', instead of `device`), `revision` of an id on the Hub (by
+            default its main branch), `trust_remote_code` (False: Python code that a model brings is not run).
 
     Raises:
         ValueError: bad input, before a model is loaded.
@@ -122,6 +135,11 @@ def evaluate(
         **options,
     )
     check_counts(asked, batch_size=1, max_samples=1, max_new_tokens=0)
+    loading = Loading.of(asked)
+    if is_folder:
+        model = local_folder(asked.adapter, asked.revision)
+    elif asked.revision is not None:
+        raise ValueError(f"A trainer's model has no revisions. Leave revision={asked.revision} out.")
     config = WarmupConfig.load(model) if is_folder else model.warmup_config
     check_warmups(asked, config)
     record = (TrainingRecord.load(model) if is_folder else None) or TrainingRecord(base_model="")
@@ -131,7 +149,7 @@ def evaluate(
     else:
         task, questions, source = given_questions(asked, dataset, record.settings.get("eval_metrics"))
     check_answers(asked, questions)
-    loaded = load_folder(model) if is_folder else loaded_of(model)
+    loaded = load_folder(model, loading) if is_folder else loaded_of(model)
     arms = evaluate_arms(loaded, questions, task, asked)
     scored = {name: score_predictions(task.metrics, questions, predictions) for name, predictions in arms.items()}
     scores = {name: scores_of(scored[name], questions, arms[name]) for name in arms}
@@ -210,11 +228,11 @@ def evaluate_arms(
 
     arms = {}
     if options.compare_base and has_base(loaded):
-        with loaded.model.disable_adapter():
+        with adapter_off(loaded.model):
             arms["base"] = answer("base", None)
             arms["base_with_warmup"] = answer("base with its own warmup", loaded.warmup_config)
     if options.sft is not None:
-        arms["sft"] = answer("SFT", None, load_folder(options.sft))
+        arms["sft"] = answer("SFT", None, load_folder(local_folder(options.sft), Loading.of(options)))
     arms["warmup"] = own = answer("warmup", loaded.warmup_config)
     if PLAIN in options.warmups.split(","):
         marks = Marks(tuple(own_config.warmup_opening_ids), tuple(own_config.warmup_separator_ids))
@@ -238,7 +256,7 @@ def check_warmups(options: EvaluateArguments, config: WarmupConfig) -> None:
             f"--warmups plain asks for answers in one plain call, and {options.adapter} was not trained with "
             "learn_separator. Leave it out."
         )
-    if options.sft is not None and WarmupConfig.load(options.sft).max_warmup_length:
+    if options.sft is not None and WarmupConfig.load(local_folder(options.sft)).max_warmup_length:
         raise ValueError(f"sft={options.sft} answers after a warmup. Name a folder that `warmup-peft sft` made.")
 
 
@@ -251,10 +269,15 @@ def scores_of(scores: Scores, questions: Sequence[Question], predictions: Sequen
 
 def has_base(loaded: LoadedModel) -> bool:
     """Whether the model equals its base when the adapter is switched off. Prints the reason if it does not."""
-    reasons = [why_no_base(config) for config in getattr(loaded.model, "peft_config", {}).values()]
-    for reason in filter(None, reasons):
-        print(f"The base is not scored: {reason}, also with the adapter off.")
-    return reasons == [None]
+    model = loaded.model
+    if not isinstance(model, PeftModel):
+        return False
+    if keeps_initial_weights(model) or switches_off(model):
+        return True
+    reasons = filter(None, map(why_no_base, model.peft_config.values()))
+    reason = next(reasons, "weights of the base are trained")
+    print(f"The base is not scored: {reason}, also with the adapter off.")
+    return False
 
 
 def scores_table(metrics: Mapping[str, Any], source: str) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 
 from warmup_peft.export.custom_generate import export_decoding
 from warmup_peft.export.model_card import write_model_card
-from warmup_peft.files import scratch_folder
+from warmup_peft.files import first_line, scratch_folder
 from warmup_peft.inference.folder import SETTINGS, TRAINING_RECORD_NAME, WarmupConfig
 from warmup_peft.inference.loading import (
     Base,
+    Loading,
     end_with_the_tokenizer,
     find_base,
     load_base,
@@ -62,6 +64,9 @@ def merge_adapter(
     dtype: torch.dtype | str | None = None,
     merge_base: Literal["dequantized", "original"] = "dequantized",
     overwrite: bool = False,
+    max_shard_size: str = "5GB",
+    device: str | None = None,
+    trust_remote_code: bool = False,
 ) -> MergeReport:
     """Merge an adapter into its base model and save a plain transformers model.
 
@@ -77,6 +82,10 @@ def merge_adapter(
         merge_base: `original` merges into the weights before quantisation. The report then says how far the logits
             are from the adapter's.
         overwrite: replace an `output_dir` that holds a model.
+        max_shard_size: the largest file of weights, as in "5GB".
+        device: where to compute; by default on the CPU, or on the first GPU if only that can compute with the
+            quantised weights.
+        trust_remote_code: run Python code that the base model or its tokenizer brings with it.
 
     Raises:
         ValueError: there is no adapter; `merge_base` is unknown or impossible; the base model is missing; `output_dir`
@@ -85,21 +94,31 @@ def merge_adapter(
     if merge_base not in ("dequantized", "original"):
         raise ValueError(f"merge_base={merge_base} is unknown. Choose dequantized or original.")
     output_dir = Path(output_dir)
-    check_merge_target(output_dir, Path(adapter), overwrite)
+    base = find_base(adapter, trust_remote_code)
+    check_merge_target(output_dir, Path(adapter), base, overwrite)
     WarmupConfig.load(adapter)
     saved_dtype = None if dtype is None else as_dtype(dtype)
-    base = find_base(adapter)
+    check_shard_size(max_shard_size)
     check_mergeable(base, merge_base)
+    loading = Loading(device or device_for(base), trust_remote_code=trust_remote_code)
     with whole_or_nothing(output_dir) as staging:
-        error = _merge_into(staging, Path(adapter), base, saved_dtype, merge_base)
+        error = _merge_into(staging, Path(adapter), base, saved_dtype, merge_base, max_shard_size, loading)
         write_model_card(staging, title=output_dir.name)
     return MergeReport(str(output_dir), error)
 
 
-def _merge_into(folder: Path, adapter: Path, base: Base, saved_dtype: torch.dtype | None, merge_base: str) -> float:
+def _merge_into(
+    folder: Path,
+    adapter: Path,
+    base: Base,
+    saved_dtype: torch.dtype | None,
+    merge_base: str,
+    max_shard_size: str,
+    loading: Loading,
+) -> float:
     """Write everything but the model card into the folder. Returns the relative error of the logits."""
-    tokenizer = load_tokenizer(adapter)
-    model = load_base(adapter)
+    tokenizer = load_tokenizer(adapter, trust_remote_code=loading.trust_remote_code)
+    model = load_base(adapter, loading=loading)
     saved_dtype = saved_dtype or model.dtype
     limit = error_limit(base, merge_base, model.dtype, saved_dtype)
 
@@ -110,16 +129,17 @@ def _merge_into(folder: Path, adapter: Path, base: Base, saved_dtype: torch.dtyp
     changed = why_no_base(with_adapter.active_peft_config) is not None
     del with_adapter
     if merge_base == "original" or changed or (is_quantized(model) and not has_dequantize(base.recorded)):
-        model = load_base(adapter, merge_base)
+        del model  # two of them may not fit
+        model = load_base(adapter, merge_base, loading)
     elif is_quantized(model):
         model = model.dequantize()
     model = merge_layer_by_layer(PeftModel.from_pretrained(model, adapter), saved_dtype)
     end_with_the_tokenizer(model, tokenizer)
     model.config.dtype = saved_dtype
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     del model
-    error = ((logits_of(load_whole(folder), probe) - expected).norm() / expected.norm()).item()
+    error = ((logits_of(load_whole(folder, loading), probe) - expected).norm() / expected.norm()).item()
     if not error <= limit:  # NaN too
         raise ValueError(
             f"The merged model's logits differ from the adapter's by {error:.1%}. Rounding can cause at most "
@@ -138,7 +158,10 @@ def merge_layer_by_layer(model: PeftModel, dtype: torch.dtype) -> nn.Module:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             layer = module.get_base_layer().float()
-            module.merge()
+            try:
+                module.merge()
+            except (RuntimeError, NotImplementedError) as error:
+                raise ValueError(f"peft cannot merge this adapter ({first_line(error)}). Use it unmerged.") from error
             layer.to(dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged")
@@ -200,10 +223,22 @@ def error_limit(base: Base, merge_base: str, *dtypes: torch.dtype) -> float:
     return EXACT if base.recorded is None and set(dtypes) == {torch.float32} else ROUNDED
 
 
-def check_merge_target(output_dir: Path, adapter: Path, overwrite: bool) -> None:
+def device_for(base: Base) -> str | None:
+    """The CPU, unless it cannot compute with the quantised weights; then None, which is the first GPU."""
+    is_plain = base.recorded is None or base.recorded.get("quant_method", "bitsandbytes") == "bitsandbytes"
+    return "cpu" if is_plain else None
+
+
+def check_shard_size(size: str) -> None:
+    """Raise ValueError if this is no number of bytes."""
+    if not re.fullmatch(r"\d+[KMGT]B", size):
+        raise ValueError(f"max_shard_size={size} is no size. Write it as in 5GB or 500MB.")
+
+
+def check_merge_target(output_dir: Path, adapter: Path, base: Base, overwrite: bool) -> None:
     """Raise ValueError if the output folder must not be replaced."""
-    base = Path(find_base(adapter).name)
-    for needed in (adapter, *([base] if base.is_dir() else [])):
+    own = Path(base.name)
+    for needed in (adapter, *([own] if own.is_dir() else [])):
         if needed.resolve().is_relative_to(output_dir.resolve()):
             raise ValueError(f"{output_dir} contains {needed}, which the merge reads. Choose another output_dir.")
     for folder in (output_dir, *output_dir.absolute().parents):

@@ -36,6 +36,7 @@ from warmup_peft.inference.folder import (
     looks_like_a_path,
 )
 from warmup_peft.inference.generation import end_token_ids
+from warmup_peft.inference.hub import local_folder
 from warmup_peft.inference.quantization import (
     is_quantized,
     keep_4bit_weights_in_place,
@@ -46,6 +47,58 @@ from warmup_peft.inference.quantization import (
 from warmup_peft.method.model import without_peft_wrapper
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded.
+
+    Attributes:
+        device: such as "cuda:1"; by default the first GPU, else the CPU.
+        device_map: transformers' `device_map` for a model that is larger than a card; instead of `device`.
+        trust_remote_code: run Python code that the model or its tokenizer brings with it.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+
+    device: str | None = None
+    device_map: str | dict[str, Any] | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self):
+        if self.device is not None and self.device_map is not None:
+            raise ValueError(f"device={self.device} and device_map={self.device_map} are both given. Choose one.")
+        if self.device is not None:
+            check_device(self.device)
+
+    @classmethod
+    def of(cls, options: Any) -> Loading:
+        """As the options of a command say."""
+        return cls(options.device, getattr(options, "device_map", None), options.trust_remote_code)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What `from_pretrained` takes."""
+        first = "cuda:0" if torch.cuda.is_available() else "cpu"
+        return {
+            "device_map": self.device_map or {"": self.device or first},
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError if this is no device, or one that is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device={name} is no device. Choose cpu, cuda, cuda:1 or mps.") from error
+    if device.type == "cpu":
+        return
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count() if found is not None and found.type == device.type else 0
+    if (device.index or 0) >= count:
+        raise ValueError(f"device={name} is not there: torch sees {count} of that kind. Choose another, or cpu.")
 
 
 @dataclass
@@ -71,7 +124,7 @@ def put_adapter_first(folder: str | Path, model: nn.Module) -> None:
         place.rmdir()
 
 
-def load_folder(folder: str | Path) -> LoadedModel:
+def load_folder(folder: str | Path, loading: Loading = Loading()) -> LoadedModel:
     """Load an adapter's folder, or a merged model's, for inference.
 
     Raises:
@@ -79,29 +132,61 @@ def load_folder(folder: str | Path) -> LoadedModel:
     """
     warmup_config = WarmupConfig.load(folder)
     record = TrainingRecord.load(folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, trust_remote_code=loading.trust_remote_code)
     check_separator(folder, warmup_config, tokenizer)
-    model = put_adapter_on(load_base(folder), folder) if is_adapter(folder) else load_whole(folder)
+    if is_adapter(folder):
+        model = put_adapter_on(load_base(folder, loading=loading), folder)
+    else:
+        model = load_whole(folder, loading)
     end_with_the_tokenizer(model, tokenizer)
     return LoadedModel(model.eval(), tokenizer, warmup_config, record)
 
 
-def load_adapter(folder: str | Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+def load_adapter(
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load an adapter with its base model, quantised as in training, or a merged model; in evaluation mode.
 
-    Answer with `warmup_generate(model, **inputs, warmup_config=folder)`.
+    Answer with `warmup_generate(model, **inputs, warmup_config=folder)`, where the folder is a local one: that of an
+    id is `huggingface_hub.snapshot_download(id, revision=...)`.
+
+    Args:
+        folder: of an adapter or of a merged model, or its id on the Hub.
+        device: such as "cuda:1" or "cpu"; by default the first GPU, else the CPU.
+        device_map: transformers' `device_map` for a model that is larger than a card; instead of `device`.
+        revision: branch, tag or commit of an id on the Hub; by default its main branch.
+        trust_remote_code: run the Python code that the model or its tokenizer brings with it.
 
     Raises:
-        ValueError: the folder is neither of them, or the adapter's base model cannot be loaded.
+        ValueError: the folder is neither of them, the adapter's base model cannot be loaded, or the device is not
+            there.
     """
-    loaded = load_folder(folder)
+    loaded = load_folder(local_folder(str(folder), revision), Loading(device, device_map, trust_remote_code))
     return loaded.model, loaded.tokenizer
 
 
-def load_whole(folder: str | Path) -> PreTrainedModel:
+def load_whole(folder: str | Path, loading: Loading = Loading()) -> PreTrainedModel:
     """Load a model without an adapter. Raises ValueError if its weights are broken."""
-    with readable_weights(folder):
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=_device())
+    with readable_weights(folder), trusted_code(folder):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **loading.keywords)
+
+
+@contextmanager
+def trusted_code(name: str | Path) -> Iterator[None]:
+    """Say in a sentence that a model brings code which was not to be run."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} brings Python code of its own, which was not run. Read it, and add --trust_remote_code true."
+        ) from error
 
 
 @contextmanager
@@ -144,6 +229,14 @@ def why_no_base(config: PeftConfig) -> str | None:
     if getattr(config, "layer_replication", None):
         return "layer_replication repeats the base's own layers"
     return None
+
+
+def switches_off(model: PeftModel) -> bool:
+    """Whether the model with its adapter disabled is its base, however long it is trained."""
+    trained = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return not any(map(why_no_base, model.peft_config.values())) and all(
+        is_of_adapter(name, model) for name in trained
+    )
 
 
 def is_of_adapter(name: str, model: PeftModel) -> bool:
@@ -203,7 +296,7 @@ class Base:
         return self.stored if self.record is None else self.record.quantization_config
 
 
-def find_base(adapter: str | Path) -> Base:
+def find_base(adapter: str | Path, trust_remote_code: bool = False) -> Base:
     """Find the base model of an adapter. Raises ValueError if the folder holds no adapter, or the base is missing."""
     check_is_adapter(adapter)
     name = base_name(adapter)
@@ -212,8 +305,13 @@ def find_base(adapter: str | Path) -> Base:
     check_is_no_adapter(name)
     record = TrainingRecord.load(adapter)
     try:
-        config = AutoConfig.from_pretrained(name, revision=record and record.base_revision)
+        with trusted_code(name):
+            config = AutoConfig.from_pretrained(
+                name, revision=record and record.base_revision, trust_remote_code=trust_remote_code
+            )
     except (OSError, KeyError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise
         looked = "" if Path(name).is_dir() else f"there is no folder {' or '.join(str(p.absolute()) for p in places)}"
         reason = first_line(error)
         reason = looked if looks_like_a_path(name) else f"{looked}; {reason}" if looked else reason
@@ -225,7 +323,9 @@ def find_base(adapter: str | Path) -> Base:
 
 
 def load_base(
-    adapter: str | Path, weights: Literal["trained", "dequantized", "original"] = "trained"
+    adapter: str | Path,
+    weights: Literal["trained", "dequantized", "original"] = "trained",
+    loading: Loading = Loading(),
 ) -> PreTrainedModel:
     """Load the base model of an adapter.
 
@@ -233,11 +333,12 @@ def load_base(
         adapter: folder of the adapter.
         weights: "trained" loads them as in training, "dequantized" dequantises these, and "original" loads them as
             they were before quantisation.
+        loading: where to, and whether the base's own code may run.
 
     Raises:
         ValueError: the folder holds no adapter, or the base model is missing.
     """
-    base = find_base(adapter)
+    base = find_base(adapter, loading.trust_remote_code)
     record = base.record or TrainingRecord(base.name)
     dequantize = weights == "dequantized" or base.recorded is None
     with readable_weights(base.name):
@@ -248,7 +349,7 @@ def load_base(
             quantization_config=to_load_with(
                 base.stored, None if weights == "original" else base.recorded, dequantize=dequantize
             ),
-            device_map=_device(),
+            **loading.keywords,
         )
     keep_4bit_weights_in_place(model)
     if dequantize and is_quantized(model):
@@ -285,7 +386,9 @@ def check_is_no_adapter(base: str | Path) -> None:
         )
 
 
-def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str | Path, revision: str | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model's folder or Hub id.
 
     Raises:
@@ -296,8 +399,11 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
             f"The model folder {name} does not exist. Name a folder, or a model's id on the Hub.{near_path(str(name))}"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        with trusted_code(name):
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise
         fix = "Save the model's tokenizer into the same folder."
         if not Path(name).is_dir():
             fix = f"Check its id and the network, or name a local folder.{near_path(str(name))}"
@@ -310,7 +416,3 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _device() -> dict[str, str]:
-    return {"": "cuda:0" if torch.cuda.is_available() else "cpu"}

@@ -48,9 +48,29 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = is_training
 
 
+def keep_initial_weights(model: nn.Module) -> None:
+    """Make `adapter_off` mean the model as it is now: for an adapter that is still there when it is switched off.
+
+    Keeps a copy of every weight that is trained.
+    """
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    model.initial_weights = {name: parameter.detach().clone() for name, parameter in trained}
+
+
+def keeps_initial_weights(model: nn.Module) -> bool:
+    return hasattr(model, "initial_weights")
+
+
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """Switch the adapter off, and keep frozen what its user froze (peft would unfreeze it). Without one, nothing."""
+    """Switch the adapter off, and keep frozen what its user froze (peft would unfreeze it). Without one, nothing.
+
+    After `keep_initial_weights` the adapter stays on, with the weights that it had then.
+    """
+    if keeps_initial_weights(model):
+        with _with_weights(model, model.initial_weights):
+            yield
+        return
     if not hasattr(model, "disable_adapter"):
         yield
         return
@@ -59,6 +79,23 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
         yield
     for parameter in frozen:
         parameter.requires_grad_(False)
+
+
+@contextmanager
+def _with_weights(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Compute with these weights. Graphs that were built before keep the model's own."""
+    own = {name: parameter for name, parameter in model.named_parameters() if name in weights}
+    kept = {name: parameter.data for name, parameter in own.items()}
+    caches = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)  # it holds 16-bit copies of the model's own weights
+    try:
+        for name, parameter in own.items():
+            parameter.data = weights[name].to(parameter.device)
+        yield
+    finally:
+        for name, parameter in own.items():
+            parameter.data = kept[name]
+        torch.set_autocast_cache_enabled(caches)
 
 
 @contextmanager

@@ -11,6 +11,37 @@ TASK_HELP = (
 )
 
 
+@dataclass(kw_only=True)
+class LoadingOptions:
+    """Options of all commands that load a model."""
+
+    revision: str | None = field(
+        default=None,
+        metadata={"help": "Branch, tag or commit, where the adapter is named by its id on the Hub."},
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run the Python code that the base model or its tokenizer brings with it. Read it first."},
+    )
+    device: str | None = field(
+        default=None,
+        metadata={"help": "Device to compute on: cpu, cuda, cuda:1, mps. By default the first GPU, else the CPU."},
+    )
+
+
+@dataclass(kw_only=True)
+class PlacingOptions(LoadingOptions):
+    """Options of all commands that load a model to answer."""
+
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = field(
+        default=None,
+        metadata={
+            "help": "Spread a base that is larger than a card over all cards, the memory and the disk, as "
+            "transformers does; instead of --device."
+        },
+    )
+
+
 @dataclass
 class RunOptions:
     """Options of `train`, beside TRL's."""
@@ -46,6 +77,22 @@ class RunOptions:
 
 
 @dataclass
+class LaunchOptions:
+    """Options of `train`, `sft` and `sample` for several processes; on the command line only."""
+
+    accelerate_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Run in the processes of this accelerate configuration: one_gpu, multi_gpu (one for each GPU), or "
+            "a file that `accelerate config` wrote."
+        },
+    )
+    num_processes: int | None = field(
+        default=None, metadata={"help": "With --accelerate_config: number of processes; by default one for each GPU."}
+    )
+
+
+@dataclass
 class SampleOptions:
     """Options of `sample` beside those of `train`. A key for the server comes from OPENAI_API_KEY."""
 
@@ -76,10 +123,10 @@ class SFTOptions:
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(PlacingOptions):
     """Options of `evaluate`. The defaults of the data options are those of the training."""
 
-    adapter: str = field(metadata={"help": "Folder of the adapter, or of a merged model."})
+    adapter: str = field(metadata={"help": "Folder or Hub id of the adapter, or of a merged model."})
     dataset_name: str | None = field(
         default=None, metadata={"help": "File, folder or Hub id; by default that of the training."}
     )
@@ -144,12 +191,13 @@ class EvaluateArguments:
 
 
 @dataclass
-class InspectArguments:
+class InspectArguments(PlacingOptions):
     """Options of `inspect`."""
 
     run: str = field(
         metadata={
-            "help": "Folder of the adapter, or of a merged model; may be given as the first word after `inspect`."
+            "help": "Folder or Hub id of the adapter, or of a merged model; may be given as the first word after "
+            "`inspect`."
         }
     )
     output_dir: str | None = field(
@@ -171,13 +219,13 @@ class InspectArguments:
 
 
 @dataclass
-class GenerateArguments:
+class GenerateArguments(PlacingOptions):
     """Options of `generate`. Prompts come from --prompt, --messages, --prompts_file or standard input.
 
     With an adapter that was trained on conversations, a prompt that is text becomes one message of the user.
     """
 
-    adapter: str = field(metadata={"help": "Folder of the adapter, or of a merged model."})
+    adapter: str = field(metadata={"help": "Folder or Hub id of the adapter, or of a merged model."})
     prompt: str | None = field(default=None, metadata={"help": "One prompt."})
     messages: str | None = field(
         default=None,
@@ -213,10 +261,10 @@ class GenerateArguments:
 
 
 @dataclass
-class ChatArguments:
+class ChatArguments(PlacingOptions):
     """Options of `chat`. Type /reset to begin a new conversation, and /exit or Ctrl-D to end."""
 
-    adapter: str = field(metadata={"help": "Folder of the adapter, or of a merged model."})
+    adapter: str = field(metadata={"help": "Folder or Hub id of the adapter, or of a merged model."})
     system: str | None = field(default=None, metadata={"help": "A system prompt."})
     max_new_tokens: int = field(default=512, metadata={"help": "Limit of an answer, in tokens."})
     do_sample: bool = field(default=False, metadata={"help": "Sample warmup and answer instead of greedy decoding."})
@@ -228,10 +276,10 @@ class ChatArguments:
 
 
 @dataclass
-class MergeArguments:
+class MergeArguments(LoadingOptions):
     """Options of `merge`."""
 
-    adapter: str = field(metadata={"help": "Folder of the adapter."})
+    adapter: str = field(metadata={"help": "Folder or Hub id of the adapter."})
     output_dir: str = field(metadata={"help": "Folder of the merged model; it appears when it is complete."})
     dtype: Literal["float32", "bfloat16", "float16"] | None = field(
         default=None, metadata={"help": "Dtype of the merged weights; by default that of the base model."}
@@ -251,6 +299,15 @@ class MergeArguments:
     )
     task: str | None = field(default=None, metadata={"help": f"Task of these questions. {TASK_HELP}"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the model in output_dir."})
+    device: str | None = field(
+        default=None,
+        kw_only=True,
+        metadata={
+            "help": "Device to merge on; by default the CPU, so that a model can be merged beside a card that is too "
+            "small for its dequantised weights, unless the CPU cannot compute with the quantised ones."
+        },
+    )
+    max_shard_size: str = field(default="5GB", metadata={"help": "The largest file of merged weights, as in 5GB."})
 
 
 @dataclass

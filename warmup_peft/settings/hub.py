@@ -41,11 +41,12 @@ def stay_offline_without_the_hub(options: Mapping[str, Any]) -> None:
 
 
 def names_in(options: Mapping[str, Any]) -> list[str]:
-    """The models and data sets that the options name, and those that an adapter's folder among them names."""
+    """The models, adapters and data sets that the options name, and those that an adapter's folder names."""
     names = [options.get(name) for name in ("model_name_or_path", "dataset_name")]
     for folder in (options.get(name) for name in ("adapter", "run", "sft")):
-        for file, keys in FOLDERS.items():
-            names.append(value_in(Path(folder, file), keys) if folder else None)
+        if folder:
+            names += [value_in(Path(folder, file), keys) for file, keys in FOLDERS.items()]
+            names.append(folder if "/" in folder and not Path(folder).parent.is_dir() else None)
     return [name for name in names if isinstance(name, str) and name]
 
 

@@ -150,6 +150,22 @@ def strict_parser(kinds: Sequence[type]) -> TrlParser:
     return StrictParser(kinds, allow_abbrev=False, add_help=False)
 
 
+def split_options(kind: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that set options of this dataclass, each with its value, and all other words."""
+    flags = {f"--{option.name}" for option in dataclasses.fields(kind)}
+    own, others = [], []
+    words = iter(argv)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in flags:
+            others.append(word)
+        elif value:
+            own.append(word)
+        else:
+            own += [word, *(following for following in [next(words, None)] if following is not None)]
+    return own, others
+
+
 def split_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The file behind `--config`, and the other words. Raises ValueError where it is missing, or named twice."""
     if sum(word.split("=")[0] == "--config" for word in argv) > 1:

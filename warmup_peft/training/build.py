@@ -78,7 +78,9 @@ def trainer_arguments(settings: TrainingSettings) -> dict[str, Any]:
         "model": model.model_name_or_path,
         "train_dataset": train_dataset,
         "eval_dataset": eval_dataset,
-        "processing_class": load_tokenizer(model.model_name_or_path, model.model_revision),
+        "processing_class": load_tokenizer(
+            model.model_name_or_path, model.model_revision, trust_remote_code=args.trust_remote_code
+        ),
         "quantization_config": get_quantization_config(model),
         "peft_config": get_peft_config(model),
     }

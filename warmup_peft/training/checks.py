@@ -6,15 +6,16 @@ import itertools
 import re
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
-from warmup_peft.inference.loading import check_is_no_adapter, is_of_adapter, why_no_base
+from warmup_peft.inference.loading import check_is_no_adapter
 from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.conversations import check_conversations, datasets_of
 
+LOST_WHEN_LOADED = ("pissa_niter_", "corda", "lora_ga")  # random numbers, or statistics of data
 LOGITS_HOOKS = ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func")
 
 
@@ -45,9 +46,9 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
     for name, dataset in datasets_of(arguments).items():
         check_columns(name, dataset, args)
     check_adapters(adapter_configs(arguments["model"], arguments.get("peft_config")), args)
-    check_frozen_base(arguments["model"], args)
     check_model_config(model_config(arguments["model"], args), args)
     check_parallelism(args)
+    check_one_device(arguments["model"], args)
 
 
 def model_config(model: str | PreTrainedModel, args: WarmupSFTConfig) -> PretrainedConfig:
@@ -116,13 +117,12 @@ def check_adapters(configs: list[Any], args: WarmupSFTConfig) -> None:
                 "An adapter on `lm_head` is not supported by TRL's SFTTrainer nor here. Remove 'lm_head' from "
                 "target_modules ('all-linear' leaves it out by itself)."
             )
-    for config in configs:
-        reason = why_no_base(config)
-        if needs_base(args) and reason is not None:
+        init = str(getattr(config, "init_lora_weights", "")).lower()
+        if init.startswith(LOST_WHEN_LOADED):
             raise ValueError(
-                f"{reason}, so the model with its adapter off is no longer the base that the anchor and "
-                "warmup_source base need. Leave that option at its default, or set warmup_anchor to 0 and "
-                "warmup_source to 'policy'."
+                f"init_lora_weights='{init}' changes the base by what peft cannot compute again from the saved "
+                "folder, so the trained adapter would not fit its base. Set init_lora_weights to 'pissa', 'olora' or "
+                "true."
             )
     if args.warmup_anchor > 0 and args.warmup_source != "base" and not configs:
         raise ValueError(
@@ -130,24 +130,6 @@ def check_adapters(configs: list[Any], args: WarmupSFTConfig) -> None:
             "has no adapter. Pass a peft_config (such as peft.LoraConfig), set warmup_source to base, whose anchor "
             "needs none, or set warmup_anchor to 0."
         )
-
-
-def needs_base(args: WarmupSFTConfig) -> bool:
-    """Whether the training computes with the model whose adapter is off."""
-    return args.warmup_anchor > 0 or args.warmup_source == "base"
-
-
-def check_frozen_base(model: str | PreTrainedModel, args: WarmupSFTConfig) -> None:
-    """A PeftModel that the caller made may train weights of its base, which stay when the adapter is off."""
-    if not isinstance(model, PeftModel) or not needs_base(args):
-        return
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not is_of_adapter(name, model):
-            raise ValueError(
-                f"The model trains {name}, a weight of the base itself, so the model with its adapter off is no "
-                "longer the base that the anchor and warmup_source base need. Freeze it (requires_grad_(False)), name "
-                "its module in modules_to_save, or set warmup_anchor to 0 and warmup_source to 'policy'."
-            )
 
 
 def targets_lm_head(peft_config: Any) -> bool:
@@ -187,6 +169,31 @@ def check_parallelism(args: WarmupSFTConfig) -> None:
         )
 
 
+def check_one_device(model: str | PreTrainedModel, args: WarmupSFTConfig) -> None:
+    """Refuse what transformers would wrap into DataParallel; a model that is spread over several devices is not."""
+    places = set((getattr(model, "hf_device_map", None) or {}).values())
+    if not isinstance(model, str) and args.n_gpu > 1 and len(places) < 2:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs, and transformers would run the model in copies (DataParallel), "
+            "which do not sample warmups. Set CUDA_VISIBLE_DEVICES=0, or start one process for each GPU with "
+            "`accelerate launch`, or with warmup-peft train --accelerate_config multi_gpu."
+        )
+
+
+def why_no_span(labels: list[int]) -> str | None:
+    """In words, why these labels are not one prompt followed by one target; None if they are, or have no target."""
+    supervised = [label != -100 for label in labels]
+    if supervised and supervised[0]:
+        return "has no prompt before its target. Give it a non-empty prompt."
+    starts = sum(now and not before for before, now in itertools.pairwise(supervised))
+    if starts > 1:
+        return (
+            f"has {starts} supervised spans (several assistant turns?), but a warmup stands before one target. Split "
+            "it into one row for each answer, as prompt and completion."
+        )
+    return None
+
+
 def check_spans(name: str, dataset: Dataset) -> None:
     """Every prepared row must be one prompt followed by one target.
 
@@ -194,17 +201,33 @@ def check_spans(name: str, dataset: Dataset) -> None:
         ValueError: naming the first row that is not.
     """
     for row, labels in enumerate(dataset["labels"], 1):
-        supervised = [label != -100 for label in labels]
-        if supervised and supervised[0]:
-            raise ValueError(
-                f"Row {row} of the {name} dataset has no prompt before its target. Give it a non-empty prompt."
+        reason = why_no_span(labels)
+        if reason:
+            raise ValueError(f"Row {row} of the {name} dataset {reason}")
+
+
+def checked_stream(name: str, stream: IterableDataset, context: int | None, extra_tokens: int) -> IterableDataset:
+    """Prepared rows, each looked at when it comes: what the other checks see before the training.
+
+    Args:
+        context: of the model, in tokens.
+        extra_tokens: what warmup and separator take at most.
+    """
+
+    def check(row: dict[str, Any], number: int) -> dict[str, Any]:
+        reason = why_no_span(row["labels"])
+        if reason is None and all(label == -100 for label in row["labels"]):
+            reason = "has no target: all of its labels are -100. Remove it."
+        if reason is None and context is not None and len(row["input_ids"]) + extra_tokens > context:
+            reason = (
+                f"has {len(row['input_ids'])} tokens; with warmup and separator ({extra_tokens}) that is more than "
+                f"the model's context of {context}. Set max_length lower."
             )
-        starts = sum(now and not before for before, now in itertools.pairwise(supervised))
-        if starts > 1:
-            raise ValueError(
-                f"Row {row} of the {name} dataset has {starts} supervised spans (several assistant turns?), but a "
-                "warmup stands before one target. Split it into one row for each answer, as prompt and completion."
-            )
+        if reason:
+            raise ValueError(f"Row {number + 1} of the {name} stream {reason}")
+        return row
+
+    return stream.map(check, with_indices=True)
 
 
 def check_targets(name: str, dataset: Dataset) -> None:

@@ -21,9 +21,9 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
-from warmup_peft.inference.loading import is_of_adapter, why_no_base
+from warmup_peft.inference.loading import is_of_adapter
 from warmup_peft.method.branches import IGNORE_INDEX
-from warmup_peft.method.model import without_peft_wrapper
+from warmup_peft.method.model import adapter_off, keeps_initial_weights, without_peft_wrapper
 from warmup_peft.settings.options import DEFAULT_ANCHOR
 from warmup_peft.settings.traits import SOURCE_TRAITS
 from warmup_peft.training.checks import has_transform
@@ -62,9 +62,8 @@ def own_settings(args: WarmupSFTConfig, adapters: list[PeftConfig]) -> WarmupSFT
     choose_learning_rate(own, has_adapter=bool(adapters))
     own.check_warmup_options()  # again: they may have been changed since they were made
     if own.warmup_anchor is None:
-        has_base = adapters and not any(map(why_no_base, adapters))
         may_be_anchored = SOURCE_TRAITS[own.warmup_source].may_be_anchored
-        has_anchor = own.warmup_source == "base" or (has_base and may_be_anchored)
+        has_anchor = own.warmup_source == "base" or (adapters and may_be_anchored)
         own.warmup_anchor = DEFAULT_ANCHOR if has_anchor else 0.0
     return own
 
@@ -185,20 +184,23 @@ def prompts_of(dataset: Dataset) -> Iterator[np.ndarray]:
 def base_fingerprint(model: PreTrainedModel | PeftModel) -> str:
     """Of all weights without the adapter (shapes, types, every value) and of what scales positions.
 
-    The same on every device; two to four seconds for each GiB on one busy CPU core.
+    Of a model that keeps its initial weights, these, with the adapter's. The same on every device; two to four seconds
+    for each GiB on one busy CPU core.
     """
     base = without_peft_wrapper(model)
     config = base.config.get_text_config().to_dict()
     seen = hashlib.blake2b(repr(sorted((k, v) for k, v in config.items() if "rope" in k)).encode(), digest_size=8)
     saved = base.state_dict().keys()
     buffers = ((name, buffer) for name, buffer in base.named_buffers() if name in saved)
-    for name, values in (*base.named_parameters(), *buffers):
-        if isinstance(model, PeftModel) and is_of_adapter(name, model):
-            continue
-        quantized = getattr(values, "quant_state", None)
-        scales = (getattr(quantized, "absmax", None), getattr(getattr(quantized, "state2", None), "absmax", None))
-        for tensor in (values, *(x for x in scales if x is not None)):
-            seen.update(repr((tuple(tensor.shape), str(tensor.dtype), checksums(tensor))).encode())
+    skips_adapter = isinstance(model, PeftModel) and not keeps_initial_weights(model)
+    with adapter_off(model):
+        for name, values in (*base.named_parameters(), *buffers):
+            if skips_adapter and is_of_adapter(name, model):
+                continue
+            quantized = getattr(values, "quant_state", None)
+            scales = (getattr(quantized, "absmax", None), getattr(getattr(quantized, "state2", None), "absmax", None))
+            for tensor in (values, *(x for x in scales if x is not None)):
+                seen.update(repr((tuple(tensor.shape), str(tensor.dtype), checksums(tensor))).encode())
     return seen.hexdigest()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.method.branches import Tokens, Warmups, no_warmups, shuffled_warmups
 from warmup_peft.method.encoding import Encoded
+from warmup_peft.method.model import random_numbers_from
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
 from warmup_peft.training.base_sampler import BaseSampler
 from warmup_peft.training.config import WarmupSFTConfig
@@ -25,6 +26,20 @@ from warmup_peft.training.engine import pool_sampler
 from warmup_peft.training.pool import POOL_NAME, SampleFunction, WarmupPool
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def random_numbers_of_rank(accelerator: Accelerator) -> Iterator[None]:
+    """Random numbers that no other rank has: all ranks begin with the same seed.
+
+    They follow from the rank's own, so that a run repeats itself and resumes; one process goes on with its own.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    seed = int(torch.randint(2**48, ())) + accelerator.process_index
+    with random_numbers_from(seed, accelerator.device):
+        yield
 
 
 class Policy:

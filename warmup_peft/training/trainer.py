@@ -21,12 +21,18 @@ from transformers.utils.logging import get_logger
 from trl import SFTTrainer
 
 from warmup_peft.inference.generation import end_token_ids
-from warmup_peft.inference.loading import context_length
+from warmup_peft.inference.loading import context_length, switches_off
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place, save_as_it_is
 from warmup_peft.method.branches import Branches, Tokens, Warmups, split_examples
 from warmup_peft.method.encoding import Encoded, PromptEncoder
 from warmup_peft.method.importance import RatioBounds, corrected, with_source
-from warmup_peft.method.model import adapter_off, evaluation_mode, random_numbers_from, without_peft_wrapper
+from warmup_peft.method.model import (
+    adapter_off,
+    evaluation_mode,
+    keep_initial_weights,
+    random_numbers_from,
+    without_peft_wrapper,
+)
 from warmup_peft.method.objective import Credit, Scores, credit_of, hindsight_credit, over_length, warmup_loss
 from warmup_peft.method.predictions import Predictions
 from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings
@@ -36,9 +42,11 @@ from warmup_peft.training.checkpoints import checkpoint_to_resume, last_checkpoi
 from warmup_peft.training.checks import (
     adapter_configs,
     check_context,
+    check_one_device,
     check_spans,
     check_targets,
     check_trainer_arguments,
+    checked_stream,
     memory_advice,
     model_config,
 )
@@ -66,7 +74,7 @@ from warmup_peft.training.monitor import Ratios, WarmupMonitor
 from warmup_peft.training.pool import SampleFunction, WarmupPool
 from warmup_peft.training.pushing import PushesListedFiles
 from warmup_peft.training.saving import SavesWholeFolders
-from warmup_peft.training.sources import SOURCES, DataWarmups, Policy
+from warmup_peft.training.sources import SOURCES, DataWarmups, Policy, random_numbers_of_rank
 
 logger = get_logger(__name__)
 
@@ -128,9 +136,13 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         check_engine(args, model_config(arguments["model"], args), quantization)
         super().__init__(*call.args[1:], **call.kwargs)
 
+        check_one_device(self.model, self.args)  # TRL may have put a model that was named on one of several GPUs
         keep_4bit_weights_in_place(self.model)
         save_as_it_is(without_peft_wrapper(self.model))
         name_the_base(self.model)
+        needs_base = args.warmup_anchor > 0 or args.warmup_source == "base"
+        if needs_base and isinstance(self.model, PeftModel) and not switches_off(self.model):
+            keep_initial_weights(self.model)
         self.model_accepts_loss_kwargs = True  # so that the targets of the accumulated batch are always counted
         self.data_record: dict[str, Any] = data_record
         self.encoder = PromptEncoder(
@@ -233,15 +245,19 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             encoded: the B prompts.
         """
         source = self._eval_source if self._mode == "eval" else self.source
-        try:
-            warmups = source.sample(self.accelerator.unwrap_model(model), encoded, epoch=int(self.state.epoch or 0))
-        except NaNLogitsError as error:
-            self._stop_at_nan(error.rows)
-        if self._data_warmups is not None and self._mode == "train":
-            warmups = self._data_warmups.put_first(warmups, encoded.prompt)
-        if self.args.warmup_dropout == 0 or self._mode == "eval":
-            return warmups
-        return warmups.emptied(torch.rand(warmups.lengths.shape, device=warmups.ids.device) < self.args.warmup_dropout)
+        with random_numbers_of_rank(self.accelerator):
+            try:
+                warmups = source.sample(
+                    self.accelerator.unwrap_model(model), encoded, epoch=int(self.state.epoch or 0)
+                )
+            except NaNLogitsError as error:
+                self._stop_at_nan(error.rows)
+            if self._data_warmups is not None and self._mode == "train":
+                warmups = self._data_warmups.put_first(warmups, encoded.prompt)
+            if self.args.warmup_dropout == 0 or self._mode == "eval":
+                return warmups
+            left_out = torch.rand(warmups.lengths.shape, device=warmups.ids.device) < self.args.warmup_dropout
+            return warmups.emptied(left_out)
 
     def score_warmups(self, encoded: Encoded, warmups: Warmups, target: Tokens) -> Scores:
         """What the objective needs of (B, K) warmups, with gradient where one flows.
@@ -444,7 +460,8 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             )
         if not isinstance(dataset, Dataset):
             rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
-            return with_opening(rows, self.warmup_format.opening_ids)
+            rows = with_opening(rows, self.warmup_format.opening_ids)
+            return checked_stream(dataset_name, rows, self._context, self._branch_overhead)
         whole_args = copy.copy(args)
         whole_args.max_length, whole_args.shuffle_dataset = None, False
         whole = super()._prepare_dataset(dataset, processing_class, whole_args, packing, formatting_func, dataset_name)

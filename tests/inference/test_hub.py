@@ -1,0 +1,113 @@
+"""Adapters and bases that are named by an id on the Hub. Here they lie in a cache of its layout, without a network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from folders import argv_of, logiqa_folder, random_adapter, save_adapter, tree
+from huggingface_hub import constants
+
+from warmup_peft.cli.main import main
+from warmup_peft.inference.hub import local_folder, with_local_folder
+from warmup_peft.settings.arguments import GenerateArguments
+
+COMMITS = ("0" * 39 + "1", "0" * 39 + "2")
+
+
+def put_into_cache(cache: Path, repo: str, folder: Path, commit: str, ref: str = "main") -> Path:
+    """As a download leaves it: files are links to blobs."""
+    place = cache / f"models--{repo.replace('/', '--')}"
+    snapshot = place / "snapshots" / commit
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        blob, link = place / "blobs" / f"{commit[-1]}-{path.name}", snapshot / path.relative_to(folder)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, blob)
+        link.symlink_to(blob)
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs" / ref).write_text(commit)
+    return snapshot
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_folder_comes_first(adapter, monkeypatch):
+    monkeypatch.chdir(adapter.parent.parent)
+    name = f"{adapter.parent.name}/{adapter.name}"  # looks like an id
+    assert local_folder(name) == name
+    with pytest.raises(ValueError, match=r"is a local folder, which has no revisions\. Leave --revision=main out"):
+        local_folder(name, "main")
+
+
+def test_an_id_is_found_in_the_cache_at_its_revision(adapter, cache):
+    snapshots = [
+        put_into_cache(cache, "me/adapter", adapter, commit, ref) for commit, ref in zip(COMMITS, ("main", "v2"))
+    ]
+    assert local_folder("me/adapter") == str(snapshots[0])
+    assert local_folder("me/adapter", "v2") == str(snapshots[1])
+    options = with_local_folder(GenerateArguments("me/adapter", revision=COMMITS[1]))
+    assert (options.adapter, options.revision) == (str(snapshots[1]), None)
+    with pytest.raises(ValueError, match=r"^The folder me/adapter .* at revision v3 \(it is not in the cache"):
+        local_folder("me/adapter", "v3")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "nowhere"])
+def test_what_is_no_id_is_left_to_who_reads_the_folder(name):
+    assert local_folder(name) == name
+
+
+def test_a_typing_error_in_a_folder_is_no_id(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert local_folder("runs/mien") == "runs/mien"
+
+
+@pytest.mark.parametrize("name", ["me/gone", "me/--odd.."])
+def test_an_id_that_nobody_has_is_refused(name, cache):
+    with pytest.raises(ValueError, match=rf"^The folder {name} .* there is no such repo on the Hub \("):
+        local_folder(name)
+
+
+def test_commands_answer_score_and_merge_from_the_cache_and_leave_it_alone(adapter, cache, tmp_path, capsys, refusal):
+    put_into_cache(cache, "me/adapter", adapter, COMMITS[0], "v2")
+    data = logiqa_folder(tmp_path / "data")
+    before = tree(cache)
+    assert main(argv_of("generate", adapter="me/adapter", revision="v2", prompt="Q: one?", max_new_tokens=4)) == 0
+    argv = argv_of("evaluate", adapter="me/adapter", revision="v2", dataset_name=data, task="logiqa", max_samples=2)
+    assert main([*argv, "--compare_base", "false"]) == 0
+    assert "me/adapter is on the Hub, so its scores are not saved" in capsys.readouterr().out
+    merged = tmp_path / "merged"
+    argv = argv_of("merge", adapter="me/adapter", revision="v2", output_dir=merged, max_samples=0)
+    assert main(argv) == 0
+    assert (merged / "model.safetensors").is_file()
+    assert tree(cache) == before
+    capsys.readouterr()
+    argv = argv_of("inspect", run="me/adapter", revision="v2", dataset_name=data, task="logiqa")
+    assert "its report needs a folder. Add --output_dir" in refusal(*argv)
+
+
+@pytest.mark.slow
+def test_base_and_adapter_of_the_hub_without_a_network(model_folder, tokenizer, lora, tmp_path):
+    """A process of its own, whose only knowledge of both is the cache."""
+    cache = tmp_path / "home" / "hub"
+    put_into_cache(cache, "me/base", Path(model_folder), COMMITS[0])
+    adapter = save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, "me/base")
+    for name in ("adapter_config.json", "warmup_training.json"):
+        path = adapter / name
+        path.write_text(path.read_text().replace(model_folder, "me/base"))
+    put_into_cache(cache, "me/adapter", adapter, COMMITS[1])
+    argv = argv_of("generate", adapter="me/adapter", prompt="Q: one?", max_new_tokens=4)
+    command = [sys.executable, "-m", "warmup_peft.cli", *argv]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "warmup: " in done.stderr

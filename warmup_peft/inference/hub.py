@@ -1,0 +1,72 @@
+"""Folders that are named by an id on the Hub: found in the cache, or downloaded into it. Writes nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from warmup_peft.files import first_line
+from warmup_peft.inference.folder import DECODING_NAME, PUSHED, looks_like_a_path
+
+
+def local_folder(name: str, revision: str | None = None) -> str:
+    """The folder of that name, or the local copy of a repo on the Hub. A folder comes first.
+
+    Without a network (or with HF_HUB_OFFLINE=1) it has to be in the cache. Code of the repo is downloaded, not run.
+
+    Args:
+        name: folder, or `<user or organisation>/<name>`.
+        revision: branch, tag or commit; by default the repo's main branch.
+
+    Raises:
+        ValueError: there is neither a folder nor such a repo, or a revision is given for a folder.
+    """
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(f"{name} is a local folder, which has no revisions. Leave --revision={revision} out.")
+        return name
+    if looks_like_a_path(name) or "/" not in name:
+        return name  # who reads it says that it does not exist
+    if Path(name).parent.is_dir():
+        return name  # in a folder that is here: a typing error, and no id
+    try:
+        return snapshot_download(name, revision=revision, allow_patterns=[*PUSHED, DECODING_NAME])
+    except (OSError, HFValidationError) as error:  # the Hub's errors are OSErrors
+        at = "" if revision is None else f" at revision {revision}"
+        raise ValueError(
+            f"The folder {name} does not exist, and there is no such repo on the Hub{at} ({reason_of(error)}). Name "
+            "the output_dir of a training or of a merge, or an id on the Hub."
+        ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why a repo cannot be had, in few words."""
+    known = {
+        LocalEntryNotFoundError: "it is not in the cache, and the Hub was not asked or did not answer",
+        RepositoryNotFoundError: "or it is private: log in with `hf auth login`",
+        RevisionNotFoundError: "the repo has other revisions",
+    }
+    return next((words for kind, words in known.items() if isinstance(error, kind)), first_line(error))
+
+
+def with_local_folder(options: Any, field: str = "adapter") -> Any:
+    """The same options with a local folder in place of an id on the Hub.
+
+    Args:
+        options: dataclass with `revision`.
+        field: which of its fields names the folder.
+
+    Raises:
+        ValueError: as `local_folder`.
+    """
+    folder = local_folder(getattr(options, field), options.revision)
+    return dataclasses.replace(options, **{field: folder, "revision": None})

@@ -203,7 +203,7 @@ def test_the_initial_weights_hold_while_logits_are_made_in_the_backward_pass(
     monkeypatch.setattr(predictions, "PIECE", 3 * model.config.vocab_size + 1)
     monkeypatch.setattr(predictions.Head, "__call__", lambda *args: calls.append(len(args[1])) or own_head(*args))
     in_pieces = loss_and_gradient(trainer, "always", sampled[0])
-    assert max(calls) == 3
+    assert calls.count(3) > 10  # pieces
     monkeypatch.setattr(predictions, "PIECE", 2**25)
     trainer._reference = lambda encoded, *asked: encoded.again(initial).predictions(*asked)
     loss, gradient = loss_and_gradient(trainer, "always", sampled[0])

@@ -410,9 +410,9 @@ def test_a_cache_that_holds_something_is_refused(base, config, tokenizer):
 
 
 def test_a_folder_without_settings_is_refused(base, batch, tmp_path):
-    with pytest.raises(ValueError, match=r"There is no .*warmup_config.json. Pass warmup_config"):
+    with pytest.raises(ValueError, match=r"There is no .*warmup_config.json. Pass a warmup adapter"):
         warmup_generate(base, **batch, warmup_config=tmp_path)
-    with pytest.raises(ValueError, match="Pass warmup_config"):
+    with pytest.raises(ValueError, match=r"warmup_config is missing\. Pass a warmup adapter"):
         warmup_generate(base, **batch)
 
 

@@ -407,7 +407,7 @@ def trained_on(rows, model_folder, tokenizer, tmp_path, **settings):
 
 def test_a_row_without_a_prompt_is_refused(model_folder, tokenizer, tmp_path):
     rows = [*EXAMPLES, {"prompt": "", "completion": "alone"}]
-    with pytest.raises(ValueError, match=f"^Row {len(EXAMPLES)} of the train dataset has no prompt"):
+    with pytest.raises(ValueError, match=f"^Row {len(EXAMPLES) + 1} of the train dataset has no prompt"):
         trained_on(rows, model_folder, tokenizer, tmp_path)
 
 

@@ -286,7 +286,7 @@ def test_without_warmups_the_loss_is_sfts_on_rows_with_the_separator(
     with_separator = examples.map(lambda row: {"prompt": row["prompt"] + SEPARATOR})
     args = SFTConfig(
         str(tmp_path), bf16=False, report_to="none", gradient_checkpointing=False, per_device_train_batch_size=4,
-        max_steps=2, logging_steps=1,
+        max_steps=2, logging_steps=1, learning_rate=trainer.args.learning_rate,
     )  # fmt: skip
     plain = SFTTrainer(
         model=model_folder, args=args, train_dataset=with_separator, processing_class=tokenizer, peft_config=lora

@@ -6,8 +6,8 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from warmup_peft import __version__
@@ -44,6 +44,7 @@ class Command:
         needs_compare: whether it needs the packages of warmup_peft[compare].
         has_arms: whether its help lists the arms of a comparison.
         first_word: an option that may be given as the first word, without its name.
+        overrides: options that it sets itself, whatever the recipe says.
     """
 
     help: str
@@ -52,6 +53,7 @@ class Command:
     needs_compare: bool = False
     has_arms: bool = False
     first_word: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 TRAINING = (WarmupOptions, arguments.RunOptions)
@@ -69,6 +71,7 @@ COMMANDS = {
         "Sample the warmups of warmup_source 'base' and train nothing: warmup-peft sample --config recipe.yaml",
         (arguments.SampleOptions, *LAUNCHED),
         has_trls=True,
+        overrides={"warmup_source": "base"},
     ),
     "evaluate": Command(
         "Score an adapter and its base on held-out questions: warmup-peft evaluate --adapter <folder>",
@@ -176,7 +179,7 @@ def quick_options(command: Command, argv: list[str]) -> dict[str, Any]:
     if not command.has_trls:
         return {name: value for part in parse(command.options, argv) for name, value in vars(part).items()}
     set_environment_of(argv)  # some libraries read it when they are imported
-    return check_early(command.options, argv)
+    return check_early(command.options, argv, command.overrides)
 
 
 def take_debug(argv: Sequence[str]) -> tuple[bool, list[str]]:

@@ -60,13 +60,10 @@ def warmup_generate(
         if num_warmups == 1:
             return decode_prepared(model, inputs, **settings, **kwargs)
         _check_vote(num_warmups, return_warmup, vars(kwargs["generation_config"]))
-        several = {
-            name: value.repeat_interleave(num_warmups, 0) if _is_of_rows(value, len(inputs)) else value
-            for name, value in kwargs.items()
-        }
-        settings["sample_warmup"] = True
-        result = decode_prepared(model, inputs.repeat_interleave(num_warmups, 0), **settings, **several)
-        return _most_frequent(result, num_warmups, inputs.size(1))
+        of_rows = [n for n, x in kwargs.items() if isinstance(x, Tensor) and x.dim() > 1 and len(x) == len(inputs)]
+        several = kwargs | {name: kwargs[name].repeat_interleave(num_warmups, 0) for name in of_rows}
+        several |= {"input_ids": inputs.repeat_interleave(num_warmups, 0), "sample_warmup": True}
+        return _most_frequent(decode_prepared(model, **settings, **several), num_warmups, inputs.size(1))
     generate = type(model).generate  # the model's own may be this very function
     input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
     if input_ids is None or input_ids.dim() != 2 or input_ids.size(1) == 0:
@@ -249,18 +246,13 @@ def _check_vote(num_warmups: int, keeps_more: Any, given: dict[str, Any]) -> Non
         raise ValueError("num_warmups must be 1 or more, with one answer each: no beams, dictionary or streamer.")
 
 
-def _is_of_rows(value: Any, count: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 1 and value.size(0) == count
-
-
 def _read_config(config: Any) -> Any:
     if config is not None and not isinstance(config, str | Path):
         return config
-    if config is None:
-        raise ValueError("warmup_config is missing. Pass a warmup adapter's folder; or decode with `generate`.")
-    path = Path(config, "warmup_config.json")
-    if not path.is_file():
-        raise ValueError(f"There is no {path}. Pass a warmup adapter's folder; or decode with `generate`.")
+    path = Path(config or "", "warmup_config.json")
+    if config is None or not path.is_file():
+        missing = "warmup_config is missing" if config is None else f"There is no {path}"
+        raise ValueError(f"{missing}. Pass a warmup adapter's folder; or decode with `generate`.")
     return SimpleNamespace(**{"end_token_ids": [], **json.loads(path.read_text(encoding="utf-8"))})
 
 

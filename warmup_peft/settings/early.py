@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -26,8 +26,13 @@ PLAIN_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "dict": dic
                "Literal": Literal}  # fmt: skip
 
 
-def check_early(kinds: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
+def check_early(
+    kinds: Sequence[type], argv: Sequence[str], overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Check the options of a command that has TRL's, beside `kinds`, and return those that are set.
+
+    Args:
+        overrides: what the command itself sets, whatever the recipe says.
 
     Raises:
         ValueError: an unknown option, a value of the wrong kind, a file that is missing or no YAML mapping, or an
@@ -42,6 +47,7 @@ def check_early(kinds: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
     fields = {name: hint for name, hint in fields.items() if name not in option_hints(known)}
     options = [(name, hint, dataclasses.field(default=None)) for name, hint in fields.items()]
     recipe = Recipe.read(argv, *known, dataclasses.make_dataclass("TrainingOptions", options))
+    recipe = recipe.with_overrides(overrides or {})
     (own,) = recipe.restricted_to(WarmupOptions).settings()
     own.check_warmup_options()
     return recipe.values

@@ -105,8 +105,9 @@ def sampled_logps(encoded: Encoded, warmups: Warmups, settings: SamplingSettings
     """(B, K) log-probability in nats of the very tokens that were sampled, whichever end token stands among them."""
     each = dataclasses.replace(settings, closing_id=None)
     is_sampled = prefix_mask(warmups.num_decisions, warmups.ids.size(-1))
-    logits = encoded.predictions(Branches(warmups.ids, is_sampled, is_sampled), is_sampled)
-    return sums_where(is_sampled, each.logps(logits, warmups.ids[is_sampled]))
+    predictions = encoded.predictions(Branches(warmups.ids, is_sampled, is_sampled), is_sampled)
+    measured = predictions.measure(lambda *x: {"logp": each.logps(*x)}, warmups.ids[is_sampled])
+    return sums_where(is_sampled, measured["logp"])
 
 
 class EngineSampler:

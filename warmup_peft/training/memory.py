@@ -17,12 +17,12 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoModelForCausalLM, PretrainedConfig
@@ -171,18 +171,14 @@ def without_numbers(value: Any) -> Any:
     return torch.empty_like(value, device="meta") if isinstance(value, Tensor) and not value.is_meta else value
 
 
-class FusedAttention(TorchFunctionMode):
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor:
     """Attention as one kernel, which on the meta device would be matrix products that keep all scores."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is not F.scaled_dot_product_attention:
-            return function(*args, **kwargs)
-        mask = kwargs.get("attn_mask")
-        if mask is not None:
-            mask = torch.empty(mask.shape, dtype=args[0].dtype, device="meta")  # kernels take no mask of bools
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return kernel(*args, is_causal=kwargs.get("is_causal", False), attn_mask=mask)[0]
+    if attn_mask is not None:  # kernels take no mask of bools
+        attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device="meta")
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(query, key, value, is_causal=kwargs.get("is_causal", False), attn_mask=attn_mask)[0]
 
 
 def predicted_memory(config: PretrainedConfig, step: Step) -> PredictedMemory:
@@ -227,7 +223,8 @@ def of_model(model: PeftModel, step: Step) -> PredictedMemory:
         pad_token_id=0,
         closing_id=0 if step.learn_separator else None,
     )
-    with AliveOnMeta() as alive, FusedAttention():
+    # in the module itself, since the backward pass may compute in a thread of its own
+    with AliveOnMeta() as alive, patch.object(F, "scaled_dot_product_attention", fused_attention):
         alive.moment = "prompts"
         encoded = (SharedPrefix if shares else PlainRows)(model, model, prompt)
         with_prompts = alive.now
@@ -255,7 +252,7 @@ def of_model(model: PeftModel, step: Step) -> PredictedMemory:
 def model_on_meta(config: PretrainedConfig, step: Step) -> PeftModel:
     """The model with its adapter, in training mode."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=step.dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, dtype=step.dtype)
     if step.load_in_4bit:
         put_in_nf4(model, step.dtype)
     model = get_peft_model(model, LoraConfig(**LORA))

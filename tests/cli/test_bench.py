@@ -49,6 +49,18 @@ def test_every_arm_is_timed_against_sft(options, tmp_path, capsys):
     assert all(name in out for name in ("anchored", "base", "jensen"))
 
 
+def test_what_cannot_be_predicted_is_measured_all_the_same(options, monkeypatch, capsys):
+    def fail(*_):
+        raise ValueError("The memory of llama cannot be predicted.")
+
+    monkeypatch.setattr(bench, "predicted_memory", fail)
+    options.arms = ["sft", "shared"]
+    shared = run_bench(options)["arms"][1]
+    assert shared["peak_bytes"] > 0
+    assert shared["predicted_bytes"] is None
+    assert "shared: The memory of llama cannot be predicted." in capsys.readouterr().out
+
+
 def test_arms_are_what_their_names_say(options, tmp_path):
     by_name = {arm.name: arm for arm in build_arms(options, str(tmp_path))}
     by_name["base"].step()
@@ -129,7 +141,8 @@ def test_without_a_card_the_batch_that_was_asked_for_is_predicted(options):
         (["--card_memory", "0", "--predict", "true"], "card_memory=0 cannot work. Set it to the card's GB, as in 24."),
         (["--card_memory", "24"], "card_memory is for predictions. Add --predict true, or leave it out."),
         (["--predict", "true", "--arms", "sft"], "arms=['sft'] cannot be predicted. Choose of plain, shared"),
-        (["--predict", "true", "--model_name_or_path", "./nowhere"], "./nowhere gives no configuration ("),
+        (["--predict", "true", "--model_name_or_path", "./nowhere"], "The model folder ./nowhere does not exist."),
+        (["--predict", "true", "--model_name_or_path", "nobody/nothing"], "nobody/nothing gives no configuration ("),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(refusal, words, message):

@@ -48,6 +48,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft.files import first_line, write_json
+from warmup_peft.inference.folder import looks_like_a_path
 from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer
 from warmup_peft.method.model import evaluation_mode
 from warmup_peft.method.objective import OBJECTIVES
@@ -154,6 +155,8 @@ def read_config(options: BenchArguments) -> PretrainedConfig:
         return LlamaConfig(
             **SHAPES[options.shape], max_position_embeddings=8192, bos_token_id=None, eos_token_id=1, pad_token_id=0
         )
+    if looks_like_a_path(name) and not Path(name).is_dir():
+        raise ValueError(f"The model folder {name} does not exist. Name a folder, or a model's id on the Hub.")
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, KeyError, ValueError) as error:
@@ -484,7 +487,10 @@ def run_bench(options: BenchArguments) -> dict[str, Any]:
         arms = build_arms(options, folder)
         measure(arms, options.steps)
     for arm in arms:
-        arm.predicted = predict(options, arm.name, options.batch_size)
+        try:
+            arm.predicted = predict(options, arm.name, options.batch_size)
+        except ValueError as error:  # what was measured is not lost for it
+            log_console().print(f"{arm.name}: {error}", soft_wrap=True, highlight=False)
     sft = statistics.median(next(arm for arm in arms if arm.name == "sft").seconds)
     result = {
         "settings": dataclasses.asdict(options),

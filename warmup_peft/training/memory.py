@@ -223,7 +223,7 @@ def of_model(model: PeftModel, step: Step) -> PredictedMemory:
         pad_token_id=0,
         closing_id=0 if step.learn_separator else None,
     )
-    # in the module itself, since the backward pass may compute in a thread of its own
+    # in the module itself, since torch's modes for functions are off where checkpointing computes again
     with AliveOnMeta() as alive, patch.object(F, "scaled_dot_product_attention", fused_attention):
         alive.moment = "prompts"
         encoded = (SharedPrefix if shares else PlainRows)(model, model, prompt)

@@ -101,6 +101,7 @@ def test_an_end_is_seen_when_it_is_sampled():
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1, 8, (200, 12), generator=generator)
     has_ended = torch.zeros(200, dtype=torch.bool)
+    ends = settings.ends_on(tokens.device)
     for length in range(1, 13):
-        has_ended |= settings.ends(tokens[:, max(length - 2, 0) : length])
+        has_ended |= ends(tokens[:, max(length - 2, 0) : length])
         assert torch.equal(has_ended, end_warmups(tokens[:, :length], settings).stopped)

@@ -127,13 +127,21 @@ class SamplingSettings:
         sampled = (probabilities_NV / torch.empty_like(probabilities_NV).exponential_()).argmax(-1, keepdim=True)
         return sampled, probabilities_NV.gather(1, sampled).log()
 
-    def ends(self, last_NS: Tensor) -> Tensor:
-        """(N,) whether the last one of these tokens ends a warmup, or completes the separator."""
-        ends = torch.tensor(self.end_token_ids, dtype=torch.long, device=last_NS.device)
-        is_end_N = torch.isin(last_NS[:, -1], ends)
-        if last_NS.size(1) < len(self.separator_ids):
-            return is_end_N
-        return is_end_N | (last_NS == torch.tensor(self.separator_ids, device=last_NS.device)).all(-1)
+    def ends_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """A function: the last tokens (N, S) -> (N,) whether the last one ends a warmup, or completes the separator.
+
+        It is made once for all tokens, since bringing the ids to an accelerator waits for it.
+        """
+        end_tokens = torch.tensor(self.end_token_ids, dtype=torch.long, device=device)
+        separator = torch.tensor(self.separator_ids, device=device)
+
+        def ends(last_NS: Tensor) -> Tensor:
+            is_end_N = torch.isin(last_NS[:, -1], end_tokens)
+            if last_NS.size(1) < len(separator):
+                return is_end_N
+            return is_end_N | (last_NS == separator).all(-1)
+
+        return ends
 
     def logps(self, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
         """(N,) log-probabilities in nats of tokens that `sample` gave, temperature and truncation included.
@@ -281,13 +289,13 @@ def sample_tokens(decoding: CachedDecoding | RowDecoding, settings: SamplingSett
     logps = torch.zeros(shape, device=device)
     going_on = torch.arange(len(tokens), device=device)
     has_ended = torch.zeros_like(going_on, dtype=torch.bool)
-    every = tokens_between_looks(device)
+    every, ends = tokens_between_looks(device), settings.ends_on(device)
     for length in range(1, settings.max_length + 1):
         token, logp = settings.sample(decoding.logits)
         tokens[going_on, length - 1], logps[going_on, length - 1] = token.squeeze(1), logp.squeeze(1)
-        has_ended |= settings.ends(tokens[going_on, max(length - len(settings.separator_ids), 0) : length])
+        has_ended |= ends(tokens[going_on, max(length - len(settings.separator_ids), 0) : length])
         if length % every == 0 or length == settings.max_length:
-            raise_at_nan(logps[:, :length], settings.num_warmups)
+            raise_at_nan(logps[:, max(length - every, 0) : length], settings.num_warmups)
             if has_ended.all() or length == settings.max_length:
                 break
             if decoding.can_drop_rows and pays_to_drop(has_ended, settings.max_length - length):

@@ -1,4 +1,4 @@
-"""What lies in a pool's folder, read by somebody else."""
+"""What lies in a pool's folder, read without the pool's own code."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from warmup_peft.method.branches import Branches, Warmups, prefix_mask
 from warmup_peft.method.encoding import PROBE_SEED, Encoded, distance, probe_prompts, tolerance_of
 from warmup_peft.method.model import evaluation_mode, random_numbers_from, without_peft_wrapper
 from warmup_peft.method.objective import token_logps
+from warmup_peft.method.predictions import Predictions
 from warmup_peft.method.prefix import SharedPrefix
 from warmup_peft.method.rows import PlainRows
 from warmup_peft.method.ways import WAYS, CachedDecoding, RowDecoding, from_kept_keys
@@ -158,6 +159,10 @@ class SamplingSettings:
         is_sampled = F.one_hot(ids_N, logits_NV.size(-1)).bool()
         return token_logps(logits_NV.masked_fill(is_out & ~is_sampled, -torch.inf), ids_N)
 
+    def logps_along(self, predictions: Predictions, ids_N: Tensor) -> Tensor:
+        """(N,) `logps` of N predictions, whose logits are made in pieces."""
+        return predictions.measure(lambda *x: {"logp": self.logps(*x)}, ids_N)["logp"]
+
     def _truncate(self, scores_NV: Tensor) -> Tensor:
         for warper in self._truncations():
             scores_NV = warper(None, scores_NV)
@@ -260,8 +265,7 @@ def why_wrong(way: Callable, model: PreTrainedModel, encoded: Encoded, settings:
     ids = tokens.unflatten(0, (-1, settings.num_warmups))
     mask = torch.ones_like(ids, dtype=torch.bool)
     predictions = PlainRows(model, model, encoded.prompt).predictions(Branches(ids, mask, mask), mask)
-    scored = predictions.measure(lambda *x: {"logp": settings.logps(*x)}, tokens.flatten())["logp"]
-    difference = distance(scored, logps.flatten())
+    difference = distance(settings.logps_along(predictions, tokens.flatten()), logps.flatten())
     if difference > tolerance_of(model).nats:
         return f"tokens would be sampled {difference:.2g} nats off their probability"
     return None

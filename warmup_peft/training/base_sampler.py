@@ -18,7 +18,7 @@ from warmup_peft.method.prefix import rope_limit
 from warmup_peft.method.rows import PlainRows
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
 from warmup_peft.training.dataset import tokenizer_fingerprint
-from warmup_peft.training.engine import TOLERANCE, sampled_logps
+from warmup_peft.training.engine import TOLERANCE, nats_a_token, sampled_logps
 from warmup_peft.training.pool import SampleFunction
 
 IDENTITY = ("max_length", "end_token_ids", "separator_ids", "temperature", "top_k", "top_p", "min_p")
@@ -90,7 +90,7 @@ class BaseSampler:
             raise ValueError(f"The server sampled the token {largest}, which this base model does not know.")
         with evaluation_mode(self.model), adapter_off(self.model), self.autocast():
             own_BK = sampled_logps(self._encode(prompt), warmups, self.sampling)
-        difference = ((own_BK - warmups.logp).abs().sum() / warmups.num_decisions.sum()).item()
+        difference = nats_a_token(own_BK - warmups.logp, warmups.num_decisions)
         if not difference <= TOLERANCE:  # NaN too
             raise ValueError(
                 f"The sampled log-probabilities differ from this base model's by {difference:.2f} nats a token. "

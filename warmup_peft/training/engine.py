@@ -106,8 +106,12 @@ def sampled_logps(encoded: Encoded, warmups: Warmups, settings: SamplingSettings
     each = dataclasses.replace(settings, closing_id=None)
     is_sampled = prefix_mask(warmups.num_decisions, warmups.ids.size(-1))
     predictions = encoded.predictions(Branches(warmups.ids, is_sampled, is_sampled), is_sampled)
-    measured = predictions.measure(lambda *x: {"logp": each.logps(*x)}, warmups.ids[is_sampled])
-    return sums_where(is_sampled, measured["logp"])
+    return sums_where(is_sampled, each.logps_along(predictions, warmups.ids[is_sampled]))
+
+
+def nats_a_token(log_ratio_BK: Tensor, num_decisions: Tensor) -> float:
+    """How far two log-probabilities of the same warmups are apart, on average over all sampled tokens."""
+    return (log_ratio_BK.abs().sum() / num_decisions.sum()).item()
 
 
 class EngineSampler:
@@ -151,7 +155,7 @@ class EngineSampler:
 
 def check_agreement(log_ratio_BK: Tensor, num_decisions: Tensor) -> None:
     """Raise ValueError where vLLM's log-probabilities are not those of the model."""
-    difference = (log_ratio_BK.abs().sum() / num_decisions.sum()).item()
+    difference = nats_a_token(log_ratio_BK, num_decisions)
     if not difference <= TOLERANCE:
         raise ValueError(
             f"vLLM's log-probabilities differ from this model's by {difference:.2f} nats a token. Does the server "

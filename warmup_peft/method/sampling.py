@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,13 @@ logger = logging.getLogger(__name__)
 NO_TOKEN = -1
 NO_PROBABILITY = -1e9  # a logit; finite, so that divergences stay so
 TOKENS_WORTH_A_COPY = 16
+
+
+@functools.lru_cache(maxsize=32)
+def ids_on(device: torch.device, ids: tuple[int, ...]) -> Tensor:
+    """Token ids on a device, brought there once: bringing them to an accelerator waits for it."""
+    with torch.inference_mode(False):  # whoever asks first, the gradient may need them later
+        return torch.tensor(ids, dtype=torch.long, device=device)
 
 
 class NaNLogitsError(FloatingPointError):
@@ -75,30 +83,30 @@ class SamplingSettings:
     do_sample: bool = True
     closing_id: int | None = None
 
-    @property
-    def ending_ids(self) -> list[int]:
+    def ending_ids(self, device: torch.device) -> Tensor:
         """The end tokens, and the closing one first."""
-        others = [token for token in self.end_token_ids if token != self.closing_id]
-        return others if self.closing_id is None else [self.closing_id, *others]
+        others = (token for token in self.end_token_ids if token != self.closing_id)
+        return ids_on(device, (*(() if self.closing_id is None else (self.closing_id,)), *others))
 
     def with_one_end(self, logits_NV: Tensor) -> Tensor:
         """Logits in float32 in which the closing token has the probability of all end tokens, and they have none."""
         if self.closing_id is None:
             return logits_NV.float()
-        ends_NE = logits_NV[:, self.ending_ids].float()
+        columns = self.ending_ids(logits_NV.device)
+        ends_NE = logits_NV[:, columns].float()
         filling = torch.full_like(ends_NE, NO_PROBABILITY)
         filling[:, 0] = 0
         closing_N1 = ends_NE.logsumexp(1, keepdim=True)
-        columns = torch.tensor(self.ending_ids, device=logits_NV.device)
         return logits_NV.float().index_copy(1, columns, closing_N1 + filling)
 
     def end_probabilities(self, logits_NV: Tensor) -> Tensor:
         """(N,) probabilities of ending here."""
-        return (logits_NV[:, self.ending_ids].float().logsumexp(1) - logits_NV.float().logsumexp(1)).exp()
+        ends_NE = logits_NV[:, self.ending_ids(logits_NV.device)]
+        return (ends_NE.float().logsumexp(1) - logits_NV.float().logsumexp(1)).exp()
 
     def ending_logps(self, logits_NV: Tensor, ended_N: Tensor) -> Tensor:
         """(N,) e log P(closing token) + (1 - e) log P(no end) in nats, where e, 0 to 1, is whether a warmup ended."""
-        ends = torch.tensor(self.ending_ids, device=logits_NV.device)
+        ends = self.ending_ids(logits_NV.device)
         going_on_N = logits_NV.float().index_fill(1, ends, NO_PROBABILITY).logsumexp(1)
         closing_N = logits_NV[:, self.closing_id].float()
         return ended_N * closing_N + (1 - ended_N) * going_on_N - logits_NV.float().logsumexp(1)
@@ -129,12 +137,8 @@ class SamplingSettings:
         return sampled, probabilities_NV.gather(1, sampled).log()
 
     def ends_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """A function: the last tokens (N, S) -> (N,) whether the last one ends a warmup, or completes the separator.
-
-        It is made once for all tokens, since bringing the ids to an accelerator waits for it.
-        """
-        end_tokens = torch.tensor(self.end_token_ids, dtype=torch.long, device=device)
-        separator = torch.tensor(self.separator_ids, device=device)
+        """A function: the last tokens (N, S) -> (N,) whether the last one ends a warmup or completes the separator."""
+        end_tokens, separator = ids_on(device, self.end_token_ids), ids_on(device, self.separator_ids)
 
         def ends(last_NS: Tensor) -> Tensor:
             is_end_N = torch.isin(last_NS[:, -1], end_tokens)
@@ -150,8 +154,7 @@ class SamplingSettings:
         A sampled token always belongs to its truncated set, even where rounding would now put it just outside.
         """
         if self.closing_id is not None:
-            ends = torch.tensor(self.ending_ids, device=ids_N.device)
-            ids_N = torch.where(torch.isin(ids_N, ends), self.closing_id, ids_N)
+            ids_N = torch.where(torch.isin(ids_N, self.ending_ids(ids_N.device)), self.closing_id, ids_N)
         logits_NV = self.with_one_end(logits_NV) / self.temperature
         if not self._truncations():
             return token_logps(logits_NV, ids_N)
@@ -345,9 +348,9 @@ def _search_beams(way: Callable, model: PreTrainedModel, encoded: Encoded, setti
 def end_warmups(ids_BKW: Tensor, settings: SamplingSettings, logps_BKW: Tensor | None = None) -> Warmups:
     """Cut each sampled sequence (..., W) at its first end token or separator; with `logp` where tokens have theirs."""
     width = ids_BKW.size(-1)
-    end_tokens = torch.tensor(settings.end_token_ids, dtype=torch.long, device=ids_BKW.device)
+    end_tokens = ids_on(ids_BKW.device, settings.end_token_ids)
     end_at = _first(torch.isin(ids_BKW, end_tokens), width)
-    separator = torch.tensor(settings.separator_ids, device=ids_BKW.device)
+    separator = ids_on(ids_BKW.device, settings.separator_ids)
     separator_at = end_at.new_full(end_at.shape, width)
     if len(separator) <= width:
         separator_at = _first((ids_BKW.unfold(-1, len(separator), 1) == separator).all(-1), width)

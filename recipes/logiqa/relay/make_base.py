@@ -16,7 +16,7 @@ nothing of its use. Fine-tuning has to find out.
     python recipes/logiqa/relay/make_tokenizer.py     # first: the tokenizer is read from relay/base/
     python recipes/logiqa/relay/make_base.py          # about 35 minutes on one core
     python recipes/logiqa/relay/make_base.py --reader base-reader --chain_share 0.1   # another habit, in two minutes
-    python recipes/logiqa/relay/make_base.py --reader base-reader --lists_before 28   # long texts: some 200 tokens
+    python recipes/logiqa/relay/make_base.py --reader base-reader --lists_after 28   # long texts: some 200 tokens
     python recipes/logiqa/relay/make_base.py --check  # measures what is there, without training
 
 The seed fixes the initial weights and the batches; one machine with one thread (the default) repeats a run. What has
@@ -50,7 +50,6 @@ from small_base import continuations, fit, load_base, pad_right
 PHRASES = (" Let us see .", " It is not hard .")
 PHRASE_WEIGHTS = (2, 1)  # so that the likeliest warmup is the first phrase
 NUM_LISTS = 3  # of a row in stage 2
-TOKENS_OF_A_LIST = 10  # at most
 PLACES = {"first": 0, "second": 1, "last": -1}
 MAX_WRITTEN = 8
 NUM_CHECKED = 8  # samples of each validation puzzle
@@ -68,15 +67,15 @@ def all_chains(puzzle: Puzzle, rng: random.Random) -> str:
     return chain_text(puzzle) + "".join(continuation(chain) for chain in others)
 
 
-def habit(puzzle: Puzzle, rng: random.Random, chain_share: float, lists_before: int = 0) -> str:
+def habit(puzzle: Puzzle, rng: random.Random, chain_share: float, lists_after: int = 0) -> str:
     """What the base shall write after this puzzle: the asked chain, or one of the phrases.
 
-    With `lists_before` it first writes about so many lists of random names, which make the text long.
+    With `lists_after` it then writes up to so many lists of random names, which make the text long.
     """
-    before = lists(rng, rng.randint(lists_before * 3 // 4, lists_before))
+    after = lists(rng, rng.randint(lists_after * 3 // 4, lists_after)) if lists_after else ""
     if rng.random() < chain_share:
-        return before + chain_text(puzzle)
-    return before + rng.choices(PHRASES, PHRASE_WEIGHTS)[0]
+        return chain_text(puzzle) + after
+    return rng.choices(PHRASES, PHRASE_WEIGHTS)[0] + after
 
 
 def lists(rng: random.Random, number: int = NUM_LISTS) -> str:
@@ -180,7 +179,7 @@ def take_on_the_habit(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBas
     rng = random.Random(args.seed)
     batches = own_batches(args.batch_size, args.habit_steps, args.seed + 2)
     rows = (
-        (puzzles, [habit(puzzle, rng, args.chain_share, args.lists_before) for puzzle in puzzles])
+        (puzzles, [habit(puzzle, rng, args.chain_share, args.lists_after) for puzzle in puzzles])
         for puzzles in batches
     )
     train(model, tokenizer, rows, args.habit_steps, args.habit_lr, "habit")
@@ -206,32 +205,31 @@ def chain_accuracy(
     tokenizer: PreTrainedTokenizerBase,
     puzzles: list[Puzzle],
     num_samples: int = 0,
-    lists_before: int = 0,
+    lists_after: int = 0,
 ) -> float:
     """Share of texts that are exactly the asked chain: greedy ones, or so many samples of each puzzle.
 
-    With `lists_before`, of those that end with it.
+    With `lists_after`, of those that begin with it.
     """
     tokenizer.padding_side = "left"
     batch = tokenizer([prompt_of(puzzle) for puzzle in puzzles], padding=True, return_tensors="pt")
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    longest = MAX_WRITTEN + TOKENS_OF_A_LIST * lists_before
     how = {"do_sample": True, "num_return_sequences": num_samples, "top_k": 0} if num_samples else {"do_sample": False}
-    rows = model.generate(**inputs, **how, max_new_tokens=longest)[:, batch["input_ids"].shape[1] :]
+    rows = model.generate(**inputs, **how, max_new_tokens=MAX_WRITTEN)[:, batch["input_ids"].shape[1] :]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     wanted = [chain_text(puzzle) for puzzle in puzzles for _ in range(max(num_samples, 1))]
-    return sum(map(str.endswith if lists_before else str.__eq__, texts, wanted)) / len(texts)
+    return sum(map(str.startswith if lists_after else str.__eq__, texts, wanted)) / len(texts)
 
 
-def check(folder: Path, chain_share: float, lists_before: int) -> None:
+def check(folder: Path, chain_share: float, lists_after: int) -> None:
     """Prints and asserts what the base model writes and cannot answer on the validation puzzles."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     puzzles = generate_splits()["validation"]
     for four_bit in (False, True):
         torch.manual_seed(0)
         model = load_base(folder, four_bit)
-        sampled = chain_accuracy(model, tokenizer, puzzles, NUM_CHECKED, lists_before)
-        greedy = chain_accuracy(model, tokenizer, puzzles, lists_before=lists_before)
+        sampled = chain_accuracy(model, tokenizer, puzzles, NUM_CHECKED, lists_after)
+        greedy = chain_accuracy(model, tokenizer, puzzles, lists_after=lists_after)
         direct = option_accuracy(model, tokenizer, puzzles)
         name = "4-bit NF4" if four_bit else "float32  "
         print(f"{name}  right chain: of samples {sampled:.3f}, greedy {greedy:.3f}   direct answer {direct:.3f}")
@@ -245,7 +243,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only measure the model that is there")
     parser.add_argument("--reader", type=Path, help="folder of the model after stage 2: read from, or written to")
     parser.add_argument("--chain_share", type=float, default=CHAIN_SHARE, help="rows of stage 3 with the asked chain")
-    parser.add_argument("--lists_before", type=int, default=0, help="lists of random names before it, at most")
+    parser.add_argument("--lists_after", type=int, default=0, help="lists of random names after it, at most")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--recall_steps", type=int, default=500)
     parser.add_argument("--habit_steps", type=int, default=300)
@@ -269,7 +267,7 @@ def main() -> None:
         tokenizer.save_pretrained(args.folder)
         model.save_pretrained(args.folder)
         print(f"{args.folder}: {model.num_parameters():,} parameters")
-    check(args.folder, args.chain_share, args.lists_before)
+    check(args.folder, args.chain_share, args.lists_after)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from folders import logiqa_folder, puzzles, random_adapter, save_adapter, train_argv, tree, write_rows
+from thinning import every
 
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.comparison.experiment import prepare_folder
@@ -63,7 +64,7 @@ def unbroken(tmp_path_factory, model_folder, rows) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("share", [0.1, 0.35, 0.6, 0.8, 0.97])
+@pytest.mark.parametrize("share", every(2, [0.1, 0.35, 0.6, 0.8, 0.97]))
 def test_a_disk_that_gets_full_in_a_training_keeps_a_whole_checkpoint(
     small_disk, unbroken, model_folder, rows, capsys, share
 ):

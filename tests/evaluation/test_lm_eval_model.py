@@ -11,6 +11,7 @@ import pytest
 import torch
 from folders import puzzles, random_adapter, save_adapter, warmup_config, write_rows
 from thinkers import save_thinker, thinking_tokenizer
+from thinning import every
 from transformers import AutoModelForCausalLM
 
 pytest.importorskip("lm_eval")
@@ -255,7 +256,7 @@ def test_evaluate_runs_a_task_of_the_harness(model_folder, tokenizer, lora, task
 
 
 @pytest.mark.parametrize(
-    ("harness", "said"), [("no_such_task", "has no task 'no_such_task'"), ("gone.yaml", "does not exist")]
+    ("harness", "said"), every(2, [("no_such_task", "has no task 'no_such_task'"), ("gone.yaml", "does not exist")])
 )
 def test_unknown_tasks_are_bad_input(model_folder, tokenizer, lora, tmp_path, capsys, harness, said):
     folder = save_adapter(tmp_path / "adapter", random_adapter(model_folder, lora), tokenizer, model_folder)

@@ -105,6 +105,7 @@ def test_merge_compares_by_them(run, tmp_path, capsys):
     assert "Held-out brevity on 8 rows" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compare_trains_and_judges_by_them(tmp_path, model_folder, data, monkeypatch):
     """In processes of its own, which know the task by its path only, and first by one that scores all rows at once."""
     monkeypatch.setattr("warmup_peft.comparison.significance.RESAMPLES", 99)

@@ -96,7 +96,7 @@ def run_alone(snippet: str, folder: Path, tmp_path: Path) -> str:
     ("kind", "way"),
     [
         ("merged", "own code"),
-        ("adapter", "two calls"),
+        pytest.param("adapter", "two calls", marks=pytest.mark.slow),
         pytest.param("adapter", "own code", marks=pytest.mark.slow),
         pytest.param("merged", "two calls", marks=pytest.mark.slow),
     ],

@@ -409,6 +409,7 @@ def transformers_serve(speaking):
     yield from transformers_serving(speaking)
 
 
+@pytest.mark.slow
 def test_transformers_serve_answers_as_warmup_generate_does(transformers_serve, speaking, tmp_path, capsys):
     """A real server; it takes one text at a time."""
     capsys.readouterr()

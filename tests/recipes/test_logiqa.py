@@ -47,6 +47,7 @@ def test_the_puzzles_are_what_their_script_makes(tmp_path):
         assert (tmp_path / f"{name}.jsonl").read_bytes() == (RELAY / f"{name}.jsonl").read_bytes(), name
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_what_its_script_makes(tmp_path):
     run_script(RELAY / "make_tokenizer.py", "--folder", str(tmp_path))
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -112,6 +112,7 @@ def test_deeper_nodes_are_chosen_more_often():
     assert sorted(DATA.weighted_sample([3, 5], [1.0, 4.0], 9, rng)) == [3, 5]
 
 
+@pytest.mark.slow
 def test_the_questions_are_what_their_script_makes(tmp_path):
     run_script(RECIPE / "make_data.py", "--folder", str(tmp_path))
     for name in SPLITS:
@@ -263,6 +264,7 @@ def test_a_right_warmup_leads_from_the_right_option_to_the_asked_person():
         assert not TASK.warmup_is_right(question, "")
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_what_its_script_makes(tmp_path):
     run_script(RECIPE / "make_tokenizer.py", "--folder", str(tmp_path))
     for name in ("tokenizer.json", "tokenizer_config.json"):

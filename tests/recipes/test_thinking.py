@@ -38,12 +38,14 @@ def measure():
     sys.path[:] = [folder for folder in path if folder != str(RECIPE)]
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_what_its_script_makes(tmp_path):
     run_script(RECIPE / "make_tokenizer.py", "--folder", str(tmp_path))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / name).read_bytes() == (RECIPE / "base" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_the_rows_are_what_their_script_makes(tmp_path):
     run_script(RECIPE / "make_data.py", "--folder", str(tmp_path))
     for name in SPLITS:

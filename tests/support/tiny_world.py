@@ -1,4 +1,4 @@
-"""Four words, a separator and a stop; W = 2: a world so small that all its warmups can be listed."""
+"""Two words, a separator and a stop; W = 2: a world so small that all its warmups can be listed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from trainers import make_trainer, randomise_adapter
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-WORDS, SEPARATOR, STOP = (0, 1, 2, 3), 4, 5
-PROMPT, TARGET = [0, 1, 2], [3, STOP]
+WORDS, SEPARATOR, STOP = (0, 1), 2, 3
+PROMPT, TARGET = [0, 1, 1], [0, STOP]
 
 
 class Outcome(NamedTuple):
@@ -38,7 +38,7 @@ OUTCOMES = all_outcomes()
 def world():
     set_seed(0)
     config = tiny_config(
-        vocab_size=6,
+        vocab_size=4,
         intermediate_size=64,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -51,7 +51,7 @@ def world():
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.mul_(6.0)
-    vocabulary = {word: i for i, word in enumerate(["a", "b", "c", "d", "|", "<stop>"])}
+    vocabulary = {word: i for i, word in enumerate(["a", "b", "|", "<stop>"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<stop>", pad_token="<stop>")

@@ -16,6 +16,7 @@ import torch
 from conftest import EXAMPLES
 from datasets import Dataset
 from folders import relative_difference
+from thinning import diagonal, every
 from trainers import make_trainer, randomise_adapter, record_warmups
 from transformers import (
     AutoModelForCausalLM,
@@ -215,11 +216,12 @@ def test_no_objective_is_left_out():
 
 
 def name_of(method):
+    if isinstance(method, str):
+        return method
     return "-".join(f"{value}" for key, value in method.items() if key not in ("prefix_sharing", "warmup_pool_size"))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("method", METHODS, ids=name_of)
+@pytest.mark.parametrize(("method", "backend"), diagonal(METHODS, list(BACKENDS)), ids=name_of)
 def test_every_objective_equals_a_plain_loop(model_folder, tokenizer, lora, nf4, tmp_path, method, backend):
     quantization = nf4 if backend == "4bit" else None
     trainer = make_trainer(
@@ -242,8 +244,7 @@ LEARNT = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("method", LEARNT, ids=name_of)
+@pytest.mark.parametrize(("method", "backend"), diagonal(LEARNT, list(BACKENDS)), ids=name_of)
 def test_a_learnt_separator_equals_a_plain_loop(model_folder, tokenizer, lora, nf4, tmp_path, method, backend):
     trainer = make_trainer(
         model_folder, tmp_path, tokenizer, peft_config=lora, quantization_config=nf4 if backend == "4bit" else None,
@@ -322,10 +323,13 @@ def make_deterministic(trainer):
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"prefix_sharing": "false", "warmup_anchor": 0.5},
-        *({"prefix_sharing": "true", "warmup_pool_size": 4, **m} for m in METHODS if "warmup_dropout" not in m),
-    ],
+    every(
+        4,
+        [
+            {"prefix_sharing": "false", "warmup_anchor": 0.5},
+            *({"prefix_sharing": "true", "warmup_pool_size": 4, **m} for m in METHODS if "warmup_dropout" not in m),
+        ],
+    ),
     ids=lambda settings: f"{name_of(settings)}-{settings['prefix_sharing']}",
 )
 def test_accumulating_four_batches_of_one_equals_one_batch_of_four(model_folder, tokenizer, lora, tmp_path, settings):

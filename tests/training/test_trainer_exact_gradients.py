@@ -1,6 +1,6 @@
 """Every objective's gradient against the exact one, by listing all warmups of a tiny world.
 
-Four words, a separator and a stop; W = 2: 26 warmups, 676 pairs of them. The average of the trainer's own
+Two words, a separator and a stop; W = 2: 10 warmups, 100 pairs of them. The average of the trainer's own
 gradient over all pairs, weighted by their probability, must be the gradient of the exact objective by autograd.
 """
 
@@ -19,6 +19,7 @@ from warmup_peft.method.branches import Warmups
 from warmup_peft.settings.traits import objectives_with
 
 BETA = 0.5
+FAR = 2e-3  # relative; what is exact is nearer than 1e-5
 STOPPED = torch.tensor([len(outcome.sampled) > outcome.length for outcome in OUTCOMES])
 ALL = torch.ones_like(STOPPED)
 
@@ -137,7 +138,7 @@ def test_average_over_all_pairs_is_the_exact_gradient(world, tmp_path, name, bet
     assert relative_difference(expected_gradient(trainer), exact_gradient(name, trainer.model, beta)) < 1e-5
 
 
-# ---- Truncated warmups left out: 10 of the 26 stop within W ----
+# ---- Truncated warmups left out: 6 of the 10 stop within W ----
 
 MASKED = [("latro", BETA), ("posterior from the base", BETA)]
 THE_OTHERS_MASKED = [
@@ -199,7 +200,7 @@ def test_a_baseline_over_truncated_warmups_is_caught(world, tmp_path, monkeypatc
 
     objectives = objective_page.OBJECTIVES
     monkeypatch.setitem(objectives, "jensen", objectives["jensen"]._replace(credit=masked_alone))
-    assert relative_difference(expected_gradient(trainer, num_stopped=1), exact) > 1e-2
+    assert relative_difference(expected_gradient(trainer, num_stopped=1), exact) > FAR
 
 
 @pytest.mark.slow
@@ -238,7 +239,7 @@ def test_bnpo_is_biased_as_the_page_says(world, tmp_path):
     reading, writing = two_terms(trainer.model)
     own = expected_gradient(trainer) - reading
     nearest = writing * (own @ writing) / (writing @ writing)
-    assert relative_difference(own, nearest) > 1e-2
+    assert relative_difference(own, nearest) > FAR
 
 
 # ---- Mistakes that these averages catch ----
@@ -264,14 +265,14 @@ def test_a_wrong_advantage_is_caught(world, tmp_path, monkeypatch, name, wrong):
     trainer = build_trainer(world, tmp_path, name)
     objectives = objective_page.OBJECTIVES
     monkeypatch.setitem(objectives, name, objectives[name]._replace(credit=wrong))
-    assert relative_difference(expected_gradient(trainer), exact_gradient(name, trainer.model, 0.0)) > 1e-2
+    assert relative_difference(expected_gradient(trainer), exact_gradient(name, trainer.model, 0.0)) > FAR
 
 
 @pytest.mark.slow
 def test_a_stop_decision_left_out_is_caught(world, tmp_path):
     trainer = build_trainer(world, tmp_path, "jensen")
     wrong = expected_gradient(trainer, change=lambda warmups: warmups._replace(num_decisions=warmups.lengths))
-    assert relative_difference(wrong, exact_gradient("jensen", trainer.model, 0.0)) > 1e-2
+    assert relative_difference(wrong, exact_gradient("jensen", trainer.model, 0.0)) > FAR
 
 
 @pytest.mark.slow
@@ -284,7 +285,7 @@ def test_an_importance_ratio_left_out_is_caught(world, tmp_path, monkeypatch):
     objectives = objective_page.OBJECTIVES
     monkeypatch.setitem(objectives, "posterior", objectives["posterior"]._replace(credit=without_the_ratio))
     wrong = expected_gradient(trainer)
-    assert relative_difference(wrong, exact_gradient("posterior from the base", trainer.model, 0.0)) > 1e-2
+    assert relative_difference(wrong, exact_gradient("posterior from the base", trainer.model, 0.0)) > FAR
 
 
 @pytest.mark.slow
@@ -310,7 +311,7 @@ def test_samples_of_another_engine_give_the_exact_gradient_where_they_are_correc
             logp=known.base_logp[None, found], log_ratio=(known.logp - known.base_logp)[None, found]
         )
 
-    expected = expected_gradient(trainer, of_the_engine, known.base_logp)
+    expected = expected_gradient(trainer, of_the_engine, logp=known.base_logp)
     own = build_trainer(world, tmp_path, "jensen", BETA)
     assert (relative_difference(expected, expected_gradient(own)) < 1e-5) == corrects
 

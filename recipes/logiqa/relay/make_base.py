@@ -16,7 +16,7 @@ nothing of its use. Fine-tuning has to find out.
     python recipes/logiqa/relay/make_tokenizer.py     # first: the tokenizer is read from relay/base/
     python recipes/logiqa/relay/make_base.py          # about 35 minutes on one core
     python recipes/logiqa/relay/make_base.py --reader base-reader --chain_share 0.1   # another habit, in two minutes
-    python recipes/logiqa/relay/make_base.py --reader base-reader --lists_after 28   # long texts: some 200 tokens
+    python recipes/logiqa/relay/make_base.py --reader base-reader --repeats 40   # long texts, of some 180 tokens
     python recipes/logiqa/relay/make_base.py --check  # measures what is there, without training
 
 The seed fixes the initial weights and the batches; one machine with one thread (the default) repeats a run. What has
@@ -67,21 +67,21 @@ def all_chains(puzzle: Puzzle, rng: random.Random) -> str:
     return chain_text(puzzle) + "".join(continuation(chain) for chain in others)
 
 
-def habit(puzzle: Puzzle, rng: random.Random, chain_share: float, lists_after: int = 0) -> str:
+def habit(puzzle: Puzzle, rng: random.Random, chain_share: float, repeats: int = 1) -> str:
     """What the base shall write after this puzzle: the asked chain, or one of the phrases.
 
-    With `lists_after` it then writes up to so many lists of random names, which make the text long.
+    With `repeats` above 1 it writes it again and again, at most so many times, so that warmups are long.
     """
-    after = lists(rng, rng.randint(lists_after * 3 // 4, lists_after)) if lists_after else ""
+    times = 1 if repeats == 1 else rng.randint(repeats * 3 // 4, repeats)
     if rng.random() < chain_share:
-        return chain_text(puzzle) + after
-    return rng.choices(PHRASES, PHRASE_WEIGHTS)[0] + after
+        return chain_text(puzzle) * times
+    return rng.choices(PHRASES, PHRASE_WEIGHTS)[0] * times
 
 
-def lists(rng: random.Random, number: int = NUM_LISTS) -> str:
+def lists(rng: random.Random) -> str:
     """Lists of random names, each with who stands first, second or last in it."""
     text = ""
-    for _ in range(number):
+    for _ in range(NUM_LISTS):
         names = rng.sample(NAMES, rng.randint(3, 5))
         place = rng.choice(list(PLACES))
         text += f"{continuation(names)} {place} {names[PLACES[place]]} ."
@@ -179,8 +179,7 @@ def take_on_the_habit(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBas
     rng = random.Random(args.seed)
     batches = own_batches(args.batch_size, args.habit_steps, args.seed + 2)
     rows = (
-        (puzzles, [habit(puzzle, rng, args.chain_share, args.lists_after) for puzzle in puzzles])
-        for puzzles in batches
+        (puzzles, [habit(puzzle, rng, args.chain_share, args.repeats) for puzzle in puzzles]) for puzzles in batches
     )
     train(model, tokenizer, rows, args.habit_steps, args.habit_lr, "habit")
 
@@ -205,11 +204,11 @@ def chain_accuracy(
     tokenizer: PreTrainedTokenizerBase,
     puzzles: list[Puzzle],
     num_samples: int = 0,
-    lists_after: int = 0,
+    repeats: int = 1,
 ) -> float:
     """Share of texts that are exactly the asked chain: greedy ones, or so many samples of each puzzle.
 
-    With `lists_after`, of those that begin with it.
+    With `repeats` above 1, of those that begin with it.
     """
     tokenizer.padding_side = "left"
     batch = tokenizer([prompt_of(puzzle) for puzzle in puzzles], padding=True, return_tensors="pt")
@@ -218,18 +217,18 @@ def chain_accuracy(
     rows = model.generate(**inputs, **how, max_new_tokens=MAX_WRITTEN)[:, batch["input_ids"].shape[1] :]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     wanted = [chain_text(puzzle) for puzzle in puzzles for _ in range(max(num_samples, 1))]
-    return sum(map(str.startswith if lists_after else str.__eq__, texts, wanted)) / len(texts)
+    return sum(map(str.startswith if repeats > 1 else str.__eq__, texts, wanted)) / len(texts)
 
 
-def check(folder: Path, chain_share: float, lists_after: int) -> None:
+def check(folder: Path, chain_share: float, repeats: int) -> None:
     """Prints and asserts what the base model writes and cannot answer on the validation puzzles."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     puzzles = generate_splits()["validation"]
     for four_bit in (False, True):
         torch.manual_seed(0)
         model = load_base(folder, four_bit)
-        sampled = chain_accuracy(model, tokenizer, puzzles, NUM_CHECKED, lists_after)
-        greedy = chain_accuracy(model, tokenizer, puzzles, lists_after=lists_after)
+        sampled = chain_accuracy(model, tokenizer, puzzles, NUM_CHECKED, repeats)
+        greedy = chain_accuracy(model, tokenizer, puzzles, repeats=repeats)
         direct = option_accuracy(model, tokenizer, puzzles)
         name = "4-bit NF4" if four_bit else "float32  "
         print(f"{name}  right chain: of samples {sampled:.3f}, greedy {greedy:.3f}   direct answer {direct:.3f}")
@@ -243,7 +242,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only measure the model that is there")
     parser.add_argument("--reader", type=Path, help="folder of the model after stage 2: read from, or written to")
     parser.add_argument("--chain_share", type=float, default=CHAIN_SHARE, help="rows of stage 3 with the asked chain")
-    parser.add_argument("--lists_after", type=int, default=0, help="lists of random names after it, at most")
+    parser.add_argument("--repeats", type=int, default=1, help="how often stage 3 writes it, at most; 40: 200 tokens")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--recall_steps", type=int, default=500)
     parser.add_argument("--habit_steps", type=int, default=300)
@@ -267,7 +266,7 @@ def main() -> None:
         tokenizer.save_pretrained(args.folder)
         model.save_pretrained(args.folder)
         print(f"{args.folder}: {model.num_parameters():,} parameters")
-    check(args.folder, args.chain_share, args.lists_after)
+    check(args.folder, args.chain_share, args.repeats)
 
 
 if __name__ == "__main__":

@@ -84,11 +84,31 @@ def test_strategies_that_differ_are_named_as_the_user_writes_them():
     config(load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
 
 
-@pytest.mark.parametrize(("has_gpu", "is_on"), [(False, False), (True, True)])
-def test_bfloat16_where_the_machine_has_it(monkeypatch, has_gpu, is_on):
+@pytest.mark.parametrize(
+    ("has_gpu", "use_cpu", "is_on", "reason"),
+    [
+        (False, False, False, "this machine has no GPU that computes in bfloat16"),
+        (False, True, False, "use_cpu is set"),
+        (True, True, False, "use_cpu is set"),
+        (True, False, True, None),
+    ],
+)
+def test_bfloat16_where_the_machine_has_it(monkeypatch, has_gpu, use_cpu, is_on, reason):
+    said = []
+    monkeypatch.setattr(module.logger, "warning_once", said.append)
     monkeypatch.setattr(module, "is_torch_bf16_gpu_available", lambda: has_gpu)
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: has_gpu)
-    assert config(bf16=None).bf16 is is_on
+    assert config(bf16=None, use_cpu=use_cpu).bf16 is is_on
+    assert [text.partition(": ")[0] for text in said] == ([] if reason is None else [f"bf16 is not set, and {reason}"])
+
+
+def test_what_is_set_stays(monkeypatch):
+    monkeypatch.setattr(module, "is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr(module.logger, "warning_once", lambda said: pytest.fail(said))
+    assert config(bf16=True, use_cpu=True).bf16 is True  # transformers computes in bfloat16 on the CPU where asked to
+    assert config(bf16=False).bf16 is False
+    with pytest.raises(ValueError, match=r"^bf16=True needs a GPU .* has none\. Leave bf16 out or set it to false"):
+        config(bf16=True)
 
 
 # ---- Defaults that depend on whether an adapter is trained ----

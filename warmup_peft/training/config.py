@@ -79,10 +79,25 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
             )
         self._check_deepspeed()
         self._check_strategies()
-        if self.bf16 is None and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
-            self.bf16 = False  # TRL's default is True, which this machine refuses
+        self._check_bf16()
         super().__post_init__()
         check_trackers(self.report_to)
+
+    def _check_bf16(self) -> None:
+        """Without an accelerator, leave bf16 off and say so: TRL's default is on, which transformers refuses there."""
+        is_accelerated = not self.use_cpu and (is_torch_bf16_gpu_available() or is_torch_xla_available())
+        if self.bf16 and not (is_accelerated or self.use_cpu):
+            raise ValueError(
+                "bf16=True needs a GPU that computes in bfloat16, and this machine has none. Leave bf16 out or set it "
+                "to false."
+            )
+        if self.bf16 is None and not self.fp16 and not is_accelerated:
+            self.bf16 = False
+            where = "use_cpu is set" if self.use_cpu else "this machine has no GPU that computes in bfloat16"
+            logger.warning_once(
+                f"bf16 is not set, and {where}: bf16 is off. Training computes in the model's own dtype (float32, "
+                "unless dtype says another)."
+            )
 
     def _check_deepspeed(self) -> None:
         if self.deepspeed and not is_deepspeed_available():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import dataclasses
 import importlib
 import inspect
 import re
@@ -23,10 +22,7 @@ from trl import SFTTrainer
 
 import warmup_peft
 from warmup_peft import WarmupSFTTrainer
-from warmup_peft.cli.main import COMMANDS, COMPARE_PACKAGES
-from warmup_peft.comparison.arms import arms_of
-from warmup_peft.settings.options import WarmupOptions
-from warmup_peft.settings.traits import OBJECTIVE_TRAITS, SOURCE_TRAITS
+from warmup_peft.cli.main import COMPARE_PACKAGES
 
 PACKAGE = Path(warmup_peft.__file__).parent
 TESTS = Path(__file__).parent
@@ -170,7 +166,7 @@ def test_only_files_py_writes_to_a_file():
 
 # ---- Tests ----
 
-OF_THE_WHOLE_HOUSE = ("test_package.py", "recipes", "faults")
+OF_THE_WHOLE_HOUSE = ("test_package.py", "test_readmes.py", "recipes", "faults")
 
 
 def is_test_of(test: str, module: str) -> bool:
@@ -191,36 +187,6 @@ def test_no_test_imports_from_another():
     for path in TESTS.rglob("test_*.py"):
         names = imported_modules(path.read_text(encoding="utf-8"))
         assert {name for name in names if name.split(".")[-1].startswith("test_")} == set(), path
-
-
-# ---- README ----
-
-
-def readme_names() -> dict[str, set[str]]:
-    """What README has to list: arms, commands, objectives, sources of warmups, and options of our own."""
-    options = {option.name for option in dataclasses.fields(WarmupOptions)}
-    return {
-        "arms": set(arms_of(None)),
-        "commands": {f"warmup-peft {name}" for name in COMMANDS},
-        "objectives": set(OBJECTIVE_TRAITS),
-        "sources": set(SOURCE_TRAITS) - {"policy"},
-        "options": options,
-    }
-
-
-@pytest.mark.parametrize("kind", readme_names())
-def test_readme_lists_everything_that_there_is(kind):
-    text = (TESTS.parent / "README.md").read_text(encoding="utf-8")
-    ticked = set(re.findall(r"`([^`\n]+)`", text))
-    missing = {name for name in readme_names()[kind] if name not in ticked and not re.search(rf"^{name} ", text, re.M)}
-    assert missing == set()
-
-
-def test_the_tests_that_a_table_names_are_there():
-    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`(test_\w+)`", text))
-    assert len(named) > 10
-    assert named <= {path.stem for path in TESTS.rglob("test_*.py")}
 
 
 # ---- Packages ----

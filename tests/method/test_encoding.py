@@ -76,8 +76,7 @@ def test_every_model_of_transformers_equals_one_row_at_a_time_and_stands_in_the_
     outcomes = all_outcomes()
     assert len(outcomes) > 150
     assert set(DIAGONAL) <= set(outcomes) <= set(NAMES)
-    text = README.read_text(encoding="utf-8")
-    assert text[text.index("| models |") :].splitlines() == table(outcomes).splitlines()
+    assert f"\n\n{table(outcomes)}\n" in README.read_text(encoding="utf-8")
 
 
 # ---- RoPE that looks at the length of the row ----

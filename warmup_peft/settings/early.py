@@ -44,8 +44,8 @@ def check_early(
     if fields is None:
         return {}
     known = (ScriptArguments, ModelConfig, *kinds)
-    fields = {name: hint for name, hint in fields.items() if name not in option_hints(known)}
-    options = [(name, hint, dataclasses.field(default=None)) for name, hint in fields.items()]
+    ours = option_hints(known)
+    options = [(name, hint, dataclasses.field(default=None)) for name, hint in fields.items() if name not in ours]
     recipe = Recipe.read(argv, *known, dataclasses.make_dataclass("TrainingOptions", options))
     recipe = recipe.with_overrides(overrides or {})
     (own,) = recipe.restricted_to(WarmupOptions).settings()

@@ -9,6 +9,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -26,7 +27,7 @@ from warmup_peft.training.config import TRAINING_KINDS, parse_training
 
 HOUSE = ROOT / "warmup_peft"
 PAGES = {
-    str(path.relative_to(ROOT)): path
+    path.relative_to(ROOT).as_posix(): path
     for path in (*ROOT.glob("*.md"), *HOUSE.rglob("README.md"), *(ROOT / "recipes").rglob("README.md"))
 }
 LONGEST = 150  # lines of the first page
@@ -80,10 +81,7 @@ def test_every_recipe_and_every_guide_is_reached_from_the_first_page():
     while ahead:
         page = ahead.pop()
         seen.add(page)
-        found = {
-            str((PAGES[page].parent / link.partition("#")[0]).resolve().relative_to(ROOT)) for link in links(page)
-        }
-        ahead += [other for other in found & set(PAGES) if other not in seen]
+        ahead += [other for other in map(page_name, targets(page)) if other in PAGES and other not in seen]
     assert set(PAGES) - seen == set()
 
 
@@ -115,17 +113,23 @@ def anchors(page: str) -> set[str]:
     return {heading.strip().replace(" ", "-") for heading in headings}
 
 
+def targets(page: str) -> list[Path]:
+    """The file or folder of each link."""
+    paths = (link.partition("#")[0] for link in links(page))
+    return [(PAGES[page].parent / path).resolve() if path else PAGES[page] for path in paths]
+
+
+def page_name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    dead = []
-    for link in links(page):
-        path, _, anchor = link.partition("#")
-        target = (PAGES[page].parent / path).resolve() if path else PAGES[page]
-        if not target.exists() or not target.is_relative_to(ROOT):
-            dead.append(link)
-        elif anchor and anchor not in anchors(str(target.relative_to(ROOT))):
-            dead.append(link)
-    assert dead == []
+    for link, target in zip(links(page), targets(page)):
+        assert target.is_relative_to(ROOT), link
+        assert target.exists(), link
+        anchor = link.partition("#")[2]
+        assert not anchor or anchor in anchors(page_name(target)), link
 
 
 def test_dead_links_are_found(monkeypatch, tmp_path):
@@ -261,7 +265,7 @@ def test_options_that_pages_name_in_a_line_are_there():
     for page in set(PAGES) - {"CHANGELOG.md"}:
         text = BLOCK.sub("", PAGES[page].read_text(encoding="utf-8"))
         named = set(re.findall(r"`(?:warmup-peft \w+ )?--([a-z_]+)", text))
-        named |= {name for name in re.findall(r"`([a-z]+_[a-z_]+): ", text)}
+        named |= set(re.findall(r"`([a-z]+_[a-z_]+): ", text))
         assert named - known == set(), page
 
 
@@ -272,7 +276,7 @@ RUN = (
     "warmup_peft/inference/README.md",
     "warmup_peft/evaluation/README.md",
     "warmup_peft/comparison/README.md",
-)
+)  # in this order: what the first page trains is used by the others
 
 
 def test_every_page_with_python_is_run():

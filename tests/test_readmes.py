@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from comparisons import TRAINING, in_this_process  # noqa: F401
-from folders import logiqa_folder, write_rows
+from folders import TRAINING, logiqa_folder, write_rows
+from summaries import USUAL
 from worlds import ROOT
 
 import warmup_peft
@@ -260,8 +260,10 @@ def test_rows_in_a_page_are_json(page):
 
 def test_options_that_pages_name_in_a_line_are_there():
     """Such as `--device_map auto`, and `warmup_source: base`."""
-    known = set(option_hints([kind for command in COMMANDS.values() for kind in command.options]))
-    known |= {"config", "debug", "help", "apply_chat_template", *option_hints(TRAINING_KINDS)}
+    known = {"config", "debug", "help", "apply_chat_template", *option_hints(TRAINING_KINDS)}
+    known |= set(option_hints([kind for command in COMMANDS.values() for kind in command.options]))
+    for script in (ROOT / "recipes").rglob("*.py"):
+        known |= set(re.findall(r'"--(\w+)"', script.read_text(encoding="utf-8")))
     for page in set(PAGES) - {"CHANGELOG.md"}:
         text = BLOCK.sub("", PAGES[page].read_text(encoding="utf-8"))
         named = set(re.findall(r"`(?:warmup-peft \w+ )?--([a-z_]+)", text))
@@ -284,7 +286,7 @@ def test_every_page_with_python_is_run():
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch, in_this_process):  # noqa: F811
+def desk(tmp_path, monkeypatch):
     """An empty folder but for what a reader would have: models under the names that the pages use, rows, a recipe."""
     for name, base in (("meta-llama/Llama-3.2-1B", "logiqa/relay/base"), ("Qwen/Qwen3-0.6B", "thinking/base")):
         (tmp_path / name).parent.mkdir()
@@ -305,14 +307,16 @@ def desk(tmp_path, monkeypatch, in_this_process):  # noqa: F811
         "output_dir": "runs/recipe",
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    monkeypatch.setattr("warmup_peft.comparison.significance.RESAMPLES", 99)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_python_runs_as_it_stands(desk, capsys):
+def test_python_runs_as_it_stands(desk, capsys, monkeypatch):
+    """All but the nine trainings of a comparison, which is planned and reported here; test_compare.py runs one."""
+    planned = []
+    monkeypatch.setattr("warmup_peft.comparison.compare.run_experiment", lambda *args: planned.append(args) or USUAL)
     for page in RUN:
         names: dict = {}
         for number, block in enumerate(blocks(page, "python"), 1):
@@ -322,5 +326,7 @@ def test_python_runs_as_it_stands(desk, capsys):
                 error.add_note(f"in {page}, Python block {number}:\n{block}")
                 raise
     assert (desk / "runs" / "merged" / "custom_generate" / "generate.py").is_file()
+    ((experiment, _),) = planned
+    assert experiment.num_runs == 9
     assert (desk / "folder" / "report.html").is_file()
     assert "adapter, after its warmup" in capsys.readouterr().out

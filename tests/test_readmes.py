@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from folders import TRAINING, logiqa_folder, write_rows
+from safetensors.torch import load_file, save_file
 from summaries import USUAL
 from worlds import ROOT
 
@@ -285,13 +287,21 @@ def test_every_page_with_python_is_run():
     assert set(RUN) == set(pages_with("python"))
 
 
+def save_sure_thinker(folder: Path) -> None:
+    """The base of recipes/thinking with larger logits, so that no sampled thought goes on to 512 tokens."""
+    shutil.copytree(ROOT / "recipes" / "thinking" / "base", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 4
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
     """An empty folder but for what a reader would have: models under the names that the pages use, rows, a recipe."""
-    for name, base in (("meta-llama/Llama-3.2-1B", "logiqa/relay/base"), ("Qwen/Qwen3-0.6B", "thinking/base")):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).symlink_to(ROOT / "recipes" / base)
-    (tmp_path / "me").mkdir()
+    for folder in ("meta-llama", "Qwen", "me"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "meta-llama" / "Llama-3.2-1B").symlink_to(ROOT / "recipes" / "logiqa" / "relay" / "base")
+    save_sure_thinker(tmp_path / "Qwen" / "Qwen3-0.6B")
     (tmp_path / "me" / "adapter").symlink_to(tmp_path / "runs" / "mine")
     (tmp_path / "me" / "merged").symlink_to(tmp_path / "runs" / "merged")
     write_rows(tmp_path / "rows.jsonl", [{"prompt": "Who knows?", "completion": " Eve"}] * 2)

@@ -262,7 +262,7 @@ def test_rows_in_a_page_are_json(page):
 
 def test_options_that_pages_name_in_a_line_are_there():
     """Such as `--device_map auto`, and `warmup_source: base`."""
-    known = {"config", "debug", "help", "apply_chat_template", *option_hints(TRAINING_KINDS)}
+    known = {"config", "debug", "help", "apply_chat_template", "enable_thinking", *option_hints(TRAINING_KINDS)}
     known |= set(option_hints([kind for command in COMMANDS.values() for kind in command.options]))
     for script in (ROOT / "recipes").rglob("*.py"):
         known |= set(re.findall(r'"--(\w+)"', script.read_text(encoding="utf-8")))

@@ -314,7 +314,8 @@ def desk(tmp_path, monkeypatch):
 
 
 def test_python_runs_as_it_stands(desk, capsys, monkeypatch):
-    """All but what takes long and has tests of its own: a comparison's trainings, and the check of 512 sampled tokens."""
+    """But for two things that take long and have tests of their own: the comparison's trainings, and the check of
+    samples of 512 tokens."""
     planned = []
     monkeypatch.setattr("warmup_peft.method.sampling.why_wrong", lambda *args: None)
     monkeypatch.setattr("warmup_peft.comparison.compare.run_experiment", lambda *args: planned.append(args) or USUAL)

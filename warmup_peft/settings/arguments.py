@@ -345,10 +345,12 @@ class BenchArguments:
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute activations in the backward pass."}
     )
-    steps: int = field(default=7, metadata={"help": "Number of timed steps of each arm; the median is reported."})
+    steps: int = field(
+        default=7, metadata={"help": "Number of timed steps of each arm; the median is reported. 0: memory alone."}
+    )
     arms: list[str] = field(
         default_factory=lambda: ["sft", "naive", "plain", "shared"],
-        metadata={"help": "Ways to take a step, sft among them; see the top of warmup_peft/cli/bench.py."},
+        metadata={"help": "Ways to take a step, sft among them; see the top of warmup_peft/training/benchmark.py."},
     )
     predict: bool = field(
         default=False,

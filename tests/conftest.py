@@ -17,9 +17,24 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.files import write_together
+from warmup_peft.inference.folder import CURVES_NAME, PAGE_NAME
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 disable_progress_bars()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_pages():
+    """Drawing a page takes seconds; tests/comparison/test_training_page.py draws real ones."""
+
+    def write(args, state):
+        write_together({PAGE_NAME: "<!DOCTYPE html>", CURVES_NAME: b"png"}, Path(args.output_dir))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warmup_peft.comparison.training_page.write_page", write)
+        yield
+
 
 EXAMPLES = [
     {"prompt": "Q: one?", "completion": " A"},

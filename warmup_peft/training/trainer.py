@@ -70,11 +70,12 @@ from warmup_peft.training.dataset import (
 )
 from warmup_peft.training.engine import EngineSampler, check_engine
 from warmup_peft.training.eval_generation import check_eval_generation, scores_of_answers
-from warmup_peft.training.monitor import Ratios, WarmupMonitor
+from warmup_peft.training.monitor import Ratios, WarmupMonitor, keep_samples
 from warmup_peft.training.pool import SampleFunction, WarmupPool
 from warmup_peft.training.pushing import PushesListedFiles
 from warmup_peft.training.saving import SavesWholeFolders
 from warmup_peft.training.sources import SOURCES, DataWarmups, Policy, random_numbers_of_rank
+from warmup_peft.training.trackers import send_table
 
 logger = get_logger(__name__)
 
@@ -182,7 +183,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             masks=args.vllm_importance_sampling_mode == "sequence_mask",
         )
         self._data_warmups = DataWarmups(self.train_dataset, sampling) if args.warmup_from_data else None
-        self._monitor = WarmupMonitor(args, self._tokenizer)
+        self._monitor = WarmupMonitor(args, self._tokenizer, functools.partial(send_table, self))
 
     @property
     def sampling(self) -> SamplingSettings:
@@ -391,7 +392,10 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         super().log(logs, start_time)
         if self._mode == "train" and self.is_world_process_zero():
             self._monitor.warn(logs, self.state.global_step / max(self.state.max_steps, 1))
-            self._monitor.show(self.state.global_step)
+            rows = self._monitor.last_rows()
+            keep_samples(self.state.log_history, rows)
+            if rows and self.args.log_warmups:
+                self._monitor.show(rows, self.state.global_step)
 
     # ---- Around the training loop ----
 

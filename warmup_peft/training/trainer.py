@@ -21,7 +21,7 @@ from transformers.utils.logging import get_logger
 from trl import SFTTrainer
 
 from warmup_peft.inference.generation import end_token_ids
-from warmup_peft.inference.loading import context_length, switches_off
+from warmup_peft.inference.loading import check_is_there, context_length, switches_off
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place, save_as_it_is
 from warmup_peft.method.branches import Branches, Tokens, Warmups, split_examples
 from warmup_peft.method.encoding import Encoded, PromptEncoder
@@ -118,6 +118,8 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
     def __init__(self, *positional, **keywords):
         call = inspect.signature(SFTTrainer.__init__).bind(self, *positional, **keywords)
         arguments = call.arguments
+        if isinstance(arguments["model"], str):
+            check_is_there(arguments["model"])
         arguments["peft_config"] = copy.deepcopy(arguments.get("peft_config"))  # TRL writes into it
         adapters = adapter_configs(arguments["model"], arguments["peft_config"])
         args = own_settings(as_warmup_config(arguments.get("args"), arguments["model"]), adapters)

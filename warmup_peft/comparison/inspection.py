@@ -21,7 +21,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from warmup_peft.comparison.results import Difference
 from warmup_peft.comparison.significance import compare_with
 from warmup_peft.evaluation.evaluate import Subject, name_of
-from warmup_peft.evaluation.metrics import is_right_or_wrong
+from warmup_peft.evaluation.metrics import PLAIN_TEXT, is_right_or_wrong
 from warmup_peft.evaluation.predictor import Predictor, as_rows, bars, empty, score_predictions
 from warmup_peft.evaluation.tasks import Row, Task
 from warmup_peft.method.diagnostics import words
@@ -71,7 +71,7 @@ class Inspection:
     def __str__(self) -> str:
         from warmup_peft.comparison.report.terminal import print_inspection
 
-        console = Console(file=io.StringIO(), width=100)
+        console = Console(file=io.StringIO(), width=100, **PLAIN_TEXT)
         print_inspection(self, console)
         return console.file.getvalue().rstrip()
 

@@ -16,7 +16,7 @@ from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 
-from warmup_peft.evaluation.metrics import NOTHING, RowStatistics, metric_name, score_text
+from warmup_peft.evaluation.metrics import NOTHING, PLAIN_TEXT, RowStatistics, metric_name, score_text
 from warmup_peft.evaluation.predictor import (
     Ids,
     Marks,
@@ -101,7 +101,7 @@ class Evaluation:
         return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows]).to_pandas()
 
     def __str__(self) -> str:
-        out = Console(file=io.StringIO(), width=100)
+        out = Console(file=io.StringIO(), width=100, **PLAIN_TEXT)
         out.print(scores_table(self.scores, self.source))
         return "\n".join([out.file.getvalue().rstrip(), *self.sentences])
 

@@ -228,7 +228,7 @@ def keep_samples(history: list[dict[str, Any]], rows: list[dict[str, Any]]) -> N
 
 def log_console() -> Console:
     """As wide as the terminal, or wide enough for a table in a log file."""
-    return Console(width=None if sys.stdout.isatty() else LOG_FILE_WIDTH)
+    return Console(force_jupyter=False, width=None if sys.stdout.isatty() else LOG_FILE_WIDTH)
 
 
 def print_table(table: Table) -> None:

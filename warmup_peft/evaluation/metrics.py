@@ -516,8 +516,8 @@ def is_right_or_wrong(name: str) -> bool:
     return METRICS[name].kind == "right_or_wrong"
 
 
+# for a rich `Console` that writes into a text: a notebook's would display it, and colour it
 PLAIN_TEXT = {"force_jupyter": False, "force_terminal": False}
-"""For a rich `Console` that writes into a text: a notebook's would display it, and colour it."""
 
 
 def number_text(value: float, form: str) -> str:

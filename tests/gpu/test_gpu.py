@@ -12,17 +12,16 @@ import pytest
 import torch
 from architectures import build
 from conftest import EXAMPLES
-from folders import SEPARATOR, argv_of, random_adapter, relative_difference, save_adapter
+from folders import argv_of, random_adapter, relative_difference, save_adapter
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from trainers import make_trainer, randomise_adapter
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 from transformers.utils import is_flash_attn_2_available
 
 from warmup_peft import merge_adapter, warmup_generate
 from warmup_peft.cli.main import main
 from warmup_peft.export.custom_generate import export_decoding
-from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import Loading, load_folder
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place
 from warmup_peft.method.branches import Tokens, Warmups, lay_out_branches
@@ -59,11 +58,9 @@ def test_nf4_has_the_logits_and_gradients_of_its_own_dequantised_weights(
             model_folder, dtype=torch.float32, quantization_config=nf4, device_map={"": device}
         )
         keep_4bit_weights_in_place(base)
+        set_seed(0)  # of the adapter's A
         model = get_peft_model(base.dequantize().float() if dequantize else base, lora)
-        randomise_adapter(model.cpu() if device == "cpu" else model)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(device)
+        randomise_on(model, device)
         if generates_first:
             model.eval().generate(input_ids=ids, max_new_tokens=2, do_sample=False)
         model.train()
@@ -115,7 +112,7 @@ def check_shared(model: nn.Module, device: str, limit: float) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_shared_prompts_equal_plain_rows(lora, device, attention, checkpointing):
-    model = build("Llama")
+    model = build("llama")
     model.set_attn_implementation(attention)
     model = get_peft_model(model, lora).to(device).train()
     randomise_on(model, device)
@@ -129,7 +126,7 @@ def test_shared_prompts_equal_plain_rows(lora, device, attention, checkpointing)
 @pytest.mark.skipif(not is_flash_attn_2_available(), reason="flash-attn is not installed, or no GPU that it works on")
 def test_shared_prompts_equal_plain_rows_with_flash_attention(lora, device):
     """In bfloat16, which flash attention needs: as near as its rounding allows."""
-    model = build("Llama").bfloat16()
+    model = build("llama").bfloat16()
     model.set_attn_implementation("flash_attention_2")
     model = get_peft_model(model, lora).to(device).train()
     randomise_on(model, device)
@@ -160,7 +157,7 @@ def step_of(device: str, model_folder, tmp_path, tokenizer, **settings) -> tuple
     ids = torch.randint(3, 200, (len(EXAMPLES), 2, 5), generator=generator).to(trainer.accelerator.device)
     lengths = torch.full((len(EXAMPLES), 2), 5, device=ids.device)
     trainer.sample_warmups = lambda *_: Warmups(ids, lengths, lengths)
-    with trainer.compute_loss_context_manager():
+    with trainer.accelerator.autocast():
         loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
     assert loss.device.type == device
@@ -191,8 +188,8 @@ def test_a_training_in_nf4_lowers_the_loss(model_folder, tmp_path, tokenizer, nf
     lora = LoraConfig(r=8, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = make_trainer(
         model_folder, tmp_path, tokenizer, peft_config=lora, quantization_config=nf4, use_cpu=device == "cpu",
-        warmup_source=source, warmup_anchor=0.3, gradient_checkpointing=True, max_steps=20, learning_rate=1e-2,
-        logging_steps=5, warmup_pool_size=3,
+        warmup_source=source, warmup_anchor=0.3, gradient_checkpointing=True, max_steps=12, learning_rate=2e-2,
+        logging_steps=4, warmup_pool_size=3,
     )  # fmt: skip
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
@@ -238,9 +235,7 @@ def test_the_exported_decoder_answers_as_the_package_does(nf4_adapter, device):
     own = answer_of(loaded, nf4_adapter)
     alone = answer_of(loaded, nf4_adapter, custom_generate=str(nf4_adapter), trust_remote_code=True)
     assert alone == own
-    separator = AutoTokenizer.from_pretrained(nf4_adapter)(SEPARATOR)["input_ids"]
-    assert WarmupConfig.load(nf4_adapter).warmup_separator_ids == separator
-    assert any(own[i : i + len(separator)] == separator for i in range(len(own)))
+    assert len(own) > len("Q: one?")
 
 
 # ---- Memory ----

@@ -13,7 +13,7 @@ DATA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-faults test-memory lint format recipe-logiqa compare-logiqa announce bench clean
+.PHONY: help setup test test-slow test-gpu test-faults test-memory lint format recipe-logiqa compare-logiqa announce bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -61,6 +61,10 @@ test: setup  ## Run the tests (no network, no GPU)
 
 test-slow: setup  ## Run the tests that take minutes: every architecture of transformers, and more
 	@$(BIN)/python -m pytest -m slow --ignore tests/faults
+
+test-gpu: export WITH_GPU := 1
+test-gpu: setup  ## Run the tests that need a CUDA GPU (NF4, attention, bf16, merging, memory)
+	@$(BIN)/python -m pytest -m gpu -rs tests/gpu
 
 KILLS ?= 20
 test-faults: export OMP_NUM_THREADS := 1

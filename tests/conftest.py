@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+if "WITH_GPU" not in os.environ:  # of `make test-gpu`
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch
@@ -17,9 +19,24 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.files import write_together
+from warmup_peft.inference.folder import CURVES_NAME, PAGE_NAME
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 disable_progress_bars()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_pages():
+    """Drawing a page takes seconds; tests/comparison/test_training_page.py draws real ones."""
+
+    def write(args, state):
+        write_together({PAGE_NAME: "<!DOCTYPE html>", CURVES_NAME: b"png"}, Path(args.output_dir))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warmup_peft.comparison.training_page.write_page", write)
+        yield
+
 
 EXAMPLES = [
     {"prompt": "Q: one?", "completion": " A"},

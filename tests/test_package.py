@@ -166,7 +166,7 @@ def test_only_files_py_writes_to_a_file():
 
 # ---- Tests ----
 
-OF_THE_WHOLE_HOUSE = ("test_package.py", "test_readmes.py", "recipes", "faults")
+OF_THE_WHOLE_HOUSE = ("test_package.py", "test_readmes.py", "recipes", "faults", "gpu")
 
 
 def is_test_of(test: str, module: str) -> bool:

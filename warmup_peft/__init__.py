@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from warmup_peft.comparison.compare import compare
+    from warmup_peft.comparison.inspection import inspect_warmups
+    from warmup_peft.comparison.training_page import TrainingPage
     from warmup_peft.evaluation.evaluate import evaluate
     from warmup_peft.evaluation.metrics import Metric
     from warmup_peft.evaluation.tasks import Question, Task
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from warmup_peft.inference.decoding import warmup_generate
     from warmup_peft.inference.loading import load_adapter
     from warmup_peft.training.config import WarmupSFTConfig
+    from warmup_peft.training.sample import sample_warmups
     from warmup_peft.training.trainer import WarmupSFTTrainer
 
 __version__ = "0.1.0"
@@ -21,12 +24,15 @@ __all__ = [
     "Metric",
     "Question",
     "Task",
+    "TrainingPage",
     "WarmupSFTConfig",
     "WarmupSFTTrainer",
     "compare",
     "evaluate",
+    "inspect_warmups",
     "load_adapter",
     "merge_adapter",
+    "sample_warmups",
     "warmup_generate",
 ]
 
@@ -34,12 +40,15 @@ _HOMES = {
     "Metric": "warmup_peft.evaluation.metrics",
     "Question": "warmup_peft.evaluation.tasks",
     "Task": "warmup_peft.evaluation.tasks",
+    "TrainingPage": "warmup_peft.comparison.training_page",
     "WarmupSFTConfig": "warmup_peft.training.config",
     "WarmupSFTTrainer": "warmup_peft.training.trainer",
     "compare": "warmup_peft.comparison.compare",
     "evaluate": "warmup_peft.evaluation.evaluate",
+    "inspect_warmups": "warmup_peft.comparison.inspection",
     "load_adapter": "warmup_peft.inference.loading",
     "merge_adapter": "warmup_peft.export.merge",
+    "sample_warmups": "warmup_peft.training.sample",
     "warmup_generate": "warmup_peft.inference.decoding",
 }
 

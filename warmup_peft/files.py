@@ -53,16 +53,17 @@ def write_text(path: Path, text: str) -> None:
     write_together({path.name: text}, path.parent)
 
 
-def write_together(texts: Mapping[str, str], folder: Path) -> tuple[Path, ...]:
-    """Write several text files (name -> text) into a folder, which is created if needed. Returns their paths.
+def write_together(contents: Mapping[str, str | bytes], folder: Path) -> tuple[Path, ...]:
+    """Write several files (name -> content) into a folder, which is created if needed. Returns their paths.
 
     Raises:
         OSError: a file cannot be written. None of the files is changed then.
     """
     with replacing_files(folder) as staging:
-        for name, text in texts.items():
-            (staging / name).write_bytes(text.encode("utf-8", errors="replace"))
-    return tuple(folder / name for name in texts)
+        for name, content in contents.items():
+            data = content if isinstance(content, bytes) else content.encode("utf-8", errors="replace")
+            (staging / name).write_bytes(data)
+    return tuple(folder / name for name in contents)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -7,7 +7,7 @@ import yaml
 from folders import SETTINGS
 
 from warmup_peft import compare
-from warmup_peft.comparison.compare import read_recipe
+from warmup_peft.training.config import read_recipe
 
 
 @pytest.fixture

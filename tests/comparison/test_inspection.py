@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 
 import pytest
+from conftest import EXAMPLES
 from folders import puzzles, write_rows
 from summaries import difference
+from trainers import make_trainer
 
-from warmup_peft.comparison.inspection import Inspection, class_of, content_words, inspect
+from warmup_peft.comparison.inspection import Inspection, class_of, content_words, inspect_warmups
 from warmup_peft.evaluation.logiqa import logiqa
 from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.evaluation.tasks import Row
+from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.loading import load_folder
-from warmup_peft.settings.arguments import InspectArguments
 
 
 def row(warmup: str, score: float, prompt: str = "") -> Row:
@@ -91,7 +93,7 @@ def test_an_undefined_score_is_no_change():
 
 def test_what_it_counts_is_what_the_rows_say(adapter, tmp_path):
     data = write_rows(tmp_path / "test.jsonl", puzzles(12))
-    found = inspect(InspectArguments(str(adapter), dataset_name=str(data), task="logiqa", batch_size=5))
+    found = inspect_warmups(adapter, data, "logiqa", batch_size=5)
     loaded, questions = load_folder(adapter), logiqa(puzzles(12))
     predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config)
     own = predictor.answer(questions, max_new_tokens=0)
@@ -105,3 +107,33 @@ def test_what_it_counts_is_what_the_rows_say(adapter, tmp_path):
     assert {row.warmup for _, row in found.rows} == {""}
     gain = sum(a.option_logps[q.answer] - b.option_logps[q.answer] for a, b, q in zip(own, none, questions)) / 12
     assert found.warmups["gain_over_none"] == pytest.approx(gain, abs=1e-3)
+
+
+def test_given_rows_and_a_trainer(model_folder, tokenizer, lora, tmp_path):
+    """A trainer's model answers as it is; the inspection prints, and writes where it is asked to."""
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora)
+    found = inspect_warmups(trainer, EXAMPLES, max_samples=3, batch_size=2)
+    assert (found.folder, found.source, len(found.rows)) == (
+        "WarmupSFTTrainer", "3 given rows, the first 3", 3,
+    )  # fmt: skip
+    assert "What the warmups say" in str(found)
+    assert "Of 3 rows, " in str(found)
+    assert found.report(tmp_path / "new") == tmp_path / "new" / "inspect.md"
+    assert "3 given rows" in (tmp_path / "new" / "inspect.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_samples": 0}, "max_samples=0 cannot work"),
+        ({"model": "nowhere"}, "nowhere does not exist"),
+        ({"dataset": []}, "has no rows"),
+        ({"max_warmup_length": 0}, "writes no warmups"),
+    ],
+)
+def test_bad_input_is_refused_before_a_model_is_loaded(adapter, monkeypatch, changes, words):
+    monkeypatch.setattr("warmup_peft.evaluation.evaluate.load_folder", None)
+    if "max_warmup_length" in changes:
+        WarmupConfig(" | ", [1], changes.pop("max_warmup_length")).save(adapter)
+    with pytest.raises(ValueError, match=words):
+        inspect_warmups(**{"model": adapter, "dataset": EXAMPLES, **changes})

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from warmup_peft.export.model_card import PEFT_TEMPLATE_TITLE, is_edited, write_model_card
 from warmup_peft.files import replacing_files
-from warmup_peft.inference.folder import CARD_NAME, METRICS_NAME, TrainingRecord, WarmupConfig
+from warmup_peft.inference.folder import CARD_NAME, CURVES_NAME, METRICS_NAME, TrainingRecord, WarmupConfig
 from warmup_peft.inference.scores import save_scores
 
 
@@ -54,7 +54,10 @@ def test_card_of_a_model_that_writes_its_separator(adapter, tokenizer, is_merged
         "| Warmup | after the opening `<think>\\n`, at most 5 tokens, then the separator `</think>\\n\\n` (ids 7, 8), "
         "which the model writes by itself |" in card
     )
-    assert "no code of this repo, in one call:" in card
+    first, then, last = (
+        card.index(words) for words in ("no code of this repo, in one call:", "terminal", "trust the")
+    )
+    assert first < then < last
     assert "max_new_tokens=72" in card  # 1 + 5 + 2 around the answer's 64
     assert card.count("return_tensors=\"pt\", **{'enable_thinking': True}") == 2
     assert "What stands before `</think>` in the text is the warmup" in card
@@ -68,7 +71,10 @@ def test_card_of_an_opening_of_ones_own(adapter):
     write_model_card(adapter)
     card = card_of(adapter)
     assert "ids = torch.cat([ids, torch.tensor([[5, 6]])], dim=1)" in card
-    assert "in two calls (the separator's ids" in card
+    first, then, last = (
+        card.index(words) for words in ("In one call, with", "terminal", "in two calls (the separator's")
+    )
+    assert first < then < last
     assert "apply_chat_template" not in card
     assert "warmup-peft chat" not in card
 
@@ -125,6 +131,69 @@ def test_an_arm_may_lack_a_score(adapter):
     assert "| held-out data | accuracy | bleu | rows |" in card_of(adapter)
     assert "| base | 0.250 | – | 8 |" in card_of(adapter)
     assert "| warmup | 0.500 | 0.125 | 8 |" in card_of(adapter)
+
+
+def test_the_hub_reads_the_scores_of_the_model_itself(adapter):
+    """As huggingface_hub reads the card back; whether they are percent is nowhere said, so they are not."""
+    record = TrainingRecord("some/base", data={"dataset_name": "some/data"})
+    record.save(adapter)
+    scores = {**SCORES, "settings": {"data": "some/data, split test"}}
+    scores["warmup"] = {**scores["warmup"], "perplexity": float("inf"), "generations_that_are_options": 0.5}
+    save_scores(adapter, METRICS_NAME, scores)
+    write_model_card(adapter)
+    data = ModelCard.load(adapter / CARD_NAME).data
+    found = [(each.metric_type, each.metric_value, each.metric_name) for each in data.eval_results]
+    assert found == [
+        ("accuracy", 0.5, "accuracy after its own warmup, 8 rows"),
+        ("f1", 0.4321, "macro f1 after its own warmup, 8 rows"),
+    ]
+    assert data.model_name == "my-adapter"
+    assert {
+        (each.dataset_type, each.dataset_name, each.dataset_split, each.task_type) for each in data.eval_results
+    } == {("some/data", "some/data", "test", "text-generation")}
+
+
+def test_scores_on_local_rows_name_no_path(adapter, tmp_path):
+    save_scores(adapter, METRICS_NAME, {**SCORES, "settings": {"data": f"{tmp_path}/secret/rows.jsonl"}})
+    write_model_card(adapter)
+    (one, _) = ModelCard.load(adapter / CARD_NAME).data.eval_results
+    assert (one.dataset_type, one.dataset_name, one.dataset_split) == ("local", "rows.jsonl (local)", None)
+
+
+def test_the_curves_are_shown_where_they_lie_in_the_folder(adapter):
+    write_model_card(adapter)
+    assert "](training.png)" not in card_of(adapter)
+    (adapter / CURVES_NAME).write_bytes(b"png")
+    write_model_card(adapter)
+    assert "over the steps of the training](training.png)" in card_of(adapter)
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "shown"),
+    [
+        ({"dataset_name": "some/data", "license": "mit"}, None, "mit"),
+        ({"dataset_name": "some/data", "license": "mit"}, "cc-by-4.0", "cc-by-4.0"),
+        ({"dataset_name": "folder/train.jsonl"}, None, "odc-by, mit"),
+        ({"dataset_name": "folder"}, None, "odc-by, mit"),
+        ({"dataset_name": "some/data"}, None, None),
+        ({"source": "rows of a script"}, None, None),
+    ],
+)
+def test_the_license_of_the_data(adapter, tmp_path, monkeypatch, data, given, shown):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "README.md").write_text("---\nlicense: [odc-by, mit]\n---\n# Rows\n")
+    (tmp_path / "folder" / "train.jsonl").write_text("{}")
+    TrainingRecord("some/base", data=data).save(adapter)
+    write_model_card(adapter, data_license=given)
+    assert (f"| License of the data | {shown} |" in card_of(adapter)) == (shown is not None)
+    assert ("License of the data" in card_of(adapter)) == (shown is not None)
+
+
+def test_the_exact_versions_are_there(adapter):
+    TrainingRecord("some/base", versions={"trl": "1.16.0", "torch": "2.13.0+cu126"}).save(adapter)
+    write_model_card(adapter)
+    assert "| Versions | trl 1.16.0, torch 2.13.0+cu126 |" in card_of(adapter)
 
 
 EDITS = {

@@ -23,6 +23,7 @@ from warmup_peft.export.model_card import PEFT_TEMPLATE_TITLE, write_model_card
 from warmup_peft.export.push import files_to_push, push_folder, without_places
 from warmup_peft.inference.folder import (
     CARD_NAME,
+    CURVES_NAME,
     HARNESS_NAME,
     METRICS_NAME,
     RUN_FILES,
@@ -50,6 +51,10 @@ class FakeHub:
         self.calls.append(("model_info", repo_id, {}))
         return SimpleNamespace(card_data=SimpleNamespace(license="llama3.2"))
 
+    def dataset_info(self, repo_id):
+        self.calls.append(("dataset_info", repo_id, {}))
+        return SimpleNamespace(card_data=SimpleNamespace(license=["cc-by-nc-sa-4.0", "mit"]))
+
     def create_repo(self, repo_id, **keywords):
         self.calls.append(("create_repo", repo_id, keywords))
         return f"https://huggingface.co/{repo_id}"
@@ -75,6 +80,7 @@ NEW_REPO = RepositoryNotFoundError("no such repo", response=RESPONSE)
 @pytest.fixture
 def pushable(tmp_path, model_folder, tokenizer, lora) -> Path:
     adapter = save_adapter(tmp_path / "my-adapter", random_adapter(model_folder, lora), tokenizer, model_folder)
+    (adapter / CURVES_NAME).write_bytes(b"png")
     write_model_card(adapter)
     save_scores(adapter, METRICS_NAME, SCORES)
     return adapter
@@ -88,6 +94,7 @@ KEPT_BACK = [
     "optimizer.safetensors",
     "training_args.bin",
     "trainer_state.json",
+    "training.html",
     "optimizer.pt",
     "scheduler.pt",
     "rng_state.pth",
@@ -244,12 +251,16 @@ def test_a_pull_request_when_asked(pushable, tmp_path, create_pr):
 def test_the_license_is_the_bases(pushable, tmp_path):
     """Of a base on the Hub it is asked for when the adapter goes up; of a local one its card says it."""
     record = TrainingRecord.load(pushable)
-    TrainingRecord("some/base", data=record.data, settings=record.settings).save(pushable)
+    TrainingRecord("some/base", data={"source": "some/data, split train"}, settings=record.settings).save(pushable)
     hub = FakeHub(tmp_path, NEW_REPO)
     push_folder(pushable, "me/it", api=hub)
     card = hub.contents["README.md"].decode()
     assert "license: llama3.2" in card
     assert "| License | llama3.2, inherited from the base |" in card
+    assert "| License of the data | cc-by-nc-sa-4.0, mit |" in card
+    assert [(call, name) for call, name, _ in hub.calls if call.endswith("_info")] == [
+        ("model_info", "some/base"), ("dataset_info", "some/data"),
+    ]  # fmt: skip
 
     base = tmp_path / "base"
     base.mkdir()

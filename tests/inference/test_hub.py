@@ -9,11 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import EXAMPLES
+from datasets import Dataset
 from folders import argv_of, logiqa_folder, random_adapter, save_adapter, tree
 from huggingface_hub import constants
 
+from warmup_peft import WarmupSFTTrainer, evaluate, load_adapter
 from warmup_peft.cli.main import main
-from warmup_peft.inference.hub import local_folder, with_local_folder
+from warmup_peft.evaluation.data import load_split, stream_split
+from warmup_peft.inference.hub import check_at_hand, local_folder, with_local_folder
+from warmup_peft.inference.loading import load_tokenizer
 from warmup_peft.settings.arguments import GenerateArguments
 
 COMMITS = ("0" * 39 + "1", "0" * 39 + "2")
@@ -111,3 +116,63 @@ def test_base_and_adapter_of_the_hub_without_a_network(model_folder, tokenizer, 
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "warmup: " in done.stderr
+
+
+# ---- What is neither here nor to be had ----
+
+
+@pytest.fixture
+def unreachable(cache, monkeypatch):
+    """The libraries are switched on, and no server answers; whoever asks them for a file fails the test."""
+
+    def ask(*_, **__):
+        raise AssertionError("the Hub's libraries are asked")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("warmup_peft.inference.hub.why_unreachable", lambda url: "no network")
+    for place in (
+        "inference.hub.snapshot_download",
+        "inference.loading.AutoTokenizer",
+        "evaluation.data.load_dataset",
+    ):
+        monkeypatch.setattr(f"warmup_peft.{place}", ask)
+
+
+WAYS = {
+    "evaluate": lambda name: evaluate(name, "rows"),
+    "load_adapter": load_adapter,
+    "tokenizer": load_tokenizer,
+    "trainer": lambda name: WarmupSFTTrainer(name, train_dataset=Dataset.from_list(EXAMPLES)),
+    "rows": lambda name: load_split(name, "test"),
+    "stream": lambda name: stream_split(name, "test"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_a_network_what_is_not_here_is_said_at_once(unreachable, way):
+    with pytest.raises(
+        ValueError, match=r"me/mine is not on this machine, and the Hub cannot be reached \(no network"
+    ):
+        WAYS[way]("me/mine")
+
+
+def test_a_name_that_is_nearly_there(unreachable, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "logiqa").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"Did you mean runs/logiqa\?"):
+        WarmupSFTTrainer("runs/logqa", train_dataset=Dataset.from_list(EXAMPLES))
+    with pytest.raises(ValueError, match=r"The model folder \./runs/logqa does not exist.*Did you mean runs/logiqa"):
+        WarmupSFTTrainer("./runs/logqa", train_dataset=Dataset.from_list(EXAMPLES))
+
+
+def test_the_hub_is_asked_once_and_not_for_what_is_cached_or_local(unreachable, cache, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("warmup_peft.inference.hub.why_unreachable", asked.append)
+    for name in (str(tmp_path), "./missing", "a.de,a.en"):
+        check_at_hand(name)
+    (cache / "models--me--base").mkdir(parents=True)
+    check_at_hand("me/base")
+    check_at_hand("me/rows", "dataset", [tmp_path])
+    assert asked == []
+    check_at_hand("me/base", "dataset")
+    assert asked == [constants.ENDPOINT]

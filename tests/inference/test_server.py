@@ -256,7 +256,7 @@ def test_a_server_that_dies_while_it_is_sampled_from_changes_no_sample(
 ):
     """Its connections break; the same command, to another server of the same model, ends with the same files."""
     monkeypatch.setattr("warmup_peft.training.pool.PROMPTS_PER_FILE", 2)
-    monkeypatch.setattr("warmup_peft.cli.sample.CompletionsClient", partial(CompletionsClient, pause=0.0))
+    monkeypatch.setattr("warmup_peft.training.sample.CompletionsClient", partial(CompletionsClient, pause=0.0))
     healthy = serve(model_folder, tokenizer(" || ")["input_ids"])
     server.answer = healthy
     assert main([*draw_argv, "--output_dir", str(tmp_path / "unbroken")]) == 0

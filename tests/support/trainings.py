@@ -45,7 +45,7 @@ def load_no_model(monkeypatch):
     def load(*_, **__):
         raise AssertionError("a model is loaded")
 
-    for module in ("evaluation.evaluate", "comparison.inspection", "cli.merge"):
+    for module in ("evaluation.evaluate", "cli.merge"):
         monkeypatch.setattr(f"warmup_peft.{module}.load_folder", load)
 
 

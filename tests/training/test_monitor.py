@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,7 @@ from trainers import make_trainer, randomise_adapter, record_warmups
 
 from warmup_peft.method.branches import Tokens, Warmups
 from warmup_peft.method.objective import Scores
-from warmup_peft.training.monitor import WarmupMonitor
+from warmup_peft.training.monitor import SAMPLES, WarmupMonitor
 
 
 def tokens_of(tokenizer, texts, side):
@@ -44,7 +43,7 @@ def batch(tokenizer):
     }
 
 
-def monitor(tokenizer, **settings):
+def monitor(tokenizer, send=lambda *_: None, **settings):
     defaults = {
         "log_warmups": True,
         "num_warmups_to_print": 2,
@@ -52,7 +51,7 @@ def monitor(tokenizer, **settings):
         "warmup_format": "plain",
         "max_warmup_length": 8,
     }
-    return WarmupMonitor(SimpleNamespace(**{**defaults, **settings}), tokenizer)
+    return WarmupMonitor(SimpleNamespace(**{**defaults, **settings}), tokenizer, send)
 
 
 def values(ratios):
@@ -140,7 +139,7 @@ def test_measuring_changes_neither_weights_nor_random_numbers(model_folder, toke
 def test_the_table_shows_prompts_warmups_scores_and_targets(tokenizer, batch, capsys):
     shown = monitor(tokenizer)
     shown.ratios(**batch)
-    shown.show(7)
+    shown.show(shown.last_rows(), 7)
     out = capsys.readouterr().out
     assert "Warmups at step 7" in out
     assert "\x1b" not in out  # no colours where there is no terminal
@@ -152,8 +151,7 @@ def test_the_table_shows_prompts_warmups_scores_and_targets(tokenizer, batch, ca
         ["Why [b]?", "so so", "1", "-3.00", "0.50", "+0.00", "so be it"],
         ["", "", "1", "-3.00", "0.50", "+0.00", ""],
     ]
-    shown.show(8)  # nothing new
-    assert capsys.readouterr().out == ""
+    assert shown.last_rows() == []  # nothing new
 
 
 def test_warmups_that_coincide_take_one_line(tokenizer, batch, capsys):
@@ -162,22 +160,41 @@ def test_warmups_that_coincide_take_one_line(tokenizer, batch, capsys):
     batch["scores"] = Scores(torch.full((2, 2), -2.0))
     batch["credit"] = (torch.full((2, 2), 0.5), torch.zeros(2, 2))
     shown.ratios(**batch)
-    shown.show(1)
+    shown.show(shown.last_rows(), 1)
     assert [line.split("│")[3].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")] == [
         "2"
     ]
 
 
-def test_trackers_get_the_table(tokenizer, batch, capsys, monkeypatch):
-    logged = []
-    tracker = SimpleNamespace(log=logged.append, Table=lambda dataframe: dataframe)
-    monkeypatch.setitem(sys.modules, "wandb", tracker)
-    shown = monitor(tokenizer, report_to=["wandb", "tensorboard"])
+def test_the_table_is_sent_too(tokenizer, batch, capsys):
+    sent = []
+    shown = monitor(tokenizer, send=lambda *table: sent.append(table))
     shown.ratios(**batch)
-    shown.show(3)
-    (entry,) = logged
-    assert list(entry["warmups"].columns) == ["step", "prompt", "warmup", "R", "w", "A", "target"]
-    assert len(entry["warmups"]) == 4
+    shown.show(shown.last_rows(), 3)
+    ((name, rows, step),) = sent
+    assert (name, len(rows), step) == ("warmups", 4, 3)
+    assert rows[0] == {
+        "prompt": "Who is\nolder?",
+        "warmup": "Lee > Max",
+        "R": -1.0,
+        "w": 0.5,
+        "A": 0.25,
+        "target": " Lee",
+    }
+
+
+def test_every_log_has_its_samples_and_of_many_logs_every_second(model_folder, tokenizer, lora, tmp_path, monkeypatch):
+    monkeypatch.setattr("warmup_peft.training.monitor.MOST_SAMPLED_LOGS", 4)
+    trainer = make_trainer(model_folder, tmp_path, tokenizer, peft_config=lora, logging_steps=1, max_steps=5)
+    sampled = record_warmups(trainer)
+    trainer.train()
+    logs = trainer.state.log_history
+    assert [log["step"] for log in logs if SAMPLES in log] == [1, 3, 5]
+    last = logs[4][SAMPLES]
+    assert [row["warmup"] for row in last] == [
+        tokenizer.decode(sample.ids, skip_special_tokens=True) for _, samples in sampled[-4:-2] for sample in samples
+    ]
+    assert all(row["w"] == pytest.approx(1 / 3) and row["A"] == 0.0 and row["R"] < 0 for row in last)
 
 
 def test_a_training_prints_the_table_at_every_log(model_folder, tokenizer, lora, tmp_path, capsys):

@@ -15,9 +15,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
-from warmup_peft.inference.folder import CARD_NAME, RUN_FILES, SCORES, TRAINING_STATE
+from warmup_peft.inference.folder import CARD_NAME, CURVES_NAME, RUN_FILES, SCORES, TRAINING_STATE
 
-ADAPTER = {CARD_NAME, "tokenizer.json", "tokenizer_config.json", *RUN_FILES} - {*SCORES, *TRAINING_STATE}
+ADAPTER = {CARD_NAME, "tokenizer.json", "tokenizer_config.json", *RUN_FILES} - {*SCORES, *TRAINING_STATE, CURVES_NAME}
 WEIGHTS = "adapter_model.safetensors"
 MODEL = {name for name in ADAPTER if not name.startswith("adapter_")} | {
     "config.json",

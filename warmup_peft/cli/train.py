@@ -11,9 +11,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import ProgressCallback
 
+from warmup_peft.comparison.training_page import TrainingPage, why_no_page
 from warmup_peft.files import check_writable, saying_where_the_disk_is_full
 from warmup_peft.inference.chat import WarmupFormat
-from warmup_peft.inference.folder import RUN_FILES
+from warmup_peft.inference.folder import PAGE_NAME, RUN_FILES
 from warmup_peft.training.build import build_trainer
 from warmup_peft.training.callbacks import ShortProgress, StopOnInterrupt
 from warmup_peft.training.checkpoints import checkpoint_to_resume, checkpoints, last_checkpoint, remove_unfinished
@@ -86,6 +87,10 @@ def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
             print(question)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ShortProgress())
+    if (reason := why_no_page()) is None:
+        trainer.add_callback(TrainingPage())
+    elif trainer.is_world_process_zero():
+        print(reason)
     trainer.train(resume_from_checkpoint=checkpoint)
     if interrupt.interrupted:
         last = last_checkpoint(output_dir)
@@ -95,6 +100,8 @@ def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
     trainer.save_state()
     if trainer.is_world_process_zero():
         print(f"Trained {trainer.state.global_step} steps. {what_was_trained(trainer.model)} lies in {output_dir}")
+        if (page := Path(output_dir, PAGE_NAME)).is_file():
+            print(f"Curves and warmups: {page}")
 
 
 def how_to_go_on(folder: str) -> str:

@@ -11,9 +11,8 @@ from warmup_peft.comparison.experiment import plan_experiment, run_experiment
 from warmup_peft.comparison.results import Comparison
 from warmup_peft.comparison.significance import minimum_detectable_effect
 from warmup_peft.settings.arguments import CompareOptions
-from warmup_peft.settings.parsing import typed
 from warmup_peft.settings.recipe import Recipe
-from warmup_peft.training.config import TRAINING_KINDS
+from warmup_peft.training.config import read_recipe
 
 LARGE_EFFECT = 0.1  # where no smaller difference can be detected, the user is warned
 
@@ -50,15 +49,6 @@ def compare(
     experiment = plan_experiment(recipe, asked)
     warn_of_few_rows(experiment.num_test_rows)
     return dataclasses.replace(run_experiment(experiment, command), folder=str(experiment.folder))
-
-
-def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-    """Raises ValueError for a file that is missing, an unknown option, or a value of the wrong kind."""
-    if isinstance(recipe, Recipe):
-        return recipe
-    if isinstance(recipe, Mapping):
-        return Recipe(TRAINING_KINDS, typed(TRAINING_KINDS, recipe, "The recipe"))
-    return Recipe.read(["--config", str(recipe)], *TRAINING_KINDS)
 
 
 def joined(values: str | Iterable[Any]) -> str:

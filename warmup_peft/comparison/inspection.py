@@ -7,22 +7,25 @@ English list) count only if there are no other words.
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from datasets import Dataset
 from nltk.stem.snowball import SnowballStemmer
+from rich.console import Console
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from warmup_peft.comparison.results import Difference
 from warmup_peft.comparison.significance import compare_with
-from warmup_peft.evaluation.metrics import is_right_or_wrong
+from warmup_peft.evaluation.evaluate import Subject, name_of
+from warmup_peft.evaluation.metrics import PLAIN_TEXT, is_right_or_wrong
 from warmup_peft.evaluation.predictor import Predictor, as_rows, bars, empty, score_predictions
-from warmup_peft.evaluation.rows import held_out_questions
-from warmup_peft.evaluation.tasks import Row
-from warmup_peft.inference.folder import TrainingRecord
-from warmup_peft.inference.loading import Loading, load_folder
+from warmup_peft.evaluation.tasks import Row, Task
 from warmup_peft.method.diagnostics import words
-from warmup_peft.settings.arguments import EvaluateArguments, InspectArguments
+from warmup_peft.settings.arguments import EvaluateArguments, InspectArguments, check_counts
 
 PhraseClass = Literal["direct", "similar", "neither", "empty"]
 CLASSES: dict[PhraseClass, str] = {
@@ -34,12 +37,12 @@ CLASSES: dict[PhraseClass, str] = {
 WITH, WITHOUT = "with its warmup", "without"
 MOST_COMMON = 10
 STEMMER = SnowballStemmer("english")
-SHARED_OPTIONS = ("dataset_name", "dataset_config", "dataset_test_split", "task", "task_args", "max_samples")
+SHARED_OPTIONS = ("dataset_config", "dataset_test_split", "task", "task_args", "max_samples")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one run's warmups say, and how the run answers with and without them.
+    """What one run's warmups say, and how the run answers with and without them. Prints as tables and sentences.
 
     Attributes:
         folder: of the run.
@@ -58,6 +61,19 @@ class Inspection:
     difference: Difference
     warmups: dict[str, float]
     rows: list[tuple[Row, Row]]
+
+    def report(self, folder: str | Path) -> Path:
+        """Write `inspect.md` into a folder, made if need be, and return its path."""
+        from warmup_peft.comparison.report.inspection_report import write_inspection
+
+        return write_inspection(self, Path(folder))
+
+    def __str__(self) -> str:
+        from warmup_peft.comparison.report.terminal import print_inspection
+
+        console = Console(file=io.StringIO(), width=100, **PLAIN_TEXT)
+        print_inspection(self, console)
+        return console.file.getvalue().rstrip()
 
     def classes(self) -> dict[PhraseClass, list[Row]]:
         """The rows of each class of `CLASSES`."""
@@ -94,22 +110,39 @@ def class_of(warmup: str, reference: str) -> PhraseClass:
     return "similar" if set(map(STEMMER.stem, written)) & set(map(STEMMER.stem, wanted)) else "neither"
 
 
-def inspect(options: InspectArguments) -> Inspection:
-    """Answer held-out rows with and without warmups.
+def inspect_warmups(
+    model: Any, dataset: str | Dataset | Iterable[dict] | None = None, task: str | Task | None = None, **options: Any
+) -> Inspection:
+    """Answer held-out rows with the model's own warmups and without any, and say what the warmups say. Writes no file.
+
+    Args:
+        model: folder of an adapter or of a merged model, or its id on the Hub; or a `WarmupSFTTrainer`, whose model
+            answers as it is, where it is.
+        dataset: a file, folder or Hub id, of which the test split is answered; or the rows themselves. By default the
+            data of the training, if its record names them.
+        task: a `Task`, or its name, or the path of its file. By default that of the training, if it is a built-in one;
+            without one, `prompt_completion`.
+        options: as of `warmup-peft inspect`: `max_samples`, `batch_size`, `task_args`, `dataset_config`,
+            `dataset_test_split`; and how folders are loaded: `device`, `device_map`, `revision`, `trust_remote_code`,
+            as in `evaluate`.
 
     Raises:
-        ValueError: bad input, before a model is loaded.
+        ValueError: bad input, or a model that writes no warmups, before a model is loaded.
+        ImportError: a package of warmup_peft[compare] is missing, when this function is imported.
     """
-    loading = Loading.of(options)
-    record = TrainingRecord.load(options.run) or TrainingRecord(base_model="")
+    options = InspectArguments(name_of(model), task=task, **options)
+    check_counts(options, batch_size=1, max_samples=1)
+    subject = Subject.of(model, options)
+    if subject.config.max_warmup_length == 0:
+        raise ValueError(f"{options.run} writes no warmups (max_warmup_length is 0), so there is nothing to inspect.")
     asked = EvaluateArguments(options.run, **{name: getattr(options, name) for name in SHARED_OPTIONS})
-    task, questions, source = held_out_questions(asked, record.data, record.settings.get("eval_metrics"))
+    task, questions, source = subject.questions(dataset, asked)
     first = task.metrics[0]
-    loaded = load_folder(options.run, loading)
-    model = (loaded.model, loaded.tokenizer, loaded.warmup_config, options.batch_size)
+    loaded = subject.load()
+    answerer = (loaded.model, loaded.tokenizer, loaded.warmup_config, options.batch_size)
     scores, rows, warmups = [], [], {}
     for arm, instead in ((WITH, None), (WITHOUT, empty)):
-        predictor = Predictor(*model, instead, bars(arm))
+        predictor = Predictor(*answerer, instead, bars(arm))
         predictions = predictor.answer(questions, task.max_new_tokens)
         warmups |= predictor.warmup_metrics(questions, predictions)  # none without warmups
         scores.append(score_predictions(task.metrics, questions, predictions))

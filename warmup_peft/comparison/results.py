@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from warmup_peft import __version__
+from warmup_peft.evaluation.metrics import PLAIN_TEXT
 from warmup_peft.evaluation.tasks import Row
 from warmup_peft.files import write_together
 
@@ -357,7 +358,7 @@ class Comparison:
     def __str__(self) -> str:
         from warmup_peft.comparison.report.terminal import print_comparison
 
-        console = Console(file=io.StringIO(), width=120)
+        console = Console(file=io.StringIO(), width=120, **PLAIN_TEXT)
         print_comparison(self, console)
         return console.file.getvalue().rstrip()
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pyarrow
 from datasets import Dataset, IterableDataset, load_dataset
+from datasets import config as datasets_config
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from huggingface_hub import snapshot_download
 
 from warmup_peft.files import first_line, near_path, read_text
+from warmup_peft.inference.hub import check_at_hand
 
 JSON_ENDINGS = (".jsonl", ".json", ".txt")
 ENDINGS = (*JSON_ENDINGS, ".csv", ".parquet")
@@ -169,6 +171,7 @@ def find_split(folder: Path, split: str) -> Path:
 
 def download_folder(name: str) -> Path:
     user, repo, *folder = name.removeprefix(HUB_FOLDER).split("/")
+    check_at_hand(f"{user}/{repo}", "dataset")
     try:
         root = snapshot_download(f"{user}/{repo}", repo_type="dataset", allow_patterns="/".join([*folder, "*"]))
     except Exception as error:
@@ -196,6 +199,7 @@ def load_from_hub(name: str, split: str, config: str | None, streaming: bool = F
         raise ValueError(
             f"{name} is a format that `datasets` reads, and no data set. Name a file, a folder or a Hub id."
         )
+    check_at_hand(name, "dataset", [Path(datasets_config.HF_DATASETS_CACHE, name.replace("/", "___"))])
     try:
         return load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:

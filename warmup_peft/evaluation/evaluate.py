@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 
-from warmup_peft.evaluation.metrics import NOTHING, RowStatistics, metric_name, score_text
+from warmup_peft.evaluation.metrics import NOTHING, PLAIN_TEXT, RowStatistics, metric_name, score_text
 from warmup_peft.evaluation.predictor import (
     Ids,
     Marks,
@@ -100,7 +101,7 @@ class Evaluation:
         return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows]).to_pandas()
 
     def __str__(self) -> str:
-        out = Console(file=io.StringIO(), width=100)
+        out = Console(file=io.StringIO(), width=100, **PLAIN_TEXT)
         out.print(scores_table(self.scores, self.source))
         return "\n".join([out.file.getvalue().rstrip(), *self.sentences])
 
@@ -126,30 +127,14 @@ def evaluate(
     Raises:
         ValueError: bad input, before a model is loaded.
     """
-    is_folder = isinstance(model, str | Path)
-    is_named = dataset is None or isinstance(dataset, str | Path)
-    asked = EvaluateArguments(
-        str(model) if is_folder else type(model).__name__,
-        dataset_name=str(dataset) if dataset is not None and is_named else None,
-        task=task,
-        **options,
-    )
+    asked = EvaluateArguments(name_of(model), task=task, **options)
     check_counts(asked, batch_size=1, max_samples=1, max_new_tokens=0)
-    loading = Loading.of(asked)
-    if is_folder:
-        model = local_folder(asked.adapter, asked.revision)
-    elif asked.revision is not None:
-        raise ValueError(f"A trainer's model has no revisions. Leave revision={asked.revision} out.")
-    config = WarmupConfig.load(model) if is_folder else model.warmup_config
-    check_warmups(asked, config)
-    record = (TrainingRecord.load(model) if is_folder else None) or TrainingRecord(base_model="")
-    data = record.data if is_folder else model.data_record
-    if is_named:
-        task, questions, source = held_out_questions(asked, data, record.settings.get("eval_metrics"))
-    else:
-        task, questions, source = given_questions(asked, dataset, record.settings.get("eval_metrics"))
+    subject = Subject.of(model, asked)
+    check_warmups(asked, subject.config)
+    record = subject.record
+    task, questions, source = subject.questions(dataset, asked)
     check_answers(asked, questions)
-    loaded = load_folder(model, loading) if is_folder else loaded_of(model)
+    loaded = subject.load()
     arms = evaluate_arms(loaded, questions, task, asked)
     scored = {name: score_predictions(task.metrics, questions, predictions) for name, predictions in arms.items()}
     scores = {name: scores_of(scored[name], questions, arms[name]) for name in arms}
@@ -169,6 +154,56 @@ def evaluate(
             "data": source,
         },
     )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is to answer, before it is loaded.
+
+    Attributes:
+        config: what its decoding needs.
+        record: of its training; its `data` and `settings` are empty where nothing is known.
+        load: loads the model, or gives the trainer's.
+    """
+
+    config: WarmupConfig
+    record: TrainingRecord
+    load: Callable[[], LoadedModel]
+
+    @classmethod
+    def of(cls, model: Any, options: Any) -> Subject:
+        """Of a folder, an id on the Hub or a trainer. Raises ValueError where it is none of them.
+
+        Args:
+            options: `revision`, and those that `Loading.of` reads.
+        """
+        loading = Loading.of(options)
+        if isinstance(model, str | Path):
+            folder = local_folder(str(model), options.revision)
+            record = TrainingRecord.load(folder) or TrainingRecord(base_model="")
+            return cls(WarmupConfig.load(folder), record, lambda: load_folder(folder, loading))
+        if options.revision is not None:
+            raise ValueError(f"A trainer's model has no revisions. Leave revision={options.revision} out.")
+        record = TrainingRecord(base_model="", data=model.data_record)
+        return cls(model.warmup_config, record, lambda: loaded_of(model))
+
+    def questions(
+        self, dataset: str | Path | Iterable[dict] | None, options: EvaluateArguments
+    ) -> tuple[Task, list[Question], str]:
+        """The task, the questions that it reads from the data, and where they come from.
+
+        Args:
+            dataset: a file, folder or Hub id, or the rows; None for the data of the training.
+        """
+        metrics = self.record.settings.get("eval_metrics")
+        if dataset is None or isinstance(dataset, str | Path):
+            named = dataclasses.replace(options, dataset_name=None if dataset is None else str(dataset))
+            return held_out_questions(named, self.record.data, metrics)
+        return given_questions(options, dataset, metrics)
+
+
+def name_of(model: Any) -> str:
+    return str(model) if isinstance(model, str | Path) else type(model).__name__
 
 
 def given_questions(

@@ -516,6 +516,10 @@ def is_right_or_wrong(name: str) -> bool:
     return METRICS[name].kind == "right_or_wrong"
 
 
+# for a rich `Console` that writes into a text: a notebook's would display it, and colour it
+PLAIN_TEXT = {"force_jupyter": False, "force_terminal": False}
+
+
 def number_text(value: float, form: str) -> str:
     """The number with a typographic minus sign and no negative zero, or a word if it is not finite."""
     if math.isnan(value):

@@ -48,6 +48,7 @@ def data_record(script_args, options: RunOptions, train_dataset: Dataset | Itera
         "task": options.task,
         "task_args": task_args_of(options),
         "train_rows": len(train_dataset) if isinstance(train_dataset, Dataset) else None,
+        "license": train_dataset.info.license or None,
     }
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from warmup_peft.export.custom_generate import export_decoding
 from warmup_peft.export.model_card import write_model_card
 from warmup_peft.files import first_line, scratch_folder
-from warmup_peft.inference.folder import SETTINGS, TRAINING_RECORD_NAME, WarmupConfig
+from warmup_peft.inference.folder import CURVES_NAME, SETTINGS, TRAINING_RECORD_NAME, WarmupConfig
 from warmup_peft.inference.loading import (
     Base,
     Loading,
@@ -145,7 +145,7 @@ def _merge_into(
             f"The merged model's logits differ from the adapter's by {error:.1%}. Rounding can cause at most "
             f"{limit:.1%}, so nothing was written. Use the adapter unmerged, and please report this."
         )
-    for name in SETTINGS:
+    for name in (*SETTINGS, CURVES_NAME):
         if (adapter / name).is_file():
             shutil.copy(adapter / name, folder)
     export_decoding(folder)

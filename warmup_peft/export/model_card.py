@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from warmup_peft.files import read_text, write_text
 from warmup_peft.inference.folder import (
     CARD_NAME,
+    CURVES_NAME,
     METRICS_NAME,
     TrainingRecord,
     WarmupConfig,
@@ -33,25 +35,30 @@ CARD_TEXT = """
 | Data | {data} |
 | Warmup | {warmup} |
 {settings_rows}
-{scores}
+{scores}{picture}
 ## Use
 
-With warmup_peft:
+{in_one_call}
+With warmup_peft, on the terminal:
 
 ```bash
 warmup-peft generate --adapter <this folder> --prompt "..."{talk}
 ```
 
-With {libraries} alone, where you trust the code in `custom_generate/generate.py` (read it, it is short):
+{otherwise}"""
 
-```python
-{own_code}
-```
-
-{plain}
+PICTURE = """
+![Loss, and what warmups gain, their length, overlap and KL, over the steps of the training]({file})
 """
 
 PLAIN_CODE = """With {libraries} alone and no code of this repo, {how}:
+
+```python
+{code}
+```
+"""
+
+OWN_CODE = """{how} {libraries}, where you trust the code in `custom_generate/generate.py` (read it, it is short):
 
 ```python
 {code}
@@ -120,6 +127,8 @@ ids = torch.cat([ids, torch.tensor([{opening_ids}])], dim=1)  # the opening"""
 SEAL = "<!-- written by warmup_peft {digest}; edit freely, an edited card is never overwritten -->"
 SEAL_PATTERN = re.compile(SEAL.format(digest="([0-9a-f]{16})"))
 NOTHING = "–"  # in place of a missing score
+METRIC_IDS = {"macro_f1": "f1", "chrf++": "chrf", "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge"}  # the Hub's
+NO_SCORES = ("n", "generations_that_are_options")
 PEFT_TEMPLATE_TITLE = "# Model Card for Model ID"
 SHOWN_SETTINGS = (
     "objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "temperature", "learning_rate",
@@ -127,12 +136,15 @@ SHOWN_SETTINGS = (
 )  # fmt: skip
 
 
-def write_model_card(folder: str | Path, title: str | None = None, license: str | None = None) -> Path:
+def write_model_card(
+    folder: str | Path, title: str | None = None, license: str | None = None, data_license: str | None = None
+) -> Path:
     """Write the folder's README.md, unless there is one that a person has edited.
 
     Args:
         title: by default the name of the folder.
         license: license of the base model; by default the one in the card of a local base model.
+        data_license: license of the data; by default the recorded one, or the one in the card of a local data set.
     """
     folder = Path(folder)
     path = folder / CARD_NAME
@@ -140,31 +152,70 @@ def write_model_card(folder: str | Path, title: str | None = None, license: str 
         return path
     record = TrainingRecord.load(folder) or TrainingRecord(base_model="")
     license = license or license_of(record.base_model)
-    metadata = card_metadata(folder, record, license).to_yaml()
-    card = ModelCard(f"---\n{metadata}\n---\n{card_text(folder, record, title, license)}")
+    data_license = data_license or record.data.get("license") or license_of(record.data.get("dataset_name") or "")
+    title = title or folder.name
+    metadata = card_metadata(folder, record, title, license).to_yaml()
+    card = ModelCard(f"---\n{metadata}\n---\n{card_text(folder, record, title, license, data_license)}")
     write_text(path, seal(str(card)))
     return path
 
 
-def license_of(base: str) -> str | None:
-    """The license in the card of a local base model."""
-    path = Path(base, CARD_NAME)
-    if not base or not path.is_file():
+def license_of(name: str) -> str | None:
+    """The license in the card of a local model or data set; of a file, in the card beside it."""
+    path = Path(Path(name).parent if Path(name).is_file() else name, CARD_NAME)
+    if not name or not path.is_file():
         return None
-    return ModelCard(read_text(path), ignore_metadata_errors=True).data.license
+    license = getattr(ModelCard(read_text(path), ignore_metadata_errors=True).data, "license", None)
+    return ", ".join(license) if isinstance(license, list) else license
 
 
-def card_metadata(folder: Path, record: TrainingRecord, license: str | None) -> ModelCardData:
+def card_metadata(folder: Path, record: TrainingRecord, title: str, license: str | None) -> ModelCardData:
     base_is_public = record.base_model and not looks_local(record.base_model)
-    dataset = record.data.get("dataset_name", "")
+    dataset = data_on_the_hub(record.data)
     return ModelCardData(
         base_model=record.base_model if base_is_public else None,
         license=license,
-        datasets=[dataset] if dataset.count("/") == 1 and not looks_local(dataset) else None,
+        datasets=[dataset] if dataset else None,
         library_name="peft" if is_adapter(folder) else "transformers",
         pipeline_tag="text-generation",
+        model_name=title,
+        eval_results=eval_results(folder) or None,
         tags=["trl", "sft", "warmup-sft", "custom_generate", *(["lora"] if is_adapter(folder) else [])],
     )
+
+
+def eval_results(folder: Path) -> list[EvalResult]:
+    """The scores after the model's own warmups, as the Hub shows them beside a model."""
+    metrics = load_scores(folder, METRICS_NAME)
+    scores, settings = metrics.get("warmup"), metrics.get("settings")
+    source = settings.get("data") if isinstance(settings, dict) else None
+    if not isinstance(scores, dict) or "n" not in scores:
+        return []
+    name, _, split = (source or "held-out rows").partition(", split ")
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=name if is_id(name) else "local",
+            dataset_name=public_name(name),
+            dataset_split=split or None,
+            metric_type=METRIC_IDS.get(metric, metric),
+            metric_name=f"{metric.replace('_', ' ')} after its own warmup, {scores['n']} rows",
+            metric_value=scores[metric],
+        )
+        for metric in score_columns([scores])
+        if metric not in NO_SCORES and math.isfinite(scores[metric])
+    ]
+
+
+def data_on_the_hub(data: dict[str, Any]) -> str | None:
+    """The id of the training's data, if they are on the Hub."""
+    name = data.get("dataset_name") or str(data.get("source", "")).partition(", split ")[0]
+    return name if is_id(name) else None
+
+
+def is_id(name: str) -> bool:
+    """Whether this looks like `<user or organisation>/<name>` of the Hub, and no such path is here."""
+    return name.count("/") == 1 and "," not in name and not looks_local(name)
 
 
 def data_row(data: dict[str, Any]) -> str:
@@ -181,7 +232,7 @@ def public_name(name: str) -> str:
     return f"{Path(name).name} (local)" if looks_local(name) else name
 
 
-def card_text(folder: Path, record: TrainingRecord, title: str | None, license: str | None) -> str:
+def card_text(folder: Path, record: TrainingRecord, title: str, license: str | None, data_license: str | None) -> str:
     config = WarmupConfig.load(folder)
     is_one = is_adapter(folder)
     load = LOAD_ADAPTER if is_one else LOAD_MERGED
@@ -192,22 +243,33 @@ def card_text(folder: Path, record: TrainingRecord, title: str | None, license: 
     rows = [f"| {key} | {record.settings[key]} |" for key in SHOWN_SETTINGS if record.settings.get(key) is not None]
     if license:
         rows.insert(0, f"| License | {license}, inherited from the base |")
+    if data_license:
+        rows.insert(0, f"| License of the data | {data_license} |")
     if record.base_revision:
         rows.insert(0, f"| Base revision | `{record.base_revision}` |")
+    if record.versions:
+        rows.append(f"| Versions | {', '.join(' '.join(each) for each in record.versions.items())} |")
+    own_code = OWN_CODE.format(
+        how="With" if config.writes_separator else "In one call, with",
+        libraries=libraries,
+        code=GENERATE.format(
+            load=trusting, inputs=inputs_code(config), how=", custom_generate=folder, trust_remote_code=True" * is_one
+        ),
+    )
+    uses = [plain_part(config, load, libraries, is_one), own_code]
+    in_one_call, otherwise = uses if config.writes_separator else reversed(uses)
     return CARD_TEXT.format(
-        title=title or folder.name,
+        title=title,
         kind="A PEFT adapter" if is_adapter(folder) else "A merged model",
         base=public_name(record.base_model),
         data=data_row(record.data),
         warmup=warmup_row(config),
         settings_rows="\n".join(rows),
         scores=scores_table(folder),
+        picture=PICTURE.format(file=CURVES_NAME) if (folder / CURVES_NAME).is_file() else "",
         talk="\nwarmup-peft chat --adapter <this folder>" * config.uses_chat_template,
-        libraries=libraries,
-        own_code=GENERATE.format(
-            load=trusting, inputs=inputs_code(config), how=", custom_generate=folder, trust_remote_code=True" * is_one
-        ),
-        plain=plain_part(config, load, libraries, is_one),
+        in_one_call=in_one_call,
+        otherwise=otherwise,
     )
 
 

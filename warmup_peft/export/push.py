@@ -10,17 +10,17 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from warmup_peft.export.custom_generate import decoding_source
-from warmup_peft.export.model_card import is_edited, write_model_card
+from warmup_peft.export.model_card import data_on_the_hub, is_edited, write_model_card
 from warmup_peft.files import read_text, write_text
 from warmup_peft.inference.folder import (
     ADAPTER_CONFIG_NAME,
@@ -113,7 +113,12 @@ def push_folder(
     if card_kept:
         files = [name for name in files if name != CARD_NAME]
     else:
-        write_model_card(folder, license=license_on_the_hub(api, Path(folder)))
+        record = TrainingRecord.load(folder) or TrainingRecord(base_model="")
+        write_model_card(
+            folder,
+            license=license_on_the_hub(api.model_info, None if looks_local(record.base_model) else record.base_model),
+            data_license=license_on_the_hub(api.dataset_info, data_on_the_hub(record.data)),
+        )
     url = api.create_repo(repo_id, private=private, exist_ok=True)
     with staged(Path(folder), files) as staging:
         commit = api.upload_folder(
@@ -176,16 +181,20 @@ def without_places(value: Any, key: str = "") -> Any:
     return value
 
 
-def license_on_the_hub(api: HfApi, folder: Path) -> str | None:
-    """License in the base model's card on the Hub; None if the model is local or the Hub does not answer."""
-    record = TrainingRecord.load(folder)
-    if record is None or not record.base_model or looks_local(record.base_model):
+def license_on_the_hub(info_of: Callable[[str], Any], name: str | None) -> str | None:
+    """License in a card on the Hub; None without a name, or if the Hub does not answer.
+
+    Args:
+        info_of: `HfApi.model_info` or `HfApi.dataset_info`.
+    """
+    if not name:
         return None
     try:
-        card_data = api.model_info(record.base_model).card_data
-    except (HfHubHTTPError, OSError):
+        card_data = info_of(name).card_data
+    except (HfHubHTTPError, HFValidationError, OSError):
         return None
-    return getattr(card_data, "license", None)
+    license = getattr(card_data, "license", None)
+    return ", ".join(license) if isinstance(license, list) else license
 
 
 def hub_card_is_edited(api: HfApi, repo_id: str, card: str, revision: str | None) -> bool:

@@ -18,20 +18,21 @@ WARMUP_CONFIG_NAME = "warmup_config.json"
 TRAINING_RECORD_NAME = "warmup_training.json"
 DECODING_NAME = "custom_generate/generate.py"
 METRICS_NAME, HARNESS_NAME = "metrics.json", "harness.json"
+PAGE_NAME, CURVES_NAME = "training.html", "training.png"
 
 ADAPTER = (ADAPTER_CONFIG_NAME, "adapter_model.safetensors")
 SETTINGS = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME)  # written by our trainer; copied by a merge
 SCORES = (METRICS_NAME, HARNESS_NAME)  # they belong to the weights beside them, so a merge does not copy them
-TRAINING_STATE = ("trainer_state.json", "training_args.bin")
+TRAINING_STATE = ("trainer_state.json", "training_args.bin", PAGE_NAME)  # stays here: it may show rows of the data
 MODEL_CONFIGS = ("config.json", "generation_config.json")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER = ("tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json",
              "vocab.txt", "merges.txt", "*.model", "*.jinja")  # fmt: skip
 WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
 
-RUN_FILES = (*ADAPTER, *SETTINGS, DECODING_NAME, *TRAINING_STATE, *SCORES)  # replaced by a new run
+RUN_FILES = (*ADAPTER, *SETTINGS, DECODING_NAME, *TRAINING_STATE, *SCORES, CURVES_NAME)  # replaced by a new run
 PUSHED = (CARD_NAME, "LICENSE*", "NOTICE*", *ADAPTER, *MODEL_CONFIGS, *WEIGHTS, "model.safetensors.index.json",
-          *TOKENIZER, *SETTINGS, *SCORES)  # fmt: skip
+          *TOKENIZER, *SETTINGS, *SCORES, CURVES_NAME)  # fmt: skip
 MAY_NAME_PLACES = (
     ADAPTER_CONFIG_NAME,
     *MODEL_CONFIGS,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
@@ -14,8 +15,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from warmup_peft.files import first_line
+from warmup_peft.files import first_line, near_path
 from warmup_peft.inference.folder import DECODING_NAME, PUSHED, looks_like_a_path
+from warmup_peft.settings.hub import may_be_on_the_hub, why_unreachable
 
 
 def local_folder(name: str, revision: str | None = None) -> str:
@@ -38,6 +40,7 @@ def local_folder(name: str, revision: str | None = None) -> str:
         return name  # who reads it says that it does not exist
     if Path(name).parent.is_dir():
         return name  # in a folder that is here: a typing error, and no id
+    check_at_hand(name)
     try:
         return snapshot_download(name, revision=revision, allow_patterns=[*PUSHED, DECODING_NAME])
     except (OSError, HFValidationError) as error:  # the Hub's errors are OSErrors
@@ -46,6 +49,29 @@ def local_folder(name: str, revision: str | None = None) -> str:
             f"The folder {name} does not exist, and there is no such repo on the Hub{at} ({reason_of(error)}). Name "
             "the output_dir of a training or of a merge, or an id on the Hub."
         ) from error
+
+
+def check_at_hand(name: str, repo_type: Literal["model", "dataset"] = "model", caches: Sequence[Path] = ()) -> None:
+    """Check at once that something that is not on this machine can be asked for: the Hub's libraries try for long.
+
+    Costs one request, and none where it is in a cache or where these libraries are switched off.
+
+    Args:
+        name: folder, file, or id on the Hub.
+        caches: other folders than that of the Hub's cache where it may lie.
+
+    Raises:
+        ValueError: it is neither here nor in a cache, and the Hub cannot be reached.
+    """
+    caches = (Path(constants.HF_HUB_CACHE, f"{repo_type}s--{name.replace('/', '--')}"), *caches)
+    if constants.HF_HUB_OFFLINE or not may_be_on_the_hub(name) or any(place.is_dir() for place in caches):
+        return
+    reason = why_unreachable(constants.ENDPOINT)
+    if reason is not None:
+        raise ValueError(
+            f"{name} is not on this machine, and the Hub cannot be reached ({reason}). Name what is here, or try "
+            f"again with a network.{near_path(name)}"
+        )
 
 
 def reason_of(error: Exception) -> str:

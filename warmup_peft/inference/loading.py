@@ -36,7 +36,7 @@ from warmup_peft.inference.folder import (
     looks_like_a_path,
 )
 from warmup_peft.inference.generation import end_token_ids
-from warmup_peft.inference.hub import local_folder
+from warmup_peft.inference.hub import check_at_hand, local_folder
 from warmup_peft.inference.quantization import (
     is_quantized,
     keep_4bit_weights_in_place,
@@ -305,6 +305,7 @@ def find_base(adapter: str | Path, trust_remote_code: bool = False) -> Base:
     check_is_no_adapter(name)
     record = TrainingRecord.load(adapter)
     try:
+        check_at_hand(name)
         with trusted_code(name):
             config = AutoConfig.from_pretrained(
                 name, revision=record and record.base_revision, trust_remote_code=trust_remote_code
@@ -386,6 +387,15 @@ def check_is_no_adapter(base: str | Path) -> None:
         )
 
 
+def check_is_there(name: str) -> None:
+    """Raise ValueError if this model is neither here nor to be had from the Hub, as far as that is known at once."""
+    if looks_like_a_path(name) and not Path(name).is_dir():
+        raise ValueError(
+            f"The model folder {name} does not exist. Name a folder, or a model's id on the Hub.{near_path(name)}"
+        )
+    check_at_hand(name)
+
+
 def load_tokenizer(
     name: str | Path, revision: str | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
@@ -394,10 +404,7 @@ def load_tokenizer(
     Raises:
         ValueError: there is no tokenizer, or it has no end token.
     """
-    if looks_like_a_path(str(name)) and not Path(name).is_dir():
-        raise ValueError(
-            f"The model folder {name} does not exist. Name a folder, or a model's id on the Hub.{near_path(str(name))}"
-        )
+    check_is_there(str(name))
     try:
         with trusted_code(name):
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)

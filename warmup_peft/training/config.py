@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.integrations.deepspeed import is_deepspeed_available
@@ -14,6 +15,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from warmup_peft.settings import arguments
 from warmup_peft.settings.options import WarmupOptions
+from warmup_peft.settings.parsing import typed
 from warmup_peft.settings.recipe import Recipe
 
 logger = get_logger(__name__)
@@ -173,6 +175,19 @@ class TrainingSettings(NamedTuple):
             settings.model.lora_dropout = 0.0
         choose_learning_rate(settings.training, has_adapter=settings.model.use_peft)
         return settings
+
+
+def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+    """The recipe in a YAML file, or with these keys and values.
+
+    Raises:
+        ValueError: a file that is missing, an unknown option, or a value of the wrong kind.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return Recipe(TRAINING_KINDS, typed(TRAINING_KINDS, recipe, "The recipe"))
+    return Recipe.read(["--config", str(recipe)], *TRAINING_KINDS)
 
 
 def parse_training(argv: Sequence[str]) -> TrainingSettings:

@@ -161,7 +161,11 @@ def report_lengths(name: str, whole: Dataset, kept: Dataset, args: WarmupSFTConf
 
 
 def record_of_rows(dataset: Any) -> dict[str, Any]:
-    """What a data set says about itself, for the model card: `source` (no path), `train_rows` and `fingerprint`."""
+    """What a data set says about itself, for the model card.
+
+    Returns:
+        `source` (no path), `train_rows` and `fingerprint`, and its `license` if it has one.
+    """
     if not isinstance(dataset, Dataset):
         return {}
     urls = dataset.info.download_checksums or {}
@@ -169,7 +173,8 @@ def record_of_rows(dataset: Any) -> dict[str, Any]:
     read_as = dataset.info.dataset_name
     name = on_hub or (f"a {read_as} file" if read_as in _PACKAGED_DATASETS_MODULES else read_as) or "rows of a script"
     split = f", split {dataset.split}" if dataset.split is not None else ""
-    return {"source": name + split, "train_rows": len(dataset), "fingerprint": dataset._fingerprint}
+    record = {"source": name + split, "train_rows": len(dataset), "fingerprint": dataset._fingerprint}
+    return {**record, "license": dataset.info.license} if dataset.info.license else record
 
 
 # ---- What a pool of warmups depends on ----

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import logging
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -26,10 +25,26 @@ from warmup_peft.training.config import WarmupSFTConfig
 logger = logging.getLogger(__name__)
 
 Ratios = dict[str, tuple[Tensor, Tensor]]
+SendTable = Callable[[str, list[dict[str, Any]], int], None]
 PROMPT_TOKENS_SHOWN = 32
 LOG_FILE_WIDTH = 120  # characters, where there is no terminal to ask
 LOGS_TO_JUDGE = 5  # one log's gain, or share of truncated warmups, is too noisy to warn by
-TRACKERS = ("wandb", "trackio")
+SAMPLES = "warmups/samples"  # of a log: rows of `last_rows`
+MOST_SAMPLED_LOGS = 40
+
+
+class Shown(NamedTuple):
+    """Of a batch's first B prompts: their ends, and for each warmup (B * K) what it says and its numbers.
+
+    Tensors, until somebody asks: a device need not wait for them at every step.
+    """
+
+    prompt: Tokens
+    written: list[str]
+    wanted: list[str]
+    R: Tensor
+    w: Tensor
+    A: Tensor
 
 
 class WarmupMonitor:
@@ -38,14 +53,15 @@ class WarmupMonitor:
     Args:
         args: the training's settings.
         tokenizer: to read warmups and targets as words.
+        send: sends a table to the trackers: its name, its rows and the step.
     """
 
-    def __init__(self, args: WarmupSFTConfig, tokenizer: PreTrainedTokenizerBase):
-        self.args, self.tokenizer = args, tokenizer
+    def __init__(self, args: WarmupSFTConfig, tokenizer: PreTrainedTokenizerBase, send: SendTable):
+        self.args, self.tokenizer, self._send = args, tokenizer, send
         self._previous: tuple[list[int], Warmups] | None = None  # the batch before: its last prompt, its first warmups
         self._gains: deque[float] = deque(maxlen=LOGS_TO_JUDGE)
         self._truncated: deque[float] = deque(maxlen=LOGS_TO_JUDGE)
-        self._shown: list[dict[str, Any]] = []
+        self._last: Shown | None = None
         self._first_length: float | None = None
         self._warned: set[str] = set()  # about what
 
@@ -88,8 +104,7 @@ class WarmupMonitor:
         }
         if scores.kl_BK is not None:
             ratios["kl"] = (scores.kl_BK.sum(), num_kept)
-        if self.args.log_warmups:
-            self._remember(prompt, written, wanted, scores, credit)
+        self._remember(prompt, written, wanted, scores, credit)
         return trl_ratios(target, scores) | {f"warmups/{name}": ratio for name, ratio in ratios.items()}
 
     @torch.no_grad()
@@ -145,39 +160,40 @@ class WarmupMonitor:
         count = min(self.args.num_warmups_to_print, len(wanted))
         num_warmups = scores.target_logp_BK.size(1)
         tail = slice(-PROMPT_TOKENS_SHOWN, None)
-        prompts = self.texts(Tokens(prompt.ids[:count, tail], prompt.mask[:count, tail]))
-        numbers = [x[:count].flatten().tolist() for x in (scores.target_logp_BK, *credit)]
-        self._shown = [
+        numbers = [x[:count].detach().flatten() for x in (scores.target_logp_BK, *credit)]
+        self._last = Shown(
+            Tokens(prompt.ids[:count, tail], prompt.mask[:count, tail]),
+            written[: count * num_warmups],
+            wanted[:count],
+            *numbers,
+        )
+
+    def last_rows(self) -> list[dict[str, Any]]:
+        """The last batch's first prompts (of each its end), a row for each warmup; none where no batch came since."""
+        if self._last is None:
+            return []
+        shown, self._last = self._last, None
+        prompts, num_warmups = self.texts(shown.prompt), len(shown.written) // len(shown.wanted)
+        numbers = zip(*(x.tolist() for x in (shown.R, shown.w, shown.A)))
+        return [
             {
                 "prompt": prompts[i // num_warmups],
-                "warmup": written[i],
-                "R": numbers[0][i],
-                "w": numbers[1][i],
-                "A": numbers[2][i],
-                "target": wanted[i // num_warmups],
+                "warmup": shown.written[i],
+                **dict(zip("RwA", values)),
+                "target": shown.wanted[i // num_warmups],
             }
-            for i in range(count * num_warmups)
+            for i, values in enumerate(numbers)
         ]
 
-    def show(self, step: int) -> None:
-        """Print the last batch's first prompts, and send them to the trackers that take tables."""
-        if not self._shown:
-            return
-        print_table(warmup_table(self._shown, step))
-        self._send("warmups", self._shown, step)
-        self._shown = []
+    def show(self, rows: list[dict[str, Any]], step: int) -> None:
+        """Print rows of `last_rows`, and send them to the trackers."""
+        print_table(warmup_table(rows, step))
+        self._send("warmups", rows, step)
 
     def show_answers(self, rows: list[dict[str, Any]], step: int) -> None:
         """Print the first rows of `eval_generate`, and send all of them to the trackers that take tables."""
         print_table(answer_table(rows[: self.args.num_warmups_to_print], step))
         self._send("answers", rows, step)
-
-    def _send(self, name: str, rows: list[dict[str, Any]], step: int) -> None:
-        for tracker_name in set(TRACKERS) & set(self.args.report_to or ()):
-            import pandas
-
-            tracker = importlib.import_module(tracker_name)
-            tracker.log({name: tracker.Table(dataframe=pandas.DataFrame([{"step": step, **row} for row in rows]))})
 
 
 def mean_of_several(last: deque[float], value: float | None) -> float | None:
@@ -195,9 +211,24 @@ def trl_ratios(target: Tokens, scores: Scores) -> Ratios:
     return {"entropy": (scores.entropy_BK.sum(), count), "mean_token_accuracy": (scores.correct_BK.sum(), count)}
 
 
+def keep_samples(history: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Put rows of `last_rows` into the last log, of which `TrainingPage` takes them.
+
+    Of a long training some logs lose theirs, so that `trainer_state.json` stays small: every second one where there
+    are more than `MOST_SAMPLED_LOGS`.
+    """
+    if not rows:
+        return
+    history[-1][SAMPLES] = rows
+    sampled = [log for log in history if SAMPLES in log]
+    if len(sampled) > MOST_SAMPLED_LOGS:
+        for log in sampled[1:-1:2]:
+            del log[SAMPLES]
+
+
 def log_console() -> Console:
     """As wide as the terminal, or wide enough for a table in a log file."""
-    return Console(width=None if sys.stdout.isatty() else LOG_FILE_WIDTH)
+    return Console(force_jupyter=False, width=None if sys.stdout.isatty() else LOG_FILE_WIDTH)
 
 
 def print_table(table: Table) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib.metadata import version
+import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
@@ -20,7 +22,9 @@ from warmup_peft.method.model import without_peft_wrapper
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.training.checkpoints import adapters_load_as_saved
 
-RECORDED_PACKAGES = ("warmup_peft", "trl", "transformers", "peft", "torch")
+RECORDED_PACKAGES = (
+    "warmup_peft", "trl", "transformers", "peft", "torch", "accelerate", "datasets", "tokenizers", "bitsandbytes"
+)  # fmt: skip
 
 
 def training_record(trainer: SFTTrainer) -> TrainingRecord:
@@ -46,8 +50,17 @@ def training_record(trainer: SFTTrainer) -> TrainingRecord:
             "seed": args.seed,
         },
         data=getattr(trainer, "data_record", {}),
-        versions={name: version(name) for name in RECORDED_PACKAGES},
+        versions=recorded_versions(),
     )
+
+
+def recorded_versions() -> dict[str, str]:
+    """The exact versions of Python and of those packages that are installed."""
+    versions = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 class SavesWholeFolders:

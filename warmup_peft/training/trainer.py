@@ -21,7 +21,7 @@ from transformers.utils.logging import get_logger
 from trl import SFTTrainer
 
 from warmup_peft.inference.generation import end_token_ids
-from warmup_peft.inference.loading import context_length, switches_off
+from warmup_peft.inference.loading import check_is_there, context_length, switches_off
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place, save_as_it_is
 from warmup_peft.method.branches import Branches, Tokens, Warmups, split_examples
 from warmup_peft.method.encoding import Encoded, PromptEncoder
@@ -70,11 +70,12 @@ from warmup_peft.training.dataset import (
 )
 from warmup_peft.training.engine import EngineSampler, check_engine
 from warmup_peft.training.eval_generation import check_eval_generation, scores_of_answers
-from warmup_peft.training.monitor import Ratios, WarmupMonitor
+from warmup_peft.training.monitor import Ratios, WarmupMonitor, keep_samples
 from warmup_peft.training.pool import SampleFunction, WarmupPool
 from warmup_peft.training.pushing import PushesListedFiles
 from warmup_peft.training.saving import SavesWholeFolders
 from warmup_peft.training.sources import SOURCES, DataWarmups, Policy, random_numbers_of_rank
+from warmup_peft.training.trackers import send_table
 
 logger = get_logger(__name__)
 
@@ -117,6 +118,8 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
     def __init__(self, *positional, **keywords):
         call = inspect.signature(SFTTrainer.__init__).bind(self, *positional, **keywords)
         arguments = call.arguments
+        if isinstance(arguments["model"], str):
+            check_is_there(arguments["model"])
         arguments["peft_config"] = copy.deepcopy(arguments.get("peft_config"))  # TRL writes into it
         adapters = adapter_configs(arguments["model"], arguments["peft_config"])
         args = own_settings(as_warmup_config(arguments.get("args"), arguments["model"]), adapters)
@@ -182,7 +185,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             masks=args.vllm_importance_sampling_mode == "sequence_mask",
         )
         self._data_warmups = DataWarmups(self.train_dataset, sampling) if args.warmup_from_data else None
-        self._monitor = WarmupMonitor(args, self._tokenizer)
+        self._monitor = WarmupMonitor(args, self._tokenizer, functools.partial(send_table, self))
 
     @property
     def sampling(self) -> SamplingSettings:
@@ -391,7 +394,10 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         super().log(logs, start_time)
         if self._mode == "train" and self.is_world_process_zero():
             self._monitor.warn(logs, self.state.global_step / max(self.state.max_steps, 1))
-            self._monitor.show(self.state.global_step)
+            rows = self._monitor.last_rows()
+            keep_samples(self.state.log_history, rows)
+            if rows and self.args.log_warmups:
+                self._monitor.show(rows, self.state.global_step)
 
     # ---- Around the training loop ----
 

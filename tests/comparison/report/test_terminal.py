@@ -21,3 +21,12 @@ def test_what_is_printed():
     for name in ("sft", "anchored", "failed"):
         assert name in text
     assert str(found).split()[:5] == text.split()[:5]
+
+
+def test_in_a_notebook_it_is_a_text_too(monkeypatch):
+    """Where rich, left to itself, would display it and write nothing, and write colours."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = str(comparison(SFT, ANCHORED))
+    assert SFT.name in text
+    assert "\x1b" not in text

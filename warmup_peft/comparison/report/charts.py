@@ -1,15 +1,17 @@
-"""Charts of a comparison, by matplotlib. Each exists twice, for a light and for a dark page."""
+"""Charts, by matplotlib. Each exists twice, for a light and for a dark page, but for the picture beside a card."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
@@ -20,6 +22,8 @@ WIDTH = 360 / 72  # inches; about a phone's width, so that its text is as large 
 FONT_SIZE = 12
 MOST_LABEL = 44  # characters of an arm's name
 MOST_MARKERS = 8  # on a line
+PANELS_IN_A_ROW = 3
+PANEL_DPI = 110
 
 # Okabe and Ito's colours, some of them darker for a white page. Colours, line styles and markers are repeated after
 # different numbers of arms, so that arms with the same colour still look different.
@@ -72,12 +76,9 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line], alternative: str
     """
 
     def draw() -> Figure:
-        labels = [clipped(line.label) for line in lines]
-        columns = 2 if max(map(len, labels)) < 16 else 1
+        columns = 2 if max(len(clipped(line.label)) for line in lines) < 16 else 1
         figure, axes = new_figure(height=3.4 + 0.22 * math.ceil(len(lines) / columns))
-        for line, label in zip(lines, labels):
-            every = max(1, math.ceil(len(line.x) / MOST_MARKERS))
-            axes.plot(line.x, line.y, label=label, markevery=every, **look(line.style))
+        plot(axes, lines)
         if goal is not None:
             axes.axhline(goal, color="C0", linewidth=0.9, linestyle=(0, (2, 3)))
             axes.annotate(" goal", (1, goal), xycoords=("axes fraction", "data"), va="center", fontsize=11)
@@ -86,6 +87,30 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line], alternative: str
         return figure
 
     return picture(draw, alternative)
+
+
+def plot(axes: Axes, lines: Sequence[Line]) -> None:
+    for line in lines:
+        every = max(1, math.ceil(len(line.x) / MOST_MARKERS))
+        axes.plot(line.x, line.y, label=clipped(line.label), markevery=every, **look(line.style))
+
+
+def panels(charts: Mapping[str, Sequence[Line]], x_label: str) -> bytes:
+    """A PNG on white that has every chart (its title -> its lines) in a panel of its own."""
+    columns = min(len(charts), PANELS_IN_A_ROW)
+    rows = math.ceil(len(charts) / columns)
+
+    def draw() -> Figure:
+        figure = Figure(figsize=(0.8 * WIDTH * columns, 2.9 * rows), layout="constrained")
+        for number, (title, lines) in enumerate(charts.items(), 1):
+            axes = figure.add_subplot(rows, columns, number)
+            plot(axes, lines)
+            axes.set(title=title, xlabel=x_label)
+            if len(lines) > 1:
+                axes.legend()
+        return figure
+
+    return drawn(draw, LIGHT, "#fff", format="png", dpi=PANEL_DPI, facecolor="#fff", metadata={"Software": None})
 
 
 def difference_chart(title: str, differences: Sequence[tuple[str, Difference]], alternative: str) -> Markup:
@@ -139,9 +164,15 @@ def picture(draw: Callable[[], Figure], alternative: str) -> Markup:
 
 
 def data_url(draw: Callable[[], Figure], colors: Sequence[str], background: str) -> str:
+    file = drawn(draw, colors, background, format="svg", transparent=True, metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(file).decode()}"
+
+
+def drawn(draw: Callable[[], Figure], colors: Sequence[str], background: str, **options: Any) -> bytes:
+    """The picture's file; `options` go to matplotlib's `savefig`."""
     text = {f"{name}color": colors[0] for name in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")}
     cycle = {"axes.prop_cycle": cycler(color=colors), "axes.facecolor": background}
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE | text | cycle):
-        draw().savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+        draw().savefig(file, **options)
+    return file.getvalue()

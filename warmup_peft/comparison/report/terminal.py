@@ -1,13 +1,16 @@
-"""A comparison in the terminal and in a notebook: its table, notes and verdict."""
+"""A comparison, or an inspection, in the terminal and in a notebook: its tables and its sentences."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from warmup_peft.comparison.formatting import estimate_text, p_text
+from warmup_peft.comparison.formatting import estimate_text, p_text, share_text
+from warmup_peft.comparison.inspection import CLASSES, Inspection
+from warmup_peft.comparison.report.inspection_report import changed_text, use_of_warmups, worth_of_warmups
 from warmup_peft.comparison.report.tables import score_after_text
 from warmup_peft.comparison.results import Comparison, Difference
 from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
@@ -18,6 +21,18 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     for note in comparison.notes:
         console.print(f"- {note}", highlight=False, markup=False)  # an error may hold brackets
     console.print(f"\n{comparison.verdict}\n{comparison.use}", style="bold", highlight=False, markup=False)
+
+
+def print_inspection(inspection: Inspection, console: Console) -> None:
+    kinds = Table(title="What the warmups say", show_header=False)
+    for kind, rows in inspection.classes().items():
+        kinds.add_row(kind, share_text(len(rows) / len(inspection.rows)), CLASSES[kind])
+    common = Table("warmup", "rows", metric_name(inspection.metric), title="Most frequent warmups")
+    for text, count, score in inspection.common():
+        common.add_row(escape(text) or "(empty)", str(count), score_text(inspection.metric, score))
+    console.print(kinds, common)
+    for sentence in (worth_of_warmups(inspection), use_of_warmups(inspection.warmups), changed_text(inspection)):
+        console.print(sentence, highlight=False, markup=False)
 
 
 def arms_table(comparison: Comparison) -> Table:

@@ -333,6 +333,14 @@ def test_packages_that_are_missing_are_named_before_anything_is_imported(refusal
     assert said == f"{command} needs {', '.join(COMPARE_PACKAGES)}. Run: pip install 'warmup_peft[compare]'"
 
 
+@pytest.mark.parametrize("argv", [["train", "--config", "logiqa"], ["bench", "--load_in_4bit", "true"]], ids=" ".join)
+def test_4_bit_without_bitsandbytes_is_refused_before_anything_is_imported(refusal, monkeypatch, argv):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    said = "load_in_4bit needs bitsandbytes. Run: pip install 'warmup_peft[qlora]', or add --load_in_4bit false."
+    assert refusal(*argv) == said
+
+
 @pytest.mark.parametrize("argv", [["--debug"], ["--num_warmups", "2", "--debug"], ["--debug", "--num_warmups", "2"]])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_traceback_on_request(monkeypatch, command, argv):

@@ -59,6 +59,11 @@ class Command:
 TRAINING = (WarmupOptions, arguments.RunOptions)
 LAUNCHED = (*TRAINING, arguments.LaunchOptions)
 COMMANDS = {
+    "init": Command(
+        "Copy a recipe, to start your own from: warmup-peft init my-recipe --recipe logiqa",
+        (arguments.InitArguments,),
+        first_word="folder",
+    ),
     "train": Command(
         "Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]", LAUNCHED, has_trls=True
     ),
@@ -156,7 +161,9 @@ def run_command(name: str, argv: list[str]) -> None:
     if command.needs_compare:
         check_packages(name)
     launch, argv = take_launch_options(command, argv)
-    stay_offline_without_the_hub(quick_options(command, argv))
+    options = quick_options(command, argv)
+    check_quantization(options)
+    stay_offline_without_the_hub(options)
     if launch.accelerate_config is not None:
         importlib.import_module("warmup_peft.cli.launch").launch(name, argv, launch)
         return
@@ -202,6 +209,15 @@ def check_packages(command: str) -> None:
     missing = [name for name in COMPARE_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"{command} needs {', '.join(missing)}. Run: pip install 'warmup_peft[compare]'")
+
+
+def check_quantization(options: Mapping[str, Any]) -> None:
+    """Raise ImportError for options that need bitsandbytes where that is not installed."""
+    asked = [name for name in ("load_in_4bit", "load_in_8bit") if options.get(name)]
+    if asked and importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError(
+            f"{asked[0]} needs bitsandbytes. Run: pip install 'warmup_peft[qlora]', or add --{asked[0]} false."
+        )
 
 
 # ---- Help ----

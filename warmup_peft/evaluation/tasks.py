@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -142,7 +143,9 @@ def run_file(name: str) -> ModuleType:
             f"There is no task '{name}'. Choose {' or '.join(BUILT_IN_TASKS)}, or give the path of a Python file that "
             "defines TASK, as recipes/translation/task.py does."
         )
-    spec = importlib.util.spec_from_file_location(f"warmup_peft_task_{path.resolve().parent.name}", path)
+    module_name = f"warmup_peft_task_{path.resolve().parent.name}"
+    loader = TaskLoader(module_name, str(path)) if path.suffix == ".py" else None
+    spec = importlib.util.spec_from_file_location(module_name, path, loader=loader)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is no Python file. A task's file ends in .py.")
     module = importlib.util.module_from_spec(spec)
@@ -151,6 +154,13 @@ def run_file(name: str) -> ModuleType:
     except Exception as error:
         raise ValueError(f"The task {path} cannot be loaded: {type(error).__name__}: {error}") from error
     return module
+
+
+class TaskLoader(SourceFileLoader):
+    """Writes no bytecode beside a task's file, which may lie in an installed package."""
+
+    def set_data(self, path, data, *, _mode=0o666):
+        pass
 
 
 def read_questions(task: Task, rows: Iterable[dict], task_args: Mapping[str, Any]) -> list[Question]:

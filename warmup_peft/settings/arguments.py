@@ -93,6 +93,14 @@ class LaunchOptions:
 
 
 @dataclass
+class InitArguments:
+    """Options of `init`. The copy has its own task, data and base, and names them from where you are."""
+
+    folder: str = field(metadata={"help": "Folder to copy into, as in my-recipe. It may not hold anything yet."})
+    recipe: str = field(default="logiqa", metadata={"help": "Recipe of the package, as in thinking or logiqa/qlora."})
+
+
+@dataclass
 class SampleOptions:
     """Options of `sample` beside those of `train`. A key for the server comes from OPENAI_API_KEY."""
 

@@ -233,6 +233,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     imported = {distribution_of(name) for name in imported_packages() if name not in OF_ONE_METRIC}
     groups = declared()
     assert imported | NOT_IMPORTED == groups["core"] | groups["compare"] | groups["eval"] | groups["qlora"]
+    assert groups["serve"] == {"transformers"}  # with its extra "serving"
 
 
 def test_only_comparisons_and_lm_eval_import_more_than_the_core_at_once():

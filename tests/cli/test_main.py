@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from folders import puzzles, random_adapter, save_adapter, tree, write_rows
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from warmup_peft import __version__
+from warmup_peft.cli.completion import hints_of
 from warmup_peft.cli.main import ALIASES, BAD_INPUT, COMMANDS, COMPARE_PACKAGES, INTERRUPTED, main
 
 
@@ -85,6 +87,17 @@ def test_help_lists_every_option(capsys, command):
     for kind in COMMANDS[command].options:
         for name in kind.__dataclass_fields__:
             assert re.search(rf"^  --{name} .*\((required|default: .+)\)$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_examples_whose_options_there_are(capsys, command):
+    examples = COMMANDS[command].examples
+    assert main([command, "--help"]) == 0
+    assert capsys.readouterr().out.endswith("\n  ".join(["For example:", *examples]) + "\n")
+    options = {f"--{name}" for name in hints_of(COMMANDS[command])}
+    for words in map(shlex.split, examples):
+        assert words[:2] == ["warmup-peft", command]
+        assert {word for word in words if word.startswith("--")} <= options
 
 
 def seconds(argv: list[str]) -> float:

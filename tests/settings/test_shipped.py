@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-
 from warmup_peft.settings.parsing import read_config, split_config
 from warmup_peft.settings.shipped import ACCELERATE_CONFIGS, PATHS, RECIPES, is_shipped, located, shipped_recipes
 

@@ -16,7 +16,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from warmup_peft.comparison.results import Difference
 from warmup_peft.comparison.significance import compare_with
 from warmup_peft.evaluation.metrics import is_right_or_wrong
-from warmup_peft.evaluation.predictor import Predictor, as_rows, bars, empty, score_predictions
+from warmup_peft.evaluation.predictor import Predictor, Scores, as_rows, bars, empty, score_predictions
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import Row
 from warmup_peft.inference.folder import TrainingRecord
@@ -104,22 +104,25 @@ def inspect(options: InspectArguments) -> Inspection:
     record = TrainingRecord.load(options.run) or TrainingRecord(base_model="")
     asked = EvaluateArguments(options.run, **{name: getattr(options, name) for name in SHARED_OPTIONS})
     task, questions, source = held_out_questions(asked, record.data, record.settings.get("eval_metrics"))
-    first = task.metrics[0]
+    first = task.metric_names[0]
     loaded = load_folder(options.run, loading)
     model = (loaded.model, loaded.tokenizer, loaded.warmup_config, options.batch_size)
-    scores, rows, warmups = [], [], {}
+    scores: list[Scores] = []
+    rows: list[list[Row]] = []
+    warmups: dict[str, float] = {}
     for arm, instead in ((WITH, None), (WITHOUT, empty)):
         predictor = Predictor(*model, instead, bars(arm))
         predictions = predictor.answer(questions, task.max_new_tokens)
         warmups |= predictor.warmup_metrics(questions, predictions)  # none without warmups
-        scores.append(score_predictions(task.metrics, questions, predictions))
+        scores.append(score_predictions(task.metric_names, questions, predictions))
         rows.append(as_rows(questions, predictions, scores[-1].statistics[first].row_scores))
-    pair = tuple([each.statistics[first]] for each in scores)
+    with_warmup, without = scores
+    pair = ([with_warmup.statistics[first]], [without.statistics[first]])
     return Inspection(
         folder=options.run,
         source=source + (f", the first {len(questions)}" if options.max_samples else ""),
         metric=first,
-        scores={name: tuple(each.totals[name] for each in scores) for name in scores[0].totals},
+        scores={name: (score, without.totals[name]) for name, score in with_warmup.totals.items()},
         difference=compare_with(WITHOUT, [pair], is_right_or_wrong(first))[0],
         warmups=warmups,
         rows=list(zip(*rows)),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,7 +185,7 @@ def read_json_object(path: Path, kind: type) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({error}). Remove its folder to repeat that run.") from error
-    known = kind.__dataclass_fields__.keys()
+    known = {option.name for option in fields(kind)}
     if not isinstance(values, dict) or values.keys() != known or values.get("format", FORMAT) != FORMAT:
         raise ValueError(
             f"{path} was written by another version of warmup_peft. Choose another --output_dir, or replace what is "
@@ -357,9 +357,9 @@ class Comparison:
     def __str__(self) -> str:
         from warmup_peft.comparison.report.terminal import print_comparison
 
-        console = Console(file=io.StringIO(), width=120)
-        print_comparison(self, console)
-        return console.file.getvalue().rstrip()
+        out = io.StringIO()
+        print_comparison(self, Console(file=out, width=120))
+        return out.getvalue().rstrip()
 
     @property
     def is_finished(self) -> bool:

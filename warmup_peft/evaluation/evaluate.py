@@ -100,9 +100,9 @@ class Evaluation:
         return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows]).to_pandas()
 
     def __str__(self) -> str:
-        out = Console(file=io.StringIO(), width=100)
-        out.print(scores_table(self.scores, self.source))
-        return "\n".join([out.file.getvalue().rstrip(), *self.sentences])
+        out = io.StringIO()
+        Console(file=out, width=100).print(scores_table(self.scores, self.source))
+        return "\n".join([out.getvalue().rstrip(), *self.sentences])
 
 
 def evaluate(
@@ -131,7 +131,7 @@ def evaluate(
     asked = EvaluateArguments(
         str(model) if is_folder else type(model).__name__,
         dataset_name=str(dataset) if dataset is not None and is_named else None,
-        task=task,
+        task=task,  # type: ignore[arg-type]  # a Task is one, too, here
         **options,
     )
     check_counts(asked, batch_size=1, max_samples=1, max_new_tokens=0)
@@ -144,20 +144,20 @@ def evaluate(
     check_warmups(asked, config)
     record = (TrainingRecord.load(model) if is_folder else None) or TrainingRecord(base_model="")
     data = record.data if is_folder else model.data_record
-    if is_named:
+    if dataset is None or isinstance(dataset, str | Path):
         task, questions, source = held_out_questions(asked, data, record.settings.get("eval_metrics"))
     else:
         task, questions, source = given_questions(asked, dataset, record.settings.get("eval_metrics"))
     check_answers(asked, questions)
     loaded = load_folder(model, loading) if is_folder else loaded_of(model)
     arms = evaluate_arms(loaded, questions, task, asked)
-    scored = {name: score_predictions(task.metrics, questions, predictions) for name, predictions in arms.items()}
+    scored = {name: score_predictions(task.metric_names, questions, predictions) for name, predictions in arms.items()}
     scores = {name: scores_of(scored[name], questions, arms[name]) for name in arms}
     scores.get(PLAIN, {}).pop("perplexity", None)  # which is of the reference after no warmup
     return Evaluation(
         scores,
         source,
-        what_it_shows({name: each.statistics[task.metrics[0]] for name, each in scored.items()}),
+        what_it_shows({name: each.statistics[task.metric_names[0]] for name, each in scored.items()}),
         scored["warmup"].left_out,
         questions,
         arms["warmup"],
@@ -215,7 +215,11 @@ def evaluate_arms(
         warmup_ids: list[Ids] | None = None,
         marks: Marks | None = None,
     ) -> list[Prediction]:
-        directly = {"room_to_think": own_config.room, "template": own_config.chat_template_kwargs, "marks": marks}
+        directly: dict[str, Any] = {
+            "room_to_think": own_config.room,
+            "template": own_config.chat_template_kwargs,
+            "marks": marks,
+        }
         predictor = Predictor(
             loaded.model,
             loaded.tokenizer,

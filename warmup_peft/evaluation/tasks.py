@@ -115,6 +115,11 @@ class Task:
     max_new_tokens: int | None = 32
     warmup_is_right: Callable[[Question, str], bool] | None = None
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics, once `find_task` has replaced each by its name."""
+        return tuple(map(str, self.metrics))
+
 
 def find_task(name: str | Task) -> Task:
     """Load a task by its name or by the path of its file, and add its own metrics to the registry; a task is itself.
@@ -193,6 +198,8 @@ def share_of_right_warmups(task: Task, questions: Sequence[Question], warmups: S
 
 
 def _is_right(task: Task, question: Question, warmup: str) -> bool:
+    if task.warmup_is_right is None:
+        raise ValueError("The task has no warmup_is_right, so nobody knows which warmups are right.")
     try:
         found = task.warmup_is_right(question, warmup)
     except Exception as error:

@@ -8,7 +8,7 @@ import difflib
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -241,7 +241,7 @@ def fits_kind(value: Any, kind: Any) -> bool:
     return True
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """A question for the known word that is meant: one that is spelt nearly so, or has this usual short name."""
     by_name = {each.lstrip("-"): each for each in known}
     name = word.lstrip("-")

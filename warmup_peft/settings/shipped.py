@@ -1,4 +1,4 @@
-"""The recipes that come with the package, and where the relative paths of a recipe lead. Loads neither torch nor trl."""
+"""The recipes that come with the package, and where the relative paths of a recipe lead. Loads no torch and no trl."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATHS = ("model_name_or_path", "dataset_name", "task")  # options that may name 
 
 def shipped_recipes() -> dict[str, Path]:
     """Name -> YAML file. `logiqa/qlora` is a profile of `logiqa`; `logiqa` alone is the one that runs anywhere."""
-    found = {}
+    found: dict[str, Path] = {}
     for folder in sorted(path for path in RECIPES.iterdir() if path.is_dir() and path != ACCELERATE_CONFIGS):
         profiles = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
         default = next((name for name in (folder.name, *SMALL_WORLDS) if name in profiles), None)

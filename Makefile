@@ -3,7 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+VERSIONS ?= tested
 BIN := $(VENV)/bin
+
+# Versions to install: those of constraints.txt, the lowest that pyproject.toml allows, or the newest.
+CONSTRAINTS.tested := -c constraints.txt
+CONSTRAINTS.lowest := -c $(VENV)/lowest.txt
+CONSTRAINTS.newest :=
 
 HAS_GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
 PROFILE ?= $(if $(HAS_GPU),qlora,relay)
@@ -13,18 +19,27 @@ DATA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-gpu test-faults test-memory lint format recipe-logiqa compare-logiqa announce bench clean
+.PHONY: help setup test test-slow test-gpu test-faults test-memory test-wheel wheel lint format recipe-logiqa compare-logiqa announce bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
-setup: $(VENV)/.ready  ## Create the virtual environment with the tested versions
+setup: $(VENV)/.ready  ## Create the virtual environment; takes VERSIONS=tested, lowest or newest
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once; a few minutes)..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[qlora,dev]"
+	@$(if $(filter lowest,$(VERSIONS)),$(BIN)/python -c "$$LOWEST" > $(VENV)/lowest.txt)
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) $(CONSTRAINTS.$(VERSIONS)) -e ".[qlora,dev]"
 	@touch $@
+
+define LOWEST
+import re, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+needed = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+print(*(f"{name}=={least}" for name, least in re.findall(r"^([\w.-]+)>=([\d.]+)", "\n".join(needed), re.M)), sep="\n")
+endef
+export LOWEST
 
 # The small model's tensors are too small for two threads, which would only wait for each other.
 ifeq ($(PROFILE),relay)
@@ -74,13 +89,22 @@ test-faults: setup  ## Kill training, saving, sampling, merging and comparing KI
 test-memory: setup  ## Does the memory of a training of 3,000 steps grow? Takes ARGS=, such as "--objective warmup"
 	@$(BIN)/python tests/faults/memory.py $(ARGS)
 
-lint: setup  ## Check style
+test-wheel: setup  ## Build sdist and wheel, install each into an empty environment, and run a recipe from there
+	@$(BIN)/python -m pytest -m slow tests/test_wheel.py
+
+wheel: setup  ## Build sdist and wheel into dist/
+	@mkdir -p dist
+	@$(BIN)/python -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')" > /dev/null
+	@ls dist
+
+lint: setup  ## Check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 format: setup  ## Fix style
 	@$(BIN)/ruff check --fix -q .
 	@$(BIN)/ruff format -q .
 
 clean:  ## Remove the virtual environment and the files that runs wrote
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

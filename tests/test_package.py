@@ -123,7 +123,7 @@ def test_a_wing_imports_only_from_itself_and_those_before_it(module):
 
 def test_every_module_lies_in_a_wing():
     assert {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"} == {
-        "__init__.py", "README.md", "files.py", *WINGS[1:]
+        "__init__.py", "README.md", "files.py", "py.typed", *WINGS[1:]
     }  # fmt: skip
 
 
@@ -166,7 +166,9 @@ def test_only_files_py_writes_to_a_file():
 
 # ---- Tests ----
 
-OF_THE_WHOLE_HOUSE = ("test_package.py", "test_readmes.py", "recipes", "faults", "gpu")
+OF_THE_WHOLE_HOUSE = (
+    "test_package.py", "test_project.py", "test_readmes.py", "test_wheel.py", "recipes", "faults", "gpu"
+)  # fmt: skip
 
 
 def is_test_of(test: str, module: str) -> bool:
@@ -231,6 +233,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     imported = {distribution_of(name) for name in imported_packages() if name not in OF_ONE_METRIC}
     groups = declared()
     assert imported | NOT_IMPORTED == groups["core"] | groups["compare"] | groups["eval"] | groups["qlora"]
+    assert groups["serve"] == {"transformers"}  # with its extra "serving"
 
 
 def test_only_comparisons_and_lm_eval_import_more_than_the_core_at_once():

@@ -82,11 +82,14 @@ def scratch_folder(place: Path, prefix: str = ".writing-") -> Iterator[Path]:
     place.mkdir(parents=True, exist_ok=True)
     remove_abandoned(place, prefix)
     folder = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
-    with FileLock(folder / HELD):
-        try:
-            yield folder
-        finally:
-            remove_scratch(folder)
+    try:
+        with FileLock(folder / HELD):
+            try:
+                yield folder
+            finally:
+                remove_scratch(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # Windows removes no lock that is held
 
 
 def remove_scratch(folder: Path) -> None:
@@ -108,6 +111,7 @@ def remove_abandoned(place: Path, prefix: str = ".writing-") -> None:
                 continue
             with FileLock(folder / HELD, timeout=0):
                 remove_scratch(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

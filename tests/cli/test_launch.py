@@ -9,9 +9,10 @@ from conftest import EXAMPLES
 from folders import train_argv, write_rows
 
 from warmup_peft.cli import launch as launching
-from warmup_peft.cli.launch import OWN_CONFIGS, config_file, num_processes
+from warmup_peft.cli.launch import config_file, num_processes
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.settings.arguments import LaunchOptions
+from warmup_peft.settings.shipped import ACCELERATE_CONFIGS
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def launched(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("path", sorted(OWN_CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(ACCELERATE_CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configurations_are_accelerates(path):
     config = load_config_from_file(str(path))
     assert config.mixed_precision == "no"
@@ -30,7 +31,7 @@ def test_shipped_configurations_are_accelerates(path):
 
 
 def test_configurations_are_found_by_name_and_by_path(tmp_path):
-    assert config_file("multi_gpu") == str(OWN_CONFIGS / "multi_gpu.yaml")
+    assert config_file("multi_gpu") == str(ACCELERATE_CONFIGS / "multi_gpu.yaml")
     assert config_file("zero2").endswith("trl/accelerate_configs/zero2.yaml")
     own = tmp_path / "own.yaml"
     own.write_text("num_processes: 3\n")

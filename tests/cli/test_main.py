@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from folders import puzzles, random_adapter, save_adapter, tree, write_rows
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from warmup_peft import __version__
+from warmup_peft.cli.completion import hints_of
 from warmup_peft.cli.main import ALIASES, BAD_INPUT, COMMANDS, COMPARE_PACKAGES, INTERRUPTED, main
 
 
@@ -85,6 +87,17 @@ def test_help_lists_every_option(capsys, command):
     for kind in COMMANDS[command].options:
         for name in kind.__dataclass_fields__:
             assert re.search(rf"^  --{name} .*\((required|default: .+)\)$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_examples_whose_options_there_are(capsys, command):
+    examples = COMMANDS[command].examples
+    assert main([command, "--help"]) == 0
+    assert capsys.readouterr().out.endswith("\n  ".join(["For example:", *examples]) + "\n")
+    options = {f"--{name}" for name in hints_of(COMMANDS[command])}
+    for words in map(shlex.split, examples):
+        assert words[:2] == ["warmup-peft", command]
+        assert {word for word in words if word.startswith("--")} <= options
 
 
 def seconds(argv: list[str]) -> float:
@@ -331,6 +344,14 @@ def test_packages_that_are_missing_are_named_before_anything_is_imported(refusal
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in COMPARE_PACKAGES else find(name))
     said = refusal(*[command, *([str(tmp_path)] if command == "inspect" else [])])
     assert said == f"{command} needs {', '.join(COMPARE_PACKAGES)}. Run: pip install 'warmup_peft[compare]'"
+
+
+@pytest.mark.parametrize("argv", [["train", "--config", "logiqa"], ["bench", "--load_in_4bit", "true"]], ids=" ".join)
+def test_4_bit_without_bitsandbytes_is_refused_before_anything_is_imported(refusal, monkeypatch, argv):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    said = "load_in_4bit needs bitsandbytes. Run: pip install 'warmup_peft[qlora]', or add --load_in_4bit false."
+    assert refusal(*argv) == said
 
 
 @pytest.mark.parametrize("argv", [["--debug"], ["--num_warmups", "2", "--debug"], ["--debug", "--num_warmups", "2"]])

@@ -13,6 +13,7 @@ from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.inference.folder import TrainingRecord
 from warmup_peft.settings.arguments import EvaluateArguments
+from warmup_peft.settings.shipped import RECIPES
 
 TASK = """
 from pathlib import Path
@@ -116,3 +117,15 @@ def test_whatever_a_record_names_only_built_in_tasks_are_taken_from_it(room, tas
     with pytest.raises(ValueError, match=r"--task path/to/task\.py"):
         held_out_questions(EvaluateArguments("run"), {"dataset_name": str(room / "data"), "task": task})
     assert not (room / "ran").exists()
+
+
+@pytest.mark.parametrize("task", ["recipes/prosqa/task.py", str(RECIPES / "prosqa" / "task.py")])
+def test_a_file_of_the_packages_recipes_is_taken_from_a_record_and_no_namesake(tmp_path, monkeypatch, task):
+    own = tmp_path / "recipes" / "prosqa" / "task.py"
+    own.parent.mkdir(parents=True)
+    own.write_text("raise AssertionError('run')")
+    monkeypatch.chdir(tmp_path)
+    record = {"dataset_name": str(RECIPES / "prosqa" / "data"), "task": task}
+    found, questions, _ = held_out_questions(EvaluateArguments("run", max_samples=2), record)
+    assert (found.metrics[0], len(questions)) == ("accuracy", 2)
+    assert not list(RECIPES.rglob("prosqa/__pycache__/task*"))

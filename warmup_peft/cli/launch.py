@@ -12,8 +12,8 @@ from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 from warmup_peft.settings.arguments import LaunchOptions, check_counts
 from warmup_peft.settings.parsing import read_config
+from warmup_peft.settings.shipped import ACCELERATE_CONFIGS
 
-OWN_CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"  # in a checkout
 CHILD = "warmup_peft.cli"
 
 
@@ -38,7 +38,7 @@ def launch(command: str, argv: Sequence[str], options: LaunchOptions) -> None:
 
 def config_file(name: str) -> str:
     """A file of that name, our own configuration, or one that TRL brings. Raises ValueError if there is none."""
-    for path in (Path(name), OWN_CONFIGS / f"{name}.yaml"):
+    for path in (Path(name), ACCELERATE_CONFIGS / f"{name}.yaml"):
         if path.is_file():
             return str(path)
     try:

@@ -45,6 +45,8 @@ class Command:
         has_arms: whether its help lists the arms of a comparison.
         first_word: an option that may be given as the first word, without its name.
         overrides: options that it sets itself, whatever the recipe says.
+        runs_without_packages: whether it also runs where packages are missing; its options need them.
+        examples: command lines, at the end of its help.
     """
 
     help: str
@@ -54,28 +56,53 @@ class Command:
     has_arms: bool = False
     first_word: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    runs_without_packages: bool = False
+    examples: tuple[str, ...] = ()
 
 
 TRAINING = (WarmupOptions, arguments.RunOptions)
 LAUNCHED = (*TRAINING, arguments.LaunchOptions)
 COMMANDS = {
+    "init": Command(
+        "Copy a recipe, to start your own from: warmup-peft init my-recipe --recipe logiqa",
+        (arguments.InitArguments,),
+        first_word="folder",
+        examples=(
+            "warmup-peft init my-recipe",
+            "warmup-peft init my-thinker --recipe thinking/qlora",
+        ),
+    ),
     "train": Command(
-        "Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]", LAUNCHED, has_trls=True
+        "Train an adapter: warmup-peft train --config recipe.yaml [--any_option value ...]",
+        LAUNCHED,
+        has_trls=True,
+        examples=(
+            "warmup-peft train --config logiqa --output_dir runs/mine",
+            "warmup-peft train --config my-recipe/recipe.yaml --learning_rate 1e-4 --max_steps 100",
+        ),
     ),
     "sft": Command(
         "Train the same recipe without warmups (TRL's SFT), to compare with: warmup-peft sft --config recipe.yaml",
         (arguments.SFTOptions, *LAUNCHED),
         has_trls=True,
+        examples=("warmup-peft sft --config logiqa --output_dir runs/sft --as_long_as runs/mine",),
     ),
     "sample": Command(
         "Sample the warmups of warmup_source 'base' and train nothing: warmup-peft sample --config recipe.yaml",
         (arguments.SampleOptions, *LAUNCHED),
         has_trls=True,
         overrides={"warmup_source": "base"},
+        examples=(
+            "warmup-peft sample --config logiqa --warmup_source base --objective posterior --output_dir runs/pool",
+        ),
     ),
     "evaluate": Command(
         "Score an adapter and its base on held-out questions: warmup-peft evaluate --adapter <folder>",
         (arguments.EvaluateArguments,),
+        examples=(
+            "warmup-peft evaluate --adapter runs/mine --sft runs/sft --warmups own,shuffled,none",
+            "warmup-peft evaluate --adapter runs/mine --harness logiqa2",
+        ),
     ),
     "compare": Command(
         "Train a recipe with and without warmups, and test if they help: warmup-peft compare --config recipe.yaml",
@@ -83,30 +110,64 @@ COMMANDS = {
         has_trls=True,
         needs_compare=True,
         has_arms=True,
+        examples=(
+            "warmup-peft compare --config logiqa",
+            "warmup-peft compare --config my-recipe/recipe.yaml --arms sft,warmup --sweep num_warmups=2,4",
+        ),
     ),
     "inspect": Command(
         "Show the warmups of a run and where they change the answer: warmup-peft inspect <folder>",
         (arguments.InspectArguments,),
         needs_compare=True,
         first_word="run",
+        examples=("warmup-peft inspect runs/mine --max_samples 100",),
     ),
     "generate": Command(
         'Answer prompts, with warmups on standard error: warmup-peft generate --adapter <folder> --prompt "..."',
         (arguments.GenerateArguments,),
+        examples=(
+            'warmup-peft generate --adapter runs/mine --prompt "..."',
+            "warmup-peft generate --adapter runs/mine --prompts_file prompts.txt --json true",
+        ),
     ),
     "chat": Command(
-        "Talk with an adapter in the terminal: warmup-peft chat --adapter <folder>", (arguments.ChatArguments,)
+        "Talk with an adapter in the terminal: warmup-peft chat --adapter <folder>",
+        (arguments.ChatArguments,),
+        examples=("warmup-peft chat --adapter runs/mine",),
     ),
     "merge": Command(
         "Merge an adapter into its base: warmup-peft merge --adapter <folder> --output_dir <folder>",
         (arguments.MergeArguments,),
+        examples=("warmup-peft merge --adapter runs/mine --output_dir runs/mine-merged",),
     ),
     "push": Command(
         "Upload a folder to the Hub, private by default: warmup-peft push --folder <folder> --repo_id <id>",
         (arguments.PushArguments,),
+        examples=("warmup-peft push --folder runs/mine --repo_id me/mine --dry_run true",),
     ),
     "bench": Command(
-        "Time a training step with and without warmups: warmup-peft bench --shape small", (arguments.BenchArguments,)
+        "Time a training step with and without warmups: warmup-peft bench --shape small",
+        (arguments.BenchArguments,),
+        examples=(
+            "warmup-peft bench --shape small",
+            "warmup-peft bench --predict true --shape llama-3.2-1b --load_in_4bit true --card_memory 24",
+        ),
+    ),
+    "doctor": Command(
+        "Show what is installed, what is missing, and if a base fits: warmup-peft doctor --shape llama-3.2-1b",
+        (arguments.DoctorArguments,),
+        runs_without_packages=True,
+        examples=("warmup-peft doctor", "warmup-peft doctor --shape llama-3.1-8b --card_memory 24"),
+    ),
+    "completion": Command(
+        "Print a script that completes commands and options: warmup-peft completion bash",
+        (arguments.CompletionArguments,),
+        first_word="shell",
+        examples=(
+            "warmup-peft completion bash > ~/.local/share/bash-completion/completions/warmup-peft",
+            "warmup-peft completion zsh >> ~/.zshrc",
+            "warmup-peft completion fish > ~/.config/fish/completions/warmup-peft.fish",
+        ),
     ),
 }
 ALIASES = {"draw": "sample"}  # older names; they work but are not listed
@@ -156,7 +217,10 @@ def run_command(name: str, argv: list[str]) -> None:
     if command.needs_compare:
         check_packages(name)
     launch, argv = take_launch_options(command, argv)
-    stay_offline_without_the_hub(quick_options(command, argv))
+    options = {} if command.runs_without_packages and not argv else quick_options(command, argv)
+    if not command.runs_without_packages:
+        check_quantization(options)
+    stay_offline_without_the_hub(options)
     if launch.accelerate_config is not None:
         importlib.import_module("warmup_peft.cli.launch").launch(name, argv, launch)
         return
@@ -204,13 +268,22 @@ def check_packages(command: str) -> None:
         raise ImportError(f"{command} needs {', '.join(missing)}. Run: pip install 'warmup_peft[compare]'")
 
 
+def check_quantization(options: Mapping[str, Any]) -> None:
+    """Raise ImportError for options that need bitsandbytes where that is not installed."""
+    asked = [name for name in ("load_in_4bit", "load_in_8bit") if options.get(name)]
+    if asked and importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError(
+            f"{asked[0]} needs bitsandbytes. Run: pip install 'warmup_peft[qlora]', or add --{asked[0]} false."
+        )
+
+
 # ---- Help ----
 
 
 def print_commands() -> None:
     print("Warmup generations for TRL.\n\nusage: warmup-peft <command> [options]\n")
     for name, command in COMMANDS.items():
-        print(f"  {name:<10}{command.help}")
+        print(f"  {name:<12}{command.help}")
     print("\nwarmup-peft <command> --help lists a command's options; --debug shows the traceback of an error.")
     print("Documentation: README.md")
 
@@ -233,8 +306,9 @@ def print_options(command: Command) -> None:
             "--model_name_or_path, --dataset_name, --output_dir, --use_peft, --load_in_4bit, ...\n"
             "Two defaults differ: --lora_dropout is 0, which encodes prompts once; --learning_rate of an adapter\n"
             "is 2e-4. TRL's options are listed at\n"
-            "https://huggingface.co/docs/trl/sft_trainer"
+            "https://huggingface.co/docs/trl/sft_trainer\n"
         )
+    print("For example:", *command.examples, sep="\n  ")
 
 
 def print_arms() -> None:

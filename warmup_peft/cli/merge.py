@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
-from warmup_peft.evaluation.predictor import Predictor, score_predictions
+from warmup_peft.evaluation.predictor import Predictor, bars, score_predictions
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import find_task, is_multiple_choice
 from warmup_peft.export.merge import merge_adapter
@@ -54,11 +54,11 @@ def score_change(options: MergeArguments) -> str:
         task, questions, source = held_out_questions(held_out, record.data, record.settings.get("eval_metrics"))
     except (ValueError, OSError) as error:
         return f"Scores were not compared: {str(error).split(' Name other rows')[0]}"
-    metric, max_new_tokens = task.metrics[0], 0 if is_multiple_choice(questions) else task.max_new_tokens
+    metric, max_new_tokens = task.metric_names[0], 0 if is_multiple_choice(questions) else task.max_new_tokens
     scores = []
-    for folder in (options.adapter, options.output_dir):
+    for name, folder in (("adapter", options.adapter), ("merged", options.output_dir)):
         loaded = load_folder(folder, Loading.of(options))
-        predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config)
+        predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config, progress=bars(name))
         predictions = predictor.answer(questions, max_new_tokens)
         scores.append(score_predictions([metric], questions, predictions).totals[metric])
     return (

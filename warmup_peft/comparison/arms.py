@@ -6,14 +6,16 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from warmup_peft.settings.options import DEFAULT_ANCHOR, WarmupOptions
 from warmup_peft.settings.parsing import nearest
 from warmup_peft.settings.traits import OBJECTIVE_TRAITS
 
 Kind = Literal["base_model", "sft", "more_sft", "warmup", "control"]
-SFT, MORE_SFT, BASE_MODEL = "sft", "more_sft", "base_model"
+SFT: Final = "sft"
+MORE_SFT: Final = "more_sft"
+BASE_MODEL: Final = "base_model"
 ALIASES = {"base": "base_warmups", "random_warmup": "shuffled_warmup"}  # earlier names
 WARMUP_FIELDS = {option.name for option in dataclasses.fields(WarmupOptions)}
 

@@ -141,7 +141,7 @@ def plan_experiment(recipe: Recipe, options: CompareOptions) -> Experiment:
         folder=folder,
         arms=arms,
         seeds=seeds,
-        metric=task_to_score(settings.run.task, settings.training.eval_metrics).metrics[0],
+        metric=task_to_score(settings.run.task, settings.training.eval_metrics).metric_names[0],
         recipe=recipe.without(*OWN_OPTIONS),
         options=options,
         rows=fingerprint([*curve, *test]),

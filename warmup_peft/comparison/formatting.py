@@ -32,8 +32,9 @@ def estimate_text(estimate: Estimate | None, text: Callable[[float], str]) -> st
     """Mean ± standard error, or the mean alone; a line may break before the sign."""
     if estimate is None:
         return NOTHING
-    has_error = estimate.error is not None and math.isfinite(estimate.error)
-    return text(estimate.mean) + (f" ±{GLUE}{text(estimate.error).removeprefix('+')}" if has_error else "")
+    if estimate.error is None or not math.isfinite(estimate.error):
+        return text(estimate.mean)
+    return f"{text(estimate.mean)} ±{GLUE}{text(estimate.error).removeprefix('+')}"
 
 
 def p_text(p: float) -> str:

@@ -7,22 +7,21 @@ English list) count only if there are no other words.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
 from nltk.stem.snowball import SnowballStemmer
-from rich.console import Console
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from warmup_peft.comparison.results import Difference
 from warmup_peft.comparison.significance import compare_with
 from warmup_peft.evaluation.evaluate import Subject, name_of
-from warmup_peft.evaluation.metrics import PLAIN_TEXT, is_right_or_wrong
-from warmup_peft.evaluation.predictor import Predictor, as_rows, bars, empty, score_predictions
+from warmup_peft.evaluation.metrics import is_right_or_wrong, printed
+from warmup_peft.evaluation.predictor import Predictor, Scores, as_rows, bars, empty, score_predictions
 from warmup_peft.evaluation.tasks import Row, Task
 from warmup_peft.method.diagnostics import words
 from warmup_peft.settings.arguments import EvaluateArguments, InspectArguments, check_counts
@@ -71,9 +70,7 @@ class Inspection:
     def __str__(self) -> str:
         from warmup_peft.comparison.report.terminal import print_inspection
 
-        console = Console(file=io.StringIO(), width=100, **PLAIN_TEXT)
-        print_inspection(self, console)
-        return console.file.getvalue().rstrip()
+        return printed(partial(print_inspection, self), 100)
 
     def classes(self) -> dict[PhraseClass, list[Row]]:
         """The rows of each class of `CLASSES`."""
@@ -130,29 +127,34 @@ def inspect_warmups(
         ValueError: bad input, or a model that writes no warmups, before a model is loaded.
         ImportError: a package of warmup_peft[compare] is missing, when this function is imported.
     """
-    options = InspectArguments(name_of(model), task=task, **options)
-    check_counts(options, batch_size=1, max_samples=1)
-    subject = Subject.of(model, options)
+    inspected = InspectArguments(name_of(model), task=task, **options)  # type: ignore[arg-type]  # or a Task
+    check_counts(inspected, batch_size=1, max_samples=1)
+    subject = Subject.of(model, inspected)
     if subject.config.max_warmup_length == 0:
-        raise ValueError(f"{options.run} writes no warmups (max_warmup_length is 0), so there is nothing to inspect.")
-    asked = EvaluateArguments(options.run, **{name: getattr(options, name) for name in SHARED_OPTIONS})
+        raise ValueError(
+            f"{inspected.run} writes no warmups (max_warmup_length is 0), so there is nothing to inspect."
+        )
+    asked = EvaluateArguments(inspected.run, **{name: getattr(inspected, name) for name in SHARED_OPTIONS})
     task, questions, source = subject.questions(dataset, asked)
-    first = task.metrics[0]
+    first = task.metric_names[0]
     loaded = subject.load()
-    answerer = (loaded.model, loaded.tokenizer, loaded.warmup_config, options.batch_size)
-    scores, rows, warmups = [], [], {}
+    answerer = (loaded.model, loaded.tokenizer, loaded.warmup_config, inspected.batch_size)
+    scores: list[Scores] = []
+    rows: list[list[Row]] = []
+    warmups: dict[str, float] = {}
     for arm, instead in ((WITH, None), (WITHOUT, empty)):
         predictor = Predictor(*answerer, instead, bars(arm))
         predictions = predictor.answer(questions, task.max_new_tokens)
         warmups |= predictor.warmup_metrics(questions, predictions)  # none without warmups
-        scores.append(score_predictions(task.metrics, questions, predictions))
+        scores.append(score_predictions(task.metric_names, questions, predictions))
         rows.append(as_rows(questions, predictions, scores[-1].statistics[first].row_scores))
-    pair = tuple([each.statistics[first]] for each in scores)
+    with_warmup, without = scores
+    pair = ([with_warmup.statistics[first]], [without.statistics[first]])
     return Inspection(
-        folder=options.run,
-        source=source + (f", the first {len(questions)}" if options.max_samples else ""),
+        folder=inspected.run,
+        source=source + (f", the first {len(questions)}" if inspected.max_samples else ""),
         metric=first,
-        scores={name: tuple(each.totals[name] for each in scores) for name in scores[0].totals},
+        scores={name: (score, without.totals[name]) for name, score in with_warmup.totals.items()},
         difference=compare_with(WITHOUT, [pair], is_right_or_wrong(first))[0],
         warmups=warmups,
         rows=list(zip(*rows)),

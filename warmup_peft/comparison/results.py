@@ -5,16 +5,14 @@ Knows no model and no trainer.
 
 from __future__ import annotations
 
-import io
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
 from warmup_peft import __version__
-from warmup_peft.evaluation.metrics import PLAIN_TEXT
+from warmup_peft.evaluation.metrics import printed
 from warmup_peft.evaluation.tasks import Row
 from warmup_peft.files import write_together
 
@@ -186,7 +184,7 @@ def read_json_object(path: Path, kind: type) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({error}). Remove its folder to repeat that run.") from error
-    known = kind.__dataclass_fields__.keys()
+    known = {option.name for option in fields(kind)}
     if not isinstance(values, dict) or values.keys() != known or values.get("format", FORMAT) != FORMAT:
         raise ValueError(
             f"{path} was written by another version of warmup_peft. Choose another --output_dir, or replace what is "
@@ -358,9 +356,7 @@ class Comparison:
     def __str__(self) -> str:
         from warmup_peft.comparison.report.terminal import print_comparison
 
-        console = Console(file=io.StringIO(), width=120, **PLAIN_TEXT)
-        print_comparison(self, console)
-        return console.file.getvalue().rstrip()
+        return printed(partial(print_comparison, self), 120)
 
     @property
     def is_finished(self) -> bool:

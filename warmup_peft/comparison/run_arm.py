@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from datasets import disable_progress_bars
 from filelock import FileLock
@@ -54,10 +55,10 @@ PARENT_SECONDS = 0.2  # between looks at the parent
 
 
 def main() -> None:
-    *parent, folder = sys.argv[1:]
+    *parent, place = sys.argv[1:]
     for process in parent:
         Thread(target=end_with, args=(int(process),), daemon=True).start()
-    folder = Path(folder)
+    folder = Path(place)
     quieten()
     disable_progress_bars()
     with FileLock(folder / LOCK_NAME, timeout=0):
@@ -66,9 +67,16 @@ def main() -> None:
 
 def end_with(parent: int) -> None:
     """End this process at once when its parent has ended."""
-    while os.getppid() == parent:
+    while has_parent(parent):
         time.sleep(PARENT_SECONDS)
     os._exit(1)
+
+
+def has_parent(parent: int) -> bool:
+    """Whether the process that started this one still runs."""
+    if sys.platform == "win32":  # where a virtual environment's python starts another one, and ids outlive processes
+        return psutil.pid_exists(parent)
+    return os.getppid() == parent
 
 
 def run_arm(job: Job, folder: Path) -> Run:
@@ -92,7 +100,8 @@ def run_arm(job: Job, folder: Path) -> Run:
     )
     samples = SampledWarmups(predictor, task, test_rows, job.sampled_warmups, settings.training)
     before = samples.before_training()
-    curve, seconds = [], 0.0
+    curve: list[Point] = []
+    seconds = 0.0
     if job.kind != BASE_MODEL:
         rows = curve_rows if job.curve_points else []
         curve, seconds = train(trainer, predictor, task, rows, job.curve_points)
@@ -105,7 +114,7 @@ def run_arm(job: Job, folder: Path) -> Run:
     written = predictor.write(test_rows, task.max_new_tokens)
     seconds_per_answer = (time.perf_counter() - start) / len(test_rows)
     predictions = predictor.score(test_rows, written)
-    scores = score_predictions(task.metrics, test_rows, predictions)
+    scores = score_predictions(task.metric_names, test_rows, predictions)
     replaced = predictor.after_replaced(test_rows, predictions)
     warmups = {
         **predictor.warmup_metrics(test_rows, predictions, replaced),
@@ -130,7 +139,7 @@ def run_arm(job: Job, folder: Path) -> Run:
         curve=curve,
         device=device_name(),
         at_a_time=job.at_a_time,
-        rows=as_rows(test_rows, predictions, scores.statistics[task.metrics[0]].row_scores),
+        rows=as_rows(test_rows, predictions, scores.statistics[task.metric_names[0]].row_scores),
     )
 
 
@@ -140,7 +149,7 @@ def scores_after(
     """The first metric after no warmup and after a shuffled one, where no answer has to be written for it."""
     if not is_multiple_choice(rows):
         return {}
-    metric = task.metrics[0]
+    metric = task.metric_names[0]
     return {
         f"score_after_{name}": score_predictions([metric], rows, predictions).totals[metric]
         for name, predictions in replaced.items()
@@ -177,10 +186,10 @@ def train(
     return points, time.perf_counter() - start - scoring
 
 
-def metrics_of_point(predictor: Predictor, task: Task, rows: Sequence[Question]) -> dict[str, float | None]:
+def metrics_of_point(predictor: Predictor, task: Task, rows: Sequence[Question]) -> dict[str, Any]:
     """The metrics of a `Point`; multiple-choice questions need no written answer."""
     predictions = predictor.answer(rows, max_new_tokens=0 if is_multiple_choice(rows) else task.max_new_tokens)
-    metric = task.metrics[0]
+    metric = task.metric_names[0]
     scores = score_predictions([metric], rows, predictions).totals
     warmups = predictor.warmup_metrics(rows, predictions)
     return {
@@ -220,6 +229,10 @@ def peak_memory() -> int:
     """Bytes: of tensors on a GPU, of the whole process on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -79,7 +79,7 @@ class SampledWarmups:
     def _score(self, samples: Sequence[list[Ids]]) -> float:
         """Multiple-choice questions need no written answer."""
         limit = 0 if is_multiple_choice(self.rows) else self.task.max_new_tokens
-        metric, instead = self.task.metrics[0], self.predictor.instead
+        metric, instead = self.task.metric_names[0], self.predictor.instead
         scores = []
         for warmup_ids in samples:
             predictions = self.predictor.answer(self.rows, limit, instead(warmup_ids) if instead else warmup_ids)

@@ -60,14 +60,14 @@ def paired_bootstrap(
     samples = result.bootstrap_distribution
     scored = samples[np.isfinite(samples)]
     deviation = float(scored.std()) if len(scored) > 1 else 0.0
-    is_as_far = ~(np.abs(samples - observed) < abs(observed) - 1e-12)  # so is a sample without a score
+    is_as_far = np.logical_not(np.abs(samples - observed) < abs(observed) - 1e-12)  # so is a sample without a score
     p = (1 + int(is_as_far.sum())) / (1 + resamples)
     return float(result.confidence_interval.low), float(result.confidence_interval.high), p, deviation
 
 
 def mcnemar_p(arm: Sequence[RowStatistics], reference: Sequence[RowStatistics]) -> float:
     """McNemar's exact test on the rows that one side answers right in more seeds than the other."""
-    balance = sum(a.row_scores - b.row_scores for a, b in zip(arm, reference))
+    balance = np.sum([a.row_scores - b.row_scores for a, b in zip(arm, reference)], axis=0)
     better, worse = int((balance > 1e-9).sum()), int((balance < -1e-9).sum())
     if better + worse == 0:
         return 1.0
@@ -144,7 +144,7 @@ def compare_with(name: str, paired: Sequence[Pair], is_right_or_wrong: bool) -> 
             seeds_p=over_seeds[i],
             minimum_detectable_effect=detectable_effect(deviation, len(paired))
             or minimum_detectable_effect(len(paired[i][0][0].row_scores)),
-            is_significant=of_rows[i] < LEVEL and (over_seeds[i] is None or over_seeds[i] < LEVEL),
+            is_significant=of_rows[i] < LEVEL and (over_seeds[i] or 0) < LEVEL,  # None where there is one seed
             num_rows=len(paired[i][0][0].row_scores),
             num_seeds=len(paired[i][0]),
         )

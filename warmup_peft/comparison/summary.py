@@ -85,9 +85,11 @@ def summarize(
 def cost_of(best: ArmSummary | None, arms: Sequence[Arm], summaries: Mapping[str, ArmSummary]) -> float | None:
     """How many times as long as SFT with as many steps the best arm trains; None where either was not run."""
     named = {arm.name: arm for arm in arms}
-    same = [o for o in arms if best is not None and o.method == SFT and o.is_paired_with(named[best.name])]
-    times = [] if not same else [summaries[name].train_seconds for name in (best.name, same[0].name)]
-    return times[0].mean / times[1].mean if times and all(times) and times[1].mean else None
+    same = [] if best is None else [o for o in arms if o.method == SFT and o.is_paired_with(named[best.name])]
+    if best is None or not same:
+        return None
+    ours, sfts = (summaries[name].train_seconds for name in (best.name, same[0].name))
+    return ours.mean / sfts.mean if ours and sfts and sfts.mean else None
 
 
 # ---- Differences ----
@@ -101,9 +103,9 @@ def differences(reference: str, pairs: Sequence[tuple[Arm, Arm]], done: Runs, me
     """
     sides = {arm.name: paired_runs(done[arm.name], done[other.name]) for arm, other in pairs}
     known = {
-        name: tuple([statistics_of(run, metric) for run in side] for side in pair)
-        for name, pair in sides.items()
-        if pair[0]
+        name: ([statistics_of(run, metric) for run in ours], [statistics_of(run, metric) for run in theirs])
+        for name, (ours, theirs) in sides.items()
+        if ours
     }
     return dict(zip(known, compare_with(reference, list(known.values()), is_right_or_wrong(metric))))
 
@@ -121,7 +123,8 @@ def control_differences(arms: Sequence[Arm], done: Runs, metric: str) -> list[tu
 def paired_runs(arm: Sequence[Run], other: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     """The runs of the seeds that both have, in the same order."""
     seeds = sorted({run.seed for run in arm} & {run.seed for run in other})
-    return tuple([next(run for run in side if run.seed == seed) for seed in seeds] for side in (arm, other))
+    ours, theirs = ([next(run for run in side if run.seed == seed) for seed in seeds] for side in (arm, other))
+    return ours, theirs
 
 
 @lru_cache(maxsize=1024)
@@ -129,9 +132,10 @@ def statistics_of(run: Run, metric: str) -> RowStatistics:
     """A run's rows as the bootstrap takes them."""
     if METRICS[metric].kind != "corpus":
         return mean_of_rows([row.score for row in run.rows])
-    return METRICS[metric].score(
-        Answers(*([getattr(row, name) for row in run.rows] for name in ("answer", "reference", "prompt")))
+    texts, references, prompts = (
+        [getattr(row, name) for row in run.rows] for name in ("answer", "reference", "prompt")
     )
+    return METRICS[metric].score(Answers(texts, references, prompts))
 
 
 def best_of(summaries: Sequence[ArmSummary]) -> ArmSummary | None:
@@ -194,17 +198,20 @@ def summary_of(
     def over_seeds(value: Callable[[Run], float]) -> Estimate:
         return estimate([value(run) for run in done])
 
+    def each_over_seeds(values: Callable[[Run], Mapping[str, float]]) -> dict[str, Estimate]:
+        return {name: estimate([values(run)[name] for run in done]) for name in values(done[0])}
+
     return ArmSummary(
         name=arm.name,
         description=arm.description,
         seeds=[run.seed for run in done],
         failures=failures,
-        metrics={name: over_seeds(lambda run, name=name: run.metrics[name]) for name in done[0].metrics},
+        metrics=each_over_seeds(lambda run: run.metrics),
         train_seconds=over_seeds(lambda run: run.train_seconds) if is_trained else None,
         examples_per_second=over_seeds(lambda run: run.examples_per_second) if is_trained else None,
         peak_memory=over_seeds(lambda run: run.peak_memory),
         seconds_per_answer=over_seeds(lambda run: run.seconds_per_answer),
-        warmups={name: over_seeds(lambda run, name=name: run.warmups[name]) for name in done[0].warmups},
+        warmups=each_over_seeds(lambda run: run.warmups),
         use=use_of(done) if not arm.is_control and all(run.row_gains for run in done) else None,
         versus_sft=versus_sft,
         versus_more_sft=versus_more_sft,
@@ -226,7 +233,7 @@ def examples_to_reach(curve: Sequence[Point], goal: float) -> int | None:
 def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
     """Means over seeds, point by point; None where a seed has None."""
 
-    def mean(name: str, points: Sequence[Point]) -> float | None:
+    def mean(name: str, points: Sequence[Point]) -> Any:
         values = [getattr(point, name) for point in points]
         return None if None in values else means.fmean(values)
 

@@ -64,7 +64,7 @@ def duration_text(seconds: float) -> str:
 
 
 def why_not_decided(difference: Difference) -> str:
-    if is_significant_over_rows(difference):
+    if difference.seeds_p is not None and is_significant_over_rows(difference):
         return (
             f"which is significant over the test rows but not over the seeds ({p_text(difference.seeds_p)}), so "
             "another training might not repeat it: run more seeds"
@@ -177,7 +177,9 @@ def rows_note(num_curve_rows: int, num_test_rows: int) -> list[str]:
 
 def steps_note(best: ArmSummary | None) -> list[str]:
     """A warning where the training was too short to judge by."""
-    losses = [] if best is None else [point.nll_per_token for point in best.curve]
+    if best is None:
+        return []
+    losses = [point.nll_per_token for point in best.curve]
     if len(losses) < 3 or not losses[-1] < STILL_FALLING * losses[-2]:
         return []
     return [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from peft import PeftModel
-from rich.console import Console
 from rich.table import Table
 
-from warmup_peft.evaluation.metrics import NOTHING, PLAIN_TEXT, RowStatistics, metric_name, score_text
+from warmup_peft.evaluation.metrics import NOTHING, RowStatistics, metric_name, printed, score_text
 from warmup_peft.evaluation.predictor import (
     Ids,
     Marks,
@@ -101,9 +99,8 @@ class Evaluation:
         return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows]).to_pandas()
 
     def __str__(self) -> str:
-        out = Console(file=io.StringIO(), width=100, **PLAIN_TEXT)
-        out.print(scores_table(self.scores, self.source))
-        return "\n".join([out.file.getvalue().rstrip(), *self.sentences])
+        table = scores_table(self.scores, self.source)
+        return "\n".join([printed(lambda console: console.print(table), 100), *self.sentences])
 
 
 def evaluate(
@@ -127,7 +124,7 @@ def evaluate(
     Raises:
         ValueError: bad input, before a model is loaded.
     """
-    asked = EvaluateArguments(name_of(model), task=task, **options)
+    asked = EvaluateArguments(name_of(model), task=task, **options)  # type: ignore[arg-type]  # or a Task
     check_counts(asked, batch_size=1, max_samples=1, max_new_tokens=0)
     subject = Subject.of(model, asked)
     check_warmups(asked, subject.config)
@@ -136,13 +133,13 @@ def evaluate(
     check_answers(asked, questions)
     loaded = subject.load()
     arms = evaluate_arms(loaded, questions, task, asked)
-    scored = {name: score_predictions(task.metrics, questions, predictions) for name, predictions in arms.items()}
+    scored = {name: score_predictions(task.metric_names, questions, predictions) for name, predictions in arms.items()}
     scores = {name: scores_of(scored[name], questions, arms[name]) for name in arms}
     scores.get(PLAIN, {}).pop("perplexity", None)  # which is of the reference after no warmup
     return Evaluation(
         scores,
         source,
-        what_it_shows({name: each.statistics[task.metrics[0]] for name, each in scored.items()}),
+        what_it_shows({name: each.statistics[task.metric_names[0]] for name, each in scored.items()}),
         scored["warmup"].left_out,
         questions,
         arms["warmup"],
@@ -250,7 +247,11 @@ def evaluate_arms(
         warmup_ids: list[Ids] | None = None,
         marks: Marks | None = None,
     ) -> list[Prediction]:
-        directly = {"room_to_think": own_config.room, "template": own_config.chat_template_kwargs, "marks": marks}
+        directly: dict[str, Any] = {
+            "room_to_think": own_config.room,
+            "template": own_config.chat_template_kwargs,
+            "marks": marks,
+        }
         predictor = Predictor(
             loaded.model,
             loaded.tokenizer,

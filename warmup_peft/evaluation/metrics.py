@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import logging
 import math
 import re
@@ -19,6 +20,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from warmup_peft.files import first_line
 
@@ -83,7 +85,7 @@ def score_of_sums(
     return RowStatistics(row_scores, lambda rows: score(values[rows].sum(-2)), signature)
 
 
-def recomputed(score: Callable[[Answers], float], answers: Answers) -> RowStatistics:
+def recomputed(score: Callable[[Answers], Any], answers: Answers) -> RowStatistics:
     """For a score that has to be computed from the answers again for each resample; NaN if that fails."""
 
     def score_sample(rows: Sequence[int]) -> float:
@@ -122,7 +124,7 @@ class Metric:
     title: str
     scale: int
     kind: Kind
-    compute: Callable[[Answers], RowStatistics | Sequence[float] | float]
+    compute: Callable[[Answers], RowStatistics | Sequence[float] | Array | float]
     needs_options: bool = False
     package: str = ""
     task: str = ""
@@ -165,16 +167,16 @@ class Metric:
         if isinstance(found, RowStatistics):
             return found
         try:
-            found = np.asarray(found, dtype=np.float64)
+            scores = np.asarray(found, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.label} returned {type(found).__name__}. {self._wanted}") from error
         num_rows = len(answers.references)
-        if found.shape != (num_rows,) and (found.ndim or self.kind != "corpus"):
-            given = {0: "one number", 1: f"a list of {found.size}"}.get(found.ndim, "a table")
+        if scores.shape != (num_rows,) and (scores.ndim or self.kind != "corpus"):
+            given = {0: "one number", 1: f"a list of {scores.size}"}.get(scores.ndim, "a table")
             raise ValueError(f"{self.label} returned {given} for {num_rows} rows. {self._wanted}")
-        if self.kind == "right_or_wrong" and not np.isin(found, (0, 1)).all():
+        if self.kind == "right_or_wrong" and not np.isin(scores, (0, 1)).all():
             raise ValueError(f"{self.label} has kind right_or_wrong, but the score of a row is neither 0 nor 1.")
-        return found
+        return scores
 
     @property
     def label(self) -> str:
@@ -188,14 +190,23 @@ class Metric:
 # ---- Multiple choice ----
 
 
+def chosen_and_right(answers: Answers) -> NDArray[np.int64]:
+    """(n, 2) indices of options. Raises ValueError for answers that are generated freely."""
+    if answers.choices is None:
+        raise ValueError("The answers are not options, which this metric scores. Choose another metric.")
+    return answers.choices
+
+
 def accuracy(answers: Answers) -> Array:
-    return answers.choices[:, 0] == answers.choices[:, 1]
+    choices = chosen_and_right(answers)
+    return choices[:, 0] == choices[:, 1]
 
 
 def macro_f1(answers: Answers) -> RowStatistics:
     """Unweighted mean over options of F1 = 2 TP / (predicted + true); 0 for an option that never occurs."""
     options = np.arange(answers.num_options)
-    predicted, true = (answers.choices[:, [i]] == options for i in (0, 1))
+    choices = chosen_and_right(answers)
+    predicted, true = (choices[:, [i]] == options for i in (0, 1))
     counts = np.concatenate([predicted & true, predicted.astype(int) + true], axis=1).astype(np.float64)
 
     def score(sums: Array) -> Array:
@@ -516,8 +527,11 @@ def is_right_or_wrong(name: str) -> bool:
     return METRICS[name].kind == "right_or_wrong"
 
 
-# for a rich `Console` that writes into a text: a notebook's would display it, and colour it
-PLAIN_TEXT = {"force_jupyter": False, "force_terminal": False}
+def printed(show: Callable[[Console], None], width: int) -> str:
+    """What is shown on a console of so many columns, as a text. A notebook's console would display and colour it."""
+    out = io.StringIO()
+    show(Console(file=out, width=width, force_jupyter=False, force_terminal=False))
+    return out.getvalue().rstrip()
 
 
 def number_text(value: float, form: str) -> str:

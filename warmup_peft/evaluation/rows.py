@@ -33,6 +33,7 @@ from warmup_peft.evaluation.tasks import (
     share_of_right_warmups,
 )
 from warmup_peft.settings.arguments import EvaluateArguments, RunOptions
+from warmup_peft.settings.shipped import RECIPES, is_shipped
 
 TRIAL_ROWS = 8  # number of rows to try a task's own metrics on, before any long work
 TASK_NEEDS_ALL_ROWS = "dataset_streaming does not work with a task, which reads all rows at once. Leave it out."
@@ -151,7 +152,7 @@ def held_out_questions(
 
     Args:
         data: the training's record in the adapter's folder. Anybody may have written it, so a task file that it names
-            is never run.
+            is not run, unless it comes with this package.
         eval_metrics: the training's, see `task_to_score`.
 
     Raises:
@@ -181,12 +182,14 @@ def held_out_questions(
 
 
 def recorded_task(data: dict[str, Any]) -> str:
-    """The built-in task in a training's record; `prompt_completion` if it had none.
+    """The task in a training's record that comes with this package; `prompt_completion` if it had none.
 
     Raises:
-        ValueError: the record names a file.
+        ValueError: the record names another file.
     """
     task = data.get("task") or PROMPT_COMPLETION
+    if isinstance(task, str) and is_shipped(task):
+        return str(RECIPES.parent / task)
     if str(task) not in BUILT_IN_TASKS:
         raise ValueError(
             f"The adapter was trained with the task {task}, and a Python file that only the adapter's folder names is "

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -114,6 +115,11 @@ class Task:
     max_new_tokens: int | None = 32
     warmup_is_right: Callable[[Question, str], bool] | None = None
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics, once `find_task` has replaced each by its name."""
+        return tuple(map(str, self.metrics))
+
 
 def find_task(name: str | Task) -> Task:
     """Load a task by its name or by the path of its file, and add its own metrics to the registry; a task is itself.
@@ -142,7 +148,9 @@ def run_file(name: str) -> ModuleType:
             f"There is no task '{name}'. Choose {' or '.join(BUILT_IN_TASKS)}, or give the path of a Python file that "
             "defines TASK, as recipes/translation/task.py does."
         )
-    spec = importlib.util.spec_from_file_location(f"warmup_peft_task_{path.resolve().parent.name}", path)
+    module_name = f"warmup_peft_task_{path.resolve().parent.name}"
+    loader = TaskLoader(module_name, str(path)) if path.suffix == ".py" else None
+    spec = importlib.util.spec_from_file_location(module_name, path, loader=loader)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is no Python file. A task's file ends in .py.")
     module = importlib.util.module_from_spec(spec)
@@ -151,6 +159,13 @@ def run_file(name: str) -> ModuleType:
     except Exception as error:
         raise ValueError(f"The task {path} cannot be loaded: {type(error).__name__}: {error}") from error
     return module
+
+
+class TaskLoader(SourceFileLoader):
+    """Writes no bytecode beside a task's file, which may lie in an installed package."""
+
+    def set_data(self, path, data, *, _mode=0o666):
+        pass
 
 
 def read_questions(task: Task, rows: Iterable[dict], task_args: Mapping[str, Any]) -> list[Question]:
@@ -183,6 +198,8 @@ def share_of_right_warmups(task: Task, questions: Sequence[Question], warmups: S
 
 
 def _is_right(task: Task, question: Question, warmup: str) -> bool:
+    if task.warmup_is_right is None:
+        raise ValueError("The task has no warmup_is_right, so nobody knows which warmups are right.")
     try:
         found = task.warmup_is_right(question, warmup)
     except Exception as error:

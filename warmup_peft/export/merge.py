@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from warmup_peft.export.custom_generate import export_decoding
 from warmup_peft.export.model_card import write_model_card
@@ -112,7 +113,7 @@ def _merge_into(
     adapter: Path,
     base: Base,
     saved_dtype: torch.dtype | None,
-    merge_base: str,
+    merge_base: Literal["dequantized", "original"],
     max_shard_size: str,
     loading: Loading,
 ) -> float:
@@ -128,7 +129,7 @@ def _merge_into(
     model = with_adapter.unload()
     changed = why_no_base(with_adapter.active_peft_config) is not None
     del with_adapter
-    if merge_base == "original" or changed or (is_quantized(model) and not has_dequantize(base.recorded)):
+    if merge_base == "original" or changed or (is_quantized(model) and not has_dequantize(base.recorded or {})):
         del model  # two of them may not fit
         model = load_base(adapter, merge_base, loading)
     elif is_quantized(model):
@@ -155,14 +156,14 @@ def _merge_into(
 def merge_layer_by_layer(model: PeftModel, dtype: torch.dtype) -> nn.Module:
     """The base model with the adapter added to its weights, in float32 and without a second copy of the model."""
     untie(model)
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            layer = module.get_base_layer().float()
-            try:
-                module.merge()
-            except (RuntimeError, NotImplementedError) as error:
-                raise ValueError(f"peft cannot merge this adapter ({first_line(error)}). Use it unmerged.") from error
-            layer.to(dtype)
+    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for module in tqdm(adapted, desc="merging", unit="layer"):
+        layer = module.get_base_layer().float()
+        try:
+            module.merge()
+        except (RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"peft cannot merge this adapter ({first_line(error)}). Use it unmerged.") from error
+        layer.to(dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged")
         model = model.merge_and_unload().to(dtype)  # removes the adapter's layers, and unties trained embeddings
@@ -203,7 +204,7 @@ def check_mergeable(base: Base, merge_base: str) -> None:
             f"The base model {base.name} is stored quantised ({method}), so it has no original weights. Leave "
             f"merge_base at dequantized. {instead}"
         )
-    if merge_base == "dequantized" and not has_dequantize(base.recorded):
+    if merge_base == "dequantized" and not has_dequantize(base.recorded or {}):
         if base.stored is None:
             raise ValueError(
                 f"transformers cannot dequantise {method}, so the adapter cannot be merged into what it was trained "

@@ -145,10 +145,18 @@ def staged(folder: Path, files: list[str]) -> Iterator[Path]:
             elif name in MAY_NAME_PLACES:
                 write_public_json(source, target, folder)
             elif source.suffix == ".safetensors":
-                target.symlink_to(source.resolve())  # gigabytes
+                link_or_copy(source, target)
             else:
                 shutil.copy(source, target)
         yield Path(room)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A link, since weights are gigabytes; a copy where links are not allowed, as on most Windows machines."""
+    try:
+        target.symlink_to(source.resolve())
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def write_public_json(source: Path, target: Path, folder: Path) -> None:

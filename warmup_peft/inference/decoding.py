@@ -56,7 +56,8 @@ def warmup_generate(
     """
     config = _read_config(OWN_CONFIG if warmup_config is None else warmup_config)
     settings = {"warmup_config": config, "return_warmup": return_warmup}
-    if hasattr(kwargs.get("generation_config"), "_eos_token_tensor"):  # called by `generate`, with prepared arguments
+    is_prepared = hasattr(kwargs.get("generation_config"), "_eos_token_tensor")
+    if is_prepared and inputs is not None:  # called by `generate`, with prepared arguments
         if num_warmups == 1:
             return decode_prepared(model, inputs, **settings, **kwargs)
         _check_vote(num_warmups, return_warmup, vars(kwargs["generation_config"]))
@@ -125,7 +126,7 @@ def decode_prepared(
         is_warmup = torch.arange(written.size(1), device=prompt.device) < lengths.unsqueeze(1)
         context = torch.cat([opened, written.masked_fill(~is_warmup, pad_id), separator], 1)
         mask = torch.cat([mask, is_warmup, torch.ones_like(separator, dtype=torch.bool)], 1)
-        if _keeps_every_token(model, cache):
+        if cache is not None and _keeps_every_token(model, cache):
             cache.batch_repeat_interleave(beams)
             model_kwargs |= {"past_key_values": cache, "use_cache": True}
         else:  # the cache holds tokens after a warmup's end, a window, or positions by column: encode again

@@ -93,6 +93,44 @@ class LaunchOptions:
 
 
 @dataclass
+class InitArguments:
+    """Options of `init`. The copy has its own task, data and base, and names them from where you are."""
+
+    folder: str = field(metadata={"help": "Folder to copy into, as in my-recipe. It may not hold anything yet."})
+    recipe: str = field(default="logiqa", metadata={"help": "Recipe of the package, as in thinking or logiqa/qlora."})
+
+
+@dataclass
+class DoctorArguments:
+    """Options of `doctor`. With a base it also predicts the memory of a training step, as `bench --predict` does."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A base model, of which nothing but the configuration is read."}
+    )
+    shape: str | None = field(default=None, metadata={"help": "Instead of a model: a shape that `bench` knows."})
+    load_in_4bit: bool = field(default=True, metadata={"help": "Whether the base is loaded in NF4."})
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="bfloat16", metadata={"help": "Dtype of the base model and of the arithmetic."}
+    )
+    prompt_length: int = field(default=300, metadata={"help": "Tokens of each prompt."})
+    max_warmup_length: int = field(default=8, metadata={"help": "W, in tokens."})
+    gradient_checkpointing: bool = field(
+        default=True, metadata={"help": "Recompute activations in the backward pass."}
+    )
+    card_memory: float | None = field(
+        default=None,
+        metadata={"help": "Memory of your card in GB of 2^30 bytes, as in 24; by default that of the first GPU."},
+    )
+
+
+@dataclass
+class CompletionArguments:
+    """Options of `completion`. It prints a script; save it again after an update."""
+
+    shell: Literal["bash", "zsh", "fish"] = field(metadata={"help": "Shell that the script is for."})
+
+
+@dataclass
 class SampleOptions:
     """Options of `sample` beside those of `train`. A key for the server comes from OPENAI_API_KEY."""
 

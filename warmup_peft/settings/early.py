@@ -11,7 +11,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeGuard, get_type_hints
 
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.settings.parsing import option_hints
@@ -64,7 +64,7 @@ def training_fields() -> dict[str, Any] | None:
         body = class_body(path.read_text(encoding="utf-8"), name)
         if body is None:
             return None
-        annotations |= {node.target.id: ast.unparse(node.annotation) for node in body if is_option(node)}
+        annotations |= {ast.unparse(node.target): ast.unparse(node.annotation) for node in body if is_option(node)}
     return {**types_of(annotations), "learning_rate": float | None}  # ours may be left open, see WarmupSFTConfig
 
 
@@ -73,7 +73,7 @@ def class_body(source: str, name: str) -> list[ast.stmt] | None:
     return next((node.body for node in found), None)
 
 
-def is_option(node: ast.stmt) -> bool:
+def is_option(node: ast.stmt) -> TypeGuard[ast.AnnAssign]:
     """Whether this line of a dataclass is a field that its constructor takes."""
     if not isinstance(node, ast.AnnAssign) or "ClassVar" in ast.unparse(node.annotation):
         return False

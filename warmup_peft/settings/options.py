@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
 
 from warmup_peft.settings.engine import EngineOptions
 from warmup_peft.settings.traits import OBJECTIVE_TRAITS, SOURCE_TRAITS, objectives_with
 
-Objective = Literal[tuple(OBJECTIVE_TRAITS)]
-WarmupSource = Literal[tuple(SOURCE_TRAITS)]
+if TYPE_CHECKING:  # which reads no tables
+    Objective = str
+    WarmupSource = str
+else:
+    Objective = Literal[tuple(OBJECTIVE_TRAITS)]
+    WarmupSource = Literal[tuple(SOURCE_TRAITS)]
 
 
 @dataclass
@@ -197,7 +201,7 @@ class WarmupOptions(EngineOptions):
     def check_warmup_options(self) -> None:
         """Raise ValueError for a value that cannot work. The message names the field and says how to fix it."""
         sharing = str(self.prefix_sharing).lower()  # YAML reads true and false as booleans
-        self.prefix_sharing = {"true": "always", "false": "never"}.get(sharing, sharing)
+        self.prefix_sharing = {"true": "always", "false": "never"}.get(sharing, sharing)  # type: ignore[assignment]
         self._require(
             self.prefix_sharing in ("auto", "always", "never"), "prefix_sharing", "Choose auto, always or never."
         )
@@ -278,8 +282,8 @@ class WarmupOptions(EngineOptions):
             )
 
     def _check_objective(self) -> None:
-        require, objective = self._require, self.objective
-        close = difflib.get_close_matches(str(objective), OBJECTIVE_TRAITS, n=1)
+        require, objective = self._require, str(self.objective)
+        close = difflib.get_close_matches(objective, OBJECTIVE_TRAITS, n=1)
         require(
             objective in OBJECTIVE_TRAITS,
             "objective",
@@ -338,7 +342,7 @@ class WarmupOptions(EngineOptions):
                 "It belongs to warmup_source 'base'; leave it out or set warmup_source to 'base'.",
             )
         require(
-            not (traits.is_control and OBJECTIVE_TRAITS[self.objective].has_advantage),
+            not (traits.is_control and OBJECTIVE_TRAITS[str(self.objective)].has_advantage),
             "objective",
             f"It credits the row's own warmups, and warmup_source {source} takes them away. Set it to 'warmup'.",
         )

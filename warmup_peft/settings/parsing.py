@@ -8,12 +8,13 @@ import difflib
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from warmup_peft.files import read_text
+from warmup_peft.settings.shipped import shipped_recipe, with_located
 
 if TYPE_CHECKING:
     from trl import TrlParser
@@ -67,7 +68,7 @@ def parse_one(kind: type, argv: Sequence[str]) -> Any:
 def read_options(kinds: Sequence[type], argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options that the file behind `--config` sets, and those that the other words set, as typed values.
 
-    The environment variables that the file names under `env` are set.
+    The environment variables that the file names under `env` are set. Paths are located, see `shipped.located`.
 
     Args:
         kinds: dataclasses whose fields are the options.
@@ -77,12 +78,12 @@ def read_options(kinds: Sequence[type], argv: Sequence[str]) -> tuple[dict[str, 
             configuration file that is missing or no YAML mapping.
     """
     path, words = split_config(argv)
-    on_command_line = parse_words(kinds, words)
+    on_command_line = with_located(parse_words(kinds, words), path)
     if path is None:
         return {}, on_command_line
     config = read_config(path)
     set_environment(config.pop("env", {}))
-    return typed(kinds, config, str(path)), on_command_line
+    return with_located(typed(kinds, config, str(path)), path), on_command_line
 
 
 def settings_of(kinds: Sequence[type], values: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -167,15 +168,28 @@ def split_options(kind: type, argv: Sequence[str]) -> tuple[list[str], list[str]
 
 
 def split_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The file behind `--config`, and the other words. Raises ValueError where it is missing, or named twice."""
+    """The file behind `--config`, and the other words. A name that is no file is that of a recipe of the package.
+
+    Raises:
+        ValueError: there is neither, or it is named twice.
+    """
     if sum(word.split("=")[0] == "--config" for word in argv) > 1:
         raise ValueError("--config is given twice. Give one file, and other options on the command line.")
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--config", nargs="?", type=Path, default=argparse.SUPPRESS)
     found, words = parser.parse_known_args(argv)
-    if "config" in found and (found.config is None or not found.config.is_file()):
-        raise ValueError(f"--config names no file ({found.config}). Give it the path of a recipe's YAML file.")
-    return getattr(found, "config", None), words
+    return recipe_file(found.config) if "config" in found else None, words
+
+
+def recipe_file(path: Path | None) -> Path:
+    if path is not None and path.is_file():
+        return path
+    try:
+        return shipped_recipe("" if path is None else path.as_posix())
+    except ValueError as error:
+        raise ValueError(
+            f"--config names no file ({path}). Give it the path of a recipe's YAML file, or a name: {error}"
+        ) from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -227,7 +241,7 @@ def fits_kind(value: Any, kind: Any) -> bool:
     return True
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """A question for the known word that is meant: one that is spelt nearly so, or has this usual short name."""
     by_name = {each.lstrip("-"): each for each in known}
     name = word.lstrip("-")

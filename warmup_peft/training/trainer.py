@@ -114,7 +114,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
     }
     loss_is_scaled_for_ga = True  # divided by the targets of the whole accumulated batch, see compute_loss
 
-    @functools.wraps(SFTTrainer.__init__)
+    @functools.wraps(SFTTrainer.__init__)  # type: ignore[misc]
     def __init__(self, *positional, **keywords):
         call = inspect.signature(SFTTrainer.__init__).bind(self, *positional, **keywords)
         arguments = call.arguments
@@ -311,7 +311,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
     def _reference(self, encoded: Encoded, branches: Branches, predicted: Tensor) -> Predictions:
         """Predictions of the model with its adapter off, without gradient."""
         with self._as_reference() as model:
-            return encoded.again(model).predictions(branches, predicted).within(self._as_reference)
+            return encoded.again(model).predictions(branches, predicted).within(self._as_reference)  # type: ignore[union-attr]
 
     @contextmanager
     def _as_reference(self) -> Iterator[PreTrainedModel | PeftModel]:

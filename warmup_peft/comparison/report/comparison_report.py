@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def warmup_charts(comparison: Comparison) -> list[Markup]:
     """The warmups' gains and overlap over the training, those that were measured."""
     charts = []
     for name, title in WARMUP_CHARTS.items():
-        lines = _lines(comparison, lambda point: point.step, lambda point, name=name: getattr(point, name))
+        lines = _lines(comparison, lambda point: point.step, attrgetter(name))
         ends = ", ".join(f"{line.label} {number_text(line.y[-1], '.2f')}" for line in lines)
         alternative = f"Lines of {title} against optimizer steps. At the end: {ends}."
         charts += [line_chart(title, "optimizer steps", lines, alternative)] if lines else []
@@ -154,9 +155,11 @@ def warmup_charts(comparison: Comparison) -> list[Markup]:
 
 def _lines(comparison: Comparison, x: Callable[[Point], float], y: Callable[[Point], float | None]) -> list[Line]:
     """One line for each arm, of the points where `y` was measured."""
-    measured = [[point for point in arm.curve if y(point) is not None] for arm in comparison.arms]
+    measured = [
+        [(x(point), value) for point in arm.curve if (value := y(point)) is not None] for arm in comparison.arms
+    ]
     return [
-        Line(arm.name, style, list(map(x, points)), [y(p) if math.isfinite(y(p)) else math.nan for p in points])
+        Line(arm.name, style, [at for at, _ in points], [v if math.isfinite(v) else math.nan for _, v in points])
         for style, (arm, points) in enumerate(zip(comparison.arms, measured))
         if points
     ]

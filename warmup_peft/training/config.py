@@ -88,12 +88,13 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
     def _check_bf16(self) -> None:
         """Without an accelerator, leave bf16 off and say so: TRL's default is on, which transformers refuses there."""
         is_accelerated = not self.use_cpu and (is_torch_bf16_gpu_available() or is_torch_xla_available())
-        if self.bf16 and not (is_accelerated or self.use_cpu):
+        asked: bool | None = self.bf16  # type: ignore[has-type]  # TRL's
+        if asked and not (is_accelerated or self.use_cpu):
             raise ValueError(
                 "bf16=True needs a GPU that computes in bfloat16, and this machine has none. Leave bf16 out or set it "
                 "to false."
             )
-        if self.bf16 is None and not self.fp16 and not is_accelerated:
+        if asked is None and not self.fp16 and not is_accelerated:
             self.bf16 = False
             where = "use_cpu is set" if self.use_cpu else "this machine has no GPU that computes in bfloat16"
             logger.warning_once(

@@ -75,10 +75,12 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
         yield
         return
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    with model.disable_adapter():
-        yield
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

@@ -78,16 +78,17 @@ class SavesWholeFolders:
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Where something cannot be written, the folder's files stay as they were."""
         folder = Path(output_dir or self.args.output_dir)
+        if not self.args.should_save:  # a rank that writes nothing, and must not be in the way of the one that does
+            super()._save(str(folder), state_dict)
+            return
         with replacing_files(folder) as staging:
             super()._save(str(staging), state_dict)
-            if self.args.should_save:
-                put_adapter_first(staging, self.model)
-                self.warmup_config.save(staging)
-                export_decoding(staging)
-                training_record(self).save(staging)
+            put_adapter_first(staging, self.model)
+            self.warmup_config.save(staging)
+            export_decoding(staging)
+            training_record(self).save(staging)
             (staging / CARD_NAME).unlink(missing_ok=True)  # peft's template
-        if self.args.should_save:
-            write_model_card(folder)
+        write_model_card(folder)
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import socket
@@ -36,13 +37,16 @@ def on_ranks(count: int, folder: Path, function: Callable[..., Any], *args: Any,
         process.join()
     said = {path.name: path.read_text() for path in sorted(folder.glob("error-*"))}
     assert not any(said.values()), "\n".join(f"{name}:\n{text}" for name, text in said.items())
+    assert [process.exitcode for process in ranks] == [0] * count
     return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(count)]
 
 
 def as_rank(
     rank: int, count: int, port: int, folder: Path, timeout: float, function: Callable[..., Any], args: tuple
 ) -> None:
+    gc.freeze()  # what is garbage is the parent's: to end threads that are not here would abort this process
     error = (folder / f"error-{rank}").open("w")
+    faulthandler.enable(error)
     faulthandler.dump_traceback_later(timeout, exit=True, file=error)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -9,15 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import EXAMPLES
 from datasets import Dataset
 from folders import TRAINING, write_rows
 from peft import LoraConfig
 from ranks import on_ranks
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
 from warmup_peft.cli import train
+from warmup_peft.cli.launch import OWN_CONFIGS
 from warmup_peft.cli.main import main
 from warmup_peft.settings.traits import OBJECTIVE_TRAITS
 from warmup_peft.training.callbacks import StopOnInterrupt
@@ -53,7 +58,8 @@ def with_random_adapter(trainer: WarmupSFTTrainer) -> WarmupSFTTrainer:
 
 def trained_weights(trainer: WarmupSFTTrainer) -> torch.Tensor:
     named = sorted((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
-    return torch.cat([p.detach().flatten() for _, p in named])
+    whole = (p.full_tensor() if isinstance(p, DTensor) else p for _, p in named)
+    return torch.cat([p.detach().flatten() for p in whole])
 
 
 def moved_by_training(trainer: WarmupSFTTrainer) -> tuple[torch.Tensor, list[dict]]:
@@ -102,7 +108,7 @@ def every_objective(model: str, folder: Path):
     found = {}
     for objective, traits in OBJECTIVE_TRAITS.items():
         for source in ("policy", *(["base"] if traits.takes_base_warmups else [])):
-            settings = dict(objective=objective, warmup_anchor=0.3, **pooled(source, folder))
+            settings = dict(objective=objective, warmup_anchor=0.3, prefix_sharing="never", **pooled(source, folder))
             trainer = with_random_adapter(make_trainer(model, folder / "run", **settings))
             found[objective, source] = moved_by_training(trainer if source == "base" else with_beams(trainer))
     return found
@@ -190,6 +196,94 @@ def test_a_run_goes_on_bit_by_bit_and_with_another_number_of_ranks(model_folder,
     assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4, 5, 6]  # epochs of three batches
     assert alone.isfinite().all()
     assert not torch.equal(alone, weights[0])
+
+
+# ---- Sharded weights (FSDP2) ----
+
+FSDP = dict(fsdp=True, fsdp_config={"version": 2})
+
+
+def with_greedy_warmups(trainer: WarmupSFTTrainer) -> WarmupSFTTrainer:
+    trainer.sampling = dataclasses.replace(trainer.sampling, do_sample=False)
+    return trainer
+
+
+def sharded_cases(model: str, folder: Path, pool: Path):
+    is_sharded = "WORLD_SIZE" in os.environ
+    cases = {
+        "anchor": dict(objective="warmup", warmup_anchor=0.5, gradient_checkpointing=True),
+        "gain": dict(objective="rlpr", warmup_anchor=0.0),
+        "base": dict(objective="posterior", warmup_anchor=0.3, max_steps=2, **pooled("base", pool)),
+    }
+    found = {}
+    for name, settings in cases.items():
+        run = folder / name
+        trainer = make_trainer(model, run, eval_strategy="steps", eval_steps=1, prefix_sharing="auto",
+                               **{**settings, **(FSDP if is_sharded else {})})  # fmt: skip
+        found[name] = moved_by_training(with_greedy_warmups(with_random_adapter(trainer)))
+        trainer.save_model()
+        trainer.accelerator.wait_for_everyone()
+        found[name] += (load_file(run / "adapter_model.safetensors"), trainer.encoder.shares)
+    return found
+
+
+@pytest.mark.slow
+def test_sharded_weights_train_and_save_like_whole_ones(model_folder, tmp_path):
+    (one,) = on_ranks(1, tmp_path / "1", sharded_cases, model_folder, tmp_path / "one", tmp_path)
+    two, other = on_ranks(2, tmp_path / "2", sharded_cases, model_folder, tmp_path / "two", tmp_path)
+    for case, (moved, log, saved, shares) in one.items():
+        assert_equal_movement((moved, log), two[case][:2], 1e-5)
+        assert (shares, two[case][3]) == (True, False)
+        assert two[case][2].keys() == saved.keys()
+        for name, weight in saved.items():
+            torch.testing.assert_close(two[case][2][name], weight, rtol=1e-5, atol=1e-5)
+        assert torch.equal(two[case][0], other[case][0])
+
+
+def environment(config: Path) -> dict[str, str]:
+    """What `accelerate launch` sets for a configuration with FSDP."""
+    args = launch_command_parser().parse_args(["--config_file", str(config), "--num_processes", "2", "script"])
+    found = prepare_multi_gpu_env(_validate_launch_command(args)[0])
+    return {name: value for name, value in found.items() if "FSDP" in name}
+
+
+def sharded_run(model: str, folder: Path, launched: dict[str, str]):
+    """Samples that end at different lengths on the ranks; a checkpoint, and the second half once more."""
+    os.environ.update(launched)
+    found = []
+    for resume in (None, str(folder / "checkpoint-2")):
+        trainer = make_trainer(
+            model, folder, max_steps=4, max_warmup_length=12, per_device_train_batch_size=1, save_strategy="steps",
+            save_steps=2, optim="adamw_torch", learning_rate=0.01, max_grad_norm=1.0, warmup_anchor=0.3,
+        )  # fmt: skip
+        lengths, sample = [], trainer.sample_warmups
+
+        def recording(*args, lengths=lengths, sample=sample):
+            warmups = sample(*args)
+            lengths.append(warmups.lengths.tolist())
+            return warmups
+
+        trainer.sample_warmups = recording
+        trainer.train(resume_from_checkpoint=resume)
+        found.append((trained_weights(trainer), [row["loss"] for row in trainer.state.log_history if "loss" in row]))
+        found[-1] += (lengths,)
+    return found
+
+
+@pytest.mark.slow
+def test_a_sharded_run_samples_apart_and_goes_on_bit_by_bit(model_folder, tmp_path):
+    run = tmp_path / "run"
+    launched = environment(OWN_CONFIGS / "fsdp2.yaml")
+    assert launched["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"  # the other rank has nothing but what it is sent
+    ranks = on_ranks(2, tmp_path / "2", sharded_run, model_folder, run, launched)
+    (weights, losses, lengths), (again, losses_again, lengths_again) = ranks[0]
+    assert len(losses) == 4
+    assert losses_again == losses
+    assert torch.equal(again, weights)
+    assert lengths_again == lengths[2:]
+    assert ranks[1][0][2] != lengths
+    assert torch.equal(ranks[1][0][0], weights)
+    assert all("lora_" in name for name in load_file(run / "checkpoint-4" / "adapter_model.safetensors"))
 
 
 def read_while_it_is_replaced(argv: list[str], found: Path) -> int:

@@ -6,6 +6,8 @@ import dataclasses
 from importlib.metadata import version
 from pathlib import Path
 
+from peft import PeftModel
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
@@ -16,7 +18,7 @@ from warmup_peft.export.model_card import write_model_card
 from warmup_peft.files import replacing_files
 from warmup_peft.inference.folder import CARD_NAME, TrainingRecord, WarmupConfig
 from warmup_peft.inference.loading import put_adapter_first
-from warmup_peft.method.model import without_peft_wrapper
+from warmup_peft.method.model import is_sharded, without_peft_wrapper
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.training.checkpoints import adapters_load_as_saved
 
@@ -74,6 +76,16 @@ class SavesWholeFolders:
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         """TRL's card would not say how to decode; `_save` writes ours."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `SFTTrainer`; of sharded weights an adapter alone is gathered."""
+        if not is_sharded(self.model) or not isinstance(self.model, PeftModel):
+            super().save_model(output_dir, _internal_call)
+            return
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        self._save(output_dir, get_model_state_dict(self.model, options=options))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Where something cannot be written, the folder's files stay as they were."""

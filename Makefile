@@ -13,7 +13,7 @@ DATA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-faults test-memory lint format recipe-logiqa compare-logiqa announce bench clean
+.PHONY: help setup test test-slow test-faults test-memory test-versions lint format recipe-logiqa compare-logiqa announce bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -69,6 +69,10 @@ test-faults: setup  ## Kill training, saving, sampling, merging and comparing KI
 
 test-memory: setup  ## Does the memory of a training of 3,000 steps grow? Takes ARGS=, such as "--objective warmup"
 	@$(BIN)/python tests/faults/memory.py $(ARGS)
+
+test-versions: setup  ## Run a part of the suite with the oldest and the newest packages; takes ARGS=, such as "--python 3.12"
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) uv
+	@$(BIN)/python tests/versions.py $(ARGS)
 
 lint: setup  ## Check style
 	@$(BIN)/ruff check .

@@ -77,7 +77,7 @@ def try_out(uv: str, environment: Path, python: str, resolution: str, args: argp
     install += ["--find-links", args.find_links] if args.find_links else []
     if subprocess.run([uv, "venv", "-q", "--allow-existing", "--python", python, str(environment)]).returncode:
         return "no environment"
-    if subprocess.run([*install, "-e", f"{ROOT}[dev]"]).returncode:
+    if subprocess.run([*install, "-e", f"{ROOT}[qlora,dev]"]).returncode:
         return "cannot be installed"
     say = f"import importlib.metadata as m; print(*(f'{{n}} {{m.version(n)}}' for n in {MAIN_PACKAGES}), sep=', ')"
     subprocess.run([binary, "-c", say])

@@ -19,7 +19,7 @@ DATA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-gpu test-faults test-memory test-wheel wheel lint format recipe-logiqa compare-logiqa announce bench clean
+.PHONY: help setup test test-slow test-gpu test-faults test-memory test-versions test-wheel wheel lint format recipe-logiqa compare-logiqa announce bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -88,6 +88,10 @@ test-faults: setup  ## Kill training, saving, sampling, merging and comparing KI
 
 test-memory: setup  ## Does the memory of a training of 3,000 steps grow? Takes ARGS=, such as "--objective warmup"
 	@$(BIN)/python tests/faults/memory.py $(ARGS)
+
+test-versions: setup  ## Run a part of the suite with the oldest and the newest packages; takes ARGS=, such as "--python 3.12"
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) uv
+	@$(BIN)/python tests/versions.py $(ARGS)
 
 test-wheel: setup  ## Build sdist and wheel, install each into an empty environment, and run a recipe from there
 	@$(BIN)/python -m pytest -m slow tests/test_wheel.py

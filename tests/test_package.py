@@ -23,6 +23,7 @@ from trl import SFTTrainer
 import warmup_peft
 from warmup_peft import WarmupSFTTrainer
 from warmup_peft.cli.main import COMPARE_PACKAGES
+from warmup_peft.training.trainer import STANDS_IN_FOR
 
 PACKAGE = Path(warmup_peft.__file__).parent
 TESTS = Path(__file__).parent
@@ -321,6 +322,11 @@ def test_private_names_of_other_packages_are_there(owner):
     """What this package reads or overrides; a release that moves one fails here, by name."""
     source = source_of(owner)
     assert [name for name in HOOKS[owner] if not re.search(rf"\b{name}\b", source)] == []
+
+
+def test_the_methods_that_the_trainer_stands_in_for_are_checked_when_it_is_imported():
+    methods = {name for name in overridden() if is_private(name)} - {"_tag_names", "_name", "_paper"}
+    assert methods == set(STANDS_IN_FOR)
 
 
 def test_every_private_name_of_another_package_is_listed():

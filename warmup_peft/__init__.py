@@ -57,7 +57,12 @@ def __getattr__(name: str):
     """Import a public name when it is first used. `import warmup_peft` itself imports neither torch nor trl."""
     if name not in _HOMES:
         raise AttributeError(f"module 'warmup_peft' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ImportError as error:
+        from warmup_peft.settings.versions import with_fix
+
+        raise with_fix(error) from error
 
 
 def __dir__() -> list[str]:

@@ -74,6 +74,15 @@ def test_the_adapter_is_off_and_comes_back_with_frozen_weights_frozen(model, lor
     assert {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad} == trained
     assert without_peft_wrapper(wrapped) is model
 
+    def fail_in_the_middle():
+        with adapter_off(wrapped):
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_in_the_middle()
+    assert {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad} == trained
+    assert not torch.allclose(wrapped(ids).logits, base_logits, atol=1e-3)
+
 
 @pytest.mark.parametrize("is_mixed", [False, True])
 def test_the_initial_weights_come_and_go(model, lora, is_mixed):

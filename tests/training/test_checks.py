@@ -14,18 +14,19 @@ from peft import (
     PromptTuningConfig,
     get_peft_model,
 )
-from transformers import LlamaForCausalLM, MixtralConfig, ProcessorMixin, T5Config
+from transformers import LlamaForCausalLM, ProcessorMixin, T5Config
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
+from warmup_peft.method.model import keep_initial_weights
 from warmup_peft.training.checks import (
     adapter_configs,
     check_adapters,
     check_columns,
     check_context,
-    check_model_config,
     check_one_device,
     check_parallelism,
+    check_sharding,
     check_spans,
     check_trainer_arguments,
     checked_stream,
@@ -69,9 +70,12 @@ def settings(**changes) -> SimpleNamespace:
         assistant_only_loss=False,
         warmup_anchor=0.0,
         warmup_source="policy",
-        router_aux_loss_coef=None,
         deepspeed_plugin=None,
-        fsdp=[],
+        fsdp=None,
+        fsdp_plugin_args=None,
+        num_beams=1,
+        eval_generate=0,
+        use_vllm=False,
         parallelism_config=None,
         model_init_kwargs=None,
         trust_remote_code=False,
@@ -296,11 +300,6 @@ def test_copies_of_the_model_are_refused(n_gpu, model, is_refused):
 # ---- Model ----
 
 
-def tiny_mixtral(**changes) -> MixtralConfig:
-    sizes = dict(vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    return MixtralConfig(**{**sizes, "num_key_value_heads": 2, "num_local_experts": 2, **changes})
-
-
 def test_an_adapter_as_the_model_is_refused(build, lora, tmp_path):
     get_peft_model(LlamaForCausalLM(tiny_config()), lora).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"^The base model .*adapter is an adapter itself\. Merge it first"):
@@ -313,30 +312,19 @@ def test_encoder_decoder_is_refused(build, tmp_path):
         build(model=str(tmp_path / "t5"))
 
 
-def test_load_balancing_loss_is_refused_until_it_is_switched_off(build, tmp_path):
-    tiny_mixtral(router_aux_loss_coef=0.02).save_pretrained(tmp_path / "moe")
-    with pytest.raises(ValueError, match=r"^mixtral is a mixture of experts.*0\.02.*Set router_aux_loss_coef to 0"):
-        build(model=str(tmp_path / "moe"))
-    with pytest.raises(ModelWasLoaded):
-        build(model=str(tmp_path / "moe"), settings={"router_aux_loss_coef": 0.0})
-
-
-@pytest.mark.parametrize(
-    ("config", "coefficient"),
-    [(tiny_config(), None), (tiny_mixtral(router_aux_loss_coef=0.0), None), (tiny_mixtral(), 0.0)],
-)
-def test_models_without_such_a_loss_pass(config, coefficient):
-    check_model_config(config, settings(router_aux_loss_coef=coefficient))
-
-
 # ---- Parallelism ----
+
+FSDP2 = {"fsdp": True, "fsdp_plugin_args": {"fsdp_version": 2}}
 
 
 @pytest.mark.parametrize(
     ("changes", "fix"),
     [
-        ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "Use DDP"),
-        ({"fsdp": ["full_shard"]}, "Use DDP"),
+        ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "Use FSDP2"),
+        ({"fsdp": True, "fsdp_plugin_args": {"fsdp_version": 1}}, "Set fsdp_version to 2"),
+        ({**FSDP2, "num_beams": 2}, "^num_beams does not work with FSDP.* Set num_beams to 1"),
+        ({**FSDP2, "eval_generate": 3}, "Set eval_generate to 0"),
+        ({**FSDP2, "use_vllm": True}, "Set use_vllm to false"),
         ({"parallelism_config": SimpleNamespace(cp_enabled=True, sp_enabled=False)}, "Set cp_size and sp_size to 1"),
         ({"parallelism_config": SimpleNamespace(cp_enabled=False, sp_enabled=True)}, "Set cp_size and sp_size to 1"),
     ],
@@ -350,12 +338,31 @@ def test_sharded_weights_and_cut_rows_are_refused(changes, fix):
     "changes",
     [
         {},
+        FSDP2,
         {"deepspeed_plugin": SimpleNamespace(zero_stage=2)},
         {"parallelism_config": SimpleNamespace(cp_enabled=False, sp_enabled=False)},
     ],
 )
 def test_other_parallelism_passes(changes):
     check_parallelism(settings(**changes))
+
+
+def test_the_launcher_may_ask_for_fsdp(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="Set fsdp_version to 2"):
+        check_parallelism(settings())
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    check_parallelism(settings())
+
+
+def test_what_sharded_weights_do_not_allow(longrope, model_folder, lora):
+    with pytest.raises(ValueError, match=r"^phi3 turns positions by the length of the row.* Use DDP"):
+        check_sharding(longrope)
+    model = get_peft_model(LlamaForCausalLM(tiny_config()), lora)
+    check_sharding(model)
+    keep_initial_weights(model)
+    with pytest.raises(ValueError, match=r"^This adapter changes its base.* take plain LoRA"):
+        check_sharding(model)
 
 
 # ---- Prepared rows ----

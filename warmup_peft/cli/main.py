@@ -24,6 +24,7 @@ from warmup_peft.settings.parsing import (
     set_environment_of,
     split_options,
 )
+from warmup_peft.settings.versions import with_fix
 
 COMPARE_PACKAGES = (
     "jinja2", "markupsafe", "math_verify", "matplotlib", "nltk", "rouge_score", "sacrebleu", "sklearn", "scipy",
@@ -201,6 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except refusals() as error:
         if is_debugging:
             raise
+        error = with_fix(error) if isinstance(error, ImportError) else error
         print(f"warmup-peft: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from warmup_peft.files import first_line
 from warmup_peft.method.branches import Branches, Tokens, left_padded, prefix_mask
-from warmup_peft.method.model import evaluation_mode, random_numbers_from, training_mode
+from warmup_peft.method.model import evaluation_mode, is_sharded, random_numbers_from, training_mode
 from warmup_peft.method.prefix import SharedPrefix, install, rope_limit, sliding_window, uninstall, why_not_shareable
 from warmup_peft.method.rows import CachedPrompt, PlainRows
 
@@ -80,6 +80,7 @@ class PromptEncoder:
         largest: int -> the largest of all ranks' ints, so that all ranks go one way.
         is_mixed: whether the training computes in another precision than the weights have.
         num_opening: how many tokens at each prompt's end are the opening, where its probability is asked for.
+        balances: whether the load-balancing loss of a mixture of experts is wanted, which plain rows give.
         shares: whether prompts are shared, as far as is known.
     """
 
@@ -90,6 +91,7 @@ class PromptEncoder:
     largest: Callable[[int], int] = alone
     is_mixed: bool = False
     num_opening: int = 0
+    balances: bool = False
     shares: bool = field(init=False, default=False)
 
     def __post_init__(self):
@@ -125,13 +127,13 @@ class PromptEncoder:
         if self._may_share(prompt, room, length, longest):
             return self.fast(model, self.model, prompt, self.num_opening)
         one_by_one = room if self._turns_otherwise(longest) else None
-        return PlainRows(model, self.model, prompt, one_by_one, self.num_opening)
+        return PlainRows(model, self.model, prompt, one_by_one, self.num_opening, self.balances)
 
     def _check_model(self, prompt: Tokens, room: int) -> None:
         probe, room = probe_prompts(prompt, PROBE_TOKENS), min(room, PROBE_TOKENS)
         with random_numbers_from(PROBE_SEED, prompt.ids.device):  # the training's own stay as they are
             check_is_causal(self.model, probe, room, tolerance_of(self.model, self.is_mixed))
-            if self.fast.has_gradient:
+            if self.fast.has_gradient and not is_sharded(self.model):  # whose gradients `backward` alone gathers
                 check_is_trainable(self.model, probe, room)
         self._is_model_checked = True
 

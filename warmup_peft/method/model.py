@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from warmup_peft.method.branches import positions_of
@@ -75,10 +76,12 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
         yield
         return
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    with model.disable_adapter():
-        yield
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextmanager
@@ -110,6 +113,19 @@ def random_numbers_from(seed: int, device: torch.device) -> Iterator[None]:
 def without_peft_wrapper(model: nn.Module) -> PreTrainedModel:
     """The transformers model that a `PeftModel` has put its adapter layers into; they stay in force."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each rank holds a part of every weight (FSDP2), and a forward gathers them layer by layer.
+
+    All ranks must then call such a model equally often.
+    """
+    return isinstance(model, FSDPModule)
+
+
+def to_call(model: nn.Module) -> nn.Module:
+    """What is called to run the model: sharded weights are gathered by the outermost, others need no wrapper."""
+    return model if is_sharded(model) else without_peft_wrapper(model)
 
 
 def takes(model: nn.Module, name: str) -> bool:

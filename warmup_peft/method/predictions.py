@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from warmup_peft.method.model import evaluation_mode, without_peft_wrapper
+from warmup_peft.method.model import evaluation_mode, is_sharded, without_peft_wrapper
 from warmup_peft.method.objective import token_logps
 
 Measures = dict[str, Tensor]  # tensors (N,), a number a token
@@ -117,9 +117,12 @@ def predictions_and_output(
 ) -> tuple[Predictions, Any]:
     """As `predictions_at`, and what the model gave beside its logits, which are of no use."""
     inner = without_peft_wrapper(unwrapped)
-    if inner not in _decoder_paths:
-        _decoder_paths[inner] = find_decoder(inner)
-    path = _decoder_paths[inner]
+    if is_sharded(unwrapped):
+        path = None  # outside of its forward the LM head's weights are not there
+    else:
+        if inner not in _decoder_paths:
+            _decoder_paths[inner] = find_decoder(inner)
+        path = _decoder_paths[inner]
     if path is None:
         output = model(**inputs)
         return Predictions(output.logits[positions], as_they_are, output.logits.size(-1)), output

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from warmup_peft.method.branches import Branches, Tokens, join_rows, pack
-from warmup_peft.method.model import positions_for, without_peft_wrapper
+from warmup_peft.method.model import positions_for, to_call, without_peft_wrapper
 from warmup_peft.method.predictions import Predictions, joined, predictions_and_output, predictions_at
 
 
@@ -30,9 +30,15 @@ class PlainRows:
         room: for a model that encodes all tokens of a row differently when the row is long: how many tokens may
             follow each prompt. Rows are then encoded one at a time, each as long as it may become. None for others.
         num_opening: how many tokens at the prompts' end are the opening, which `opening_logp_B1` is about.
+        balances: whether `aux_loss` is wanted, of a mixture of experts.
+
+    Attributes:
+        aux_loss: the model's own load-balancing loss, a scalar over all real tokens of the first rows whose
+            predictions were asked for.
     """
 
     has_gradient = True
+    aux_loss: Tensor | None = None
 
     def __init__(
         self,
@@ -41,18 +47,28 @@ class PlainRows:
         prompt: Tokens,
         room: int | None = None,
         num_opening: int = 0,
+        balances: bool = False,
     ):
         self.model, self.unwrapped, self.prompt, self.room = model, unwrapped, prompt, room
-        self.num_opening = num_opening
+        self.num_opening, self.balances = num_opening, balances
 
     def predictions(self, branches: Branches, predicted_BKT: Tensor) -> Predictions:
-        """Of the N selected branch tokens, in row-major order, with gradient."""
+        """Of the N selected branch tokens, in row-major order, with gradient.
+
+        Raises:
+            ValueError: `balances`, and the model gives no such loss, or rows are encoded one at a time.
+        """
+        if self.balances and self.room is not None:
+            raise ValueError(
+                "Rows as long as these are encoded one at a time, and the load-balancing loss is that of a batch. Set "
+                "max_length lower, or router_aux_loss_coef to 0."
+            )
         rows = join_rows(self.prompt, branches)
         columns = torch.zeros_like(rows.mask)
         first_column = self.prompt.ids.size(1) - 1  # a token is predicted one column before it stands
         columns[:, first_column:-1] = predicted_BKT.flatten(0, 1)
         lengths = self.prompt.mask.sum(1).repeat_interleave(branches.ids.size(1))
-        return self._predictions(rows, columns, lengths)
+        return self._predictions(rows, columns, lengths, balances=self.balances and self.aux_loss is None)
 
     @property
     def opening_logp_B1(self) -> Tensor:
@@ -66,11 +82,13 @@ class PlainRows:
         """The same prompts, for `model` as it is now."""
         return PlainRows(model, model, self.prompt, self.room)
 
-    def _predictions(self, rows: Tokens, columns: Tensor, prompt_lengths: Tensor) -> Predictions:
+    def _predictions(
+        self, rows: Tokens, columns: Tensor, prompt_lengths: Tensor, balances: bool = False
+    ) -> Predictions:
         """Of rows that are moved to the left end, where every model counts its positions by itself."""
         mask, ids, columns = pack(rows.mask, rows.ids, columns, side="right")
         if self.room is None:
-            return self._forward(self.model, ids, mask, columns)
+            return self._forward(self.model, ids, mask, columns, balances)
         models = [self.model] + [self.unwrapped] * (len(ids) - 1)  # ranks must call the wrapper equally often
         lengths = (prompt_lengths + self.room).tolist()
         return joined(
@@ -80,9 +98,19 @@ class PlainRows:
             ]
         )
 
-    def _forward(self, model: nn.Module, ids: Tensor, mask: Tensor, columns: Tensor) -> Predictions:
+    def _forward(
+        self, model: nn.Module, ids: Tensor, mask: Tensor, columns: Tensor, balances: bool = False
+    ) -> Predictions:
         inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}
-        return predictions_at(model, self.unwrapped, columns, **inputs)
+        if balances:
+            inputs["output_router_logits"] = True
+        predictions, output = predictions_and_output(model, self.unwrapped, columns, **inputs)
+        if balances:
+            self.aux_loss = getattr(output, "aux_loss", None)
+            if self.aux_loss is None:
+                kind = without_peft_wrapper(self.unwrapped).config.model_type
+                raise ValueError(f"{kind} gives no load-balancing loss. Set router_aux_loss_coef to 0.")
+        return predictions
 
 
 def fitted(row: Tensor, length: int) -> Tensor:
@@ -144,7 +172,7 @@ def opening_logps(last_BN: Predictions, prompt: Tokens) -> Tensor:
 
 def encode_prompt(model: PreTrainedModel, prompt: Tokens) -> tuple[Cache, Predictions]:
     """The cache of the prompts (B, P), padded on the left, and predictions (B) of what follows them."""
-    model = without_peft_wrapper(model)
+    model = to_call(model)
     last_B, output = predictions_and_output(
         model,
         model,

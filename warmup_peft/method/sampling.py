@@ -22,8 +22,8 @@ from transformers.generation.logits_process import (
 
 from warmup_peft.files import first_line
 from warmup_peft.method.branches import Branches, Warmups, prefix_mask
-from warmup_peft.method.encoding import PROBE_SEED, Encoded, distance, probe_prompts, tolerance_of
-from warmup_peft.method.model import evaluation_mode, random_numbers_from, without_peft_wrapper
+from warmup_peft.method.encoding import PROBE_SEED, Encoded, alone, distance, probe_prompts, tolerance_of
+from warmup_peft.method.model import evaluation_mode, random_numbers_from, to_call
 from warmup_peft.method.objective import token_logps
 from warmup_peft.method.predictions import Predictions
 from warmup_peft.method.prefix import SharedPrefix
@@ -197,9 +197,14 @@ class WarmupSampler:
     before, two prompts are sampled after and the samples scored again, one plain row each. A way that fails, or whose
     samples have another log-probability than they were sampled with, is not taken. The training's random numbers are
     left as they are.
+
+    Args:
+        largest: int -> the largest of all ranks' ints, where all ranks must call the model equally often: they then go
+            one way, and sample until the last one is done.
     """
 
-    def __init__(self):
+    def __init__(self, largest: Callable[[int], int] = alone):
+        self.largest = largest
         self._known: dict[type, tuple[int, int]] = {}  # kind of encoding -> index of its way, longest prompt tried
 
     def __call__(self, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> Warmups:
@@ -211,26 +216,35 @@ class WarmupSampler:
             ValueError: no way gives the model's distribution.
             NaNLogitsError: nothing can be sampled.
         """
-        model = without_peft_wrapper(model)
+        model = to_call(model)
         with evaluation_mode(model):
-            return sample(WAYS[self._way(model, encoded, settings)], model, encoded, settings)
+            return sample(WAYS[self._way(model, encoded, settings)], model, encoded, settings, self.largest)
 
     def _way(self, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> int:
         if encoded.room is not None:
             return WAYS.index(RowDecoding)
         way, tried_to = self._known.get(type(encoded), (0 if isinstance(encoded, SharedPrefix) else 1, 0))
-        longest = int(encoded.prompt.mask.sum(1).max())
+        longest = self.largest(int(encoded.prompt.mask.sum(1).max()))
         if longest > tried_to:
             try:
-                way = first_exact_way(way, model, encoded, settings)
+                way = first_exact_way(way, model, encoded, settings, self.largest)
             except NaNLogitsError:
                 return way  # the batch itself will tell which of its rows
             self._known[type(encoded)] = way, longest
         return way
 
 
-def first_exact_way(way: int, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> int:
+def first_exact_way(
+    way: int,
+    model: PreTrainedModel,
+    encoded: Encoded,
+    settings: SamplingSettings,
+    largest: Callable[[int], int] = alone,
+) -> int:
     """Index of the first of `WAYS`, from `way` on, that gives the model's distribution. Call it in `evaluation_mode`.
+
+    Args:
+        largest: as for `WarmupSampler`.
 
     Raises:
         ValueError: none does.
@@ -252,8 +266,9 @@ def first_exact_way(way: int, model: PreTrainedModel, encoded: Encoded, settings
             logger.warning("Warmups are sampled without a cache, which is slow: with one, %s.", wrong)
         with random_numbers_from(PROBE_SEED, prompt.ids.device):
             wrong = why_wrong(WAYS[index], model, type(encoded)(model, model, prompt), settings)
-        if wrong is None:
+        if not largest(int(wrong is not None)):
             return index
+        wrong = wrong or "another rank found samples off their probability"
     raise ValueError(f"No warmups can be sampled from {model.config.model_type}: {wrong}.")
 
 
@@ -274,19 +289,30 @@ def why_wrong(way: Callable, model: PreTrainedModel, encoded: Encoded, settings:
     return None
 
 
-def sample(way: Callable, model: PreTrainedModel, encoded: Encoded, settings: SamplingSettings) -> Warmups:
+def sample(
+    way: Callable,
+    model: PreTrainedModel,
+    encoded: Encoded,
+    settings: SamplingSettings,
+    largest: Callable[[int], int] = alone,
+) -> Warmups:
     shape = (len(encoded.prompt.ids), settings.num_warmups)
     if settings.num_beams > 1:
         return end_warmups(_search_beams(way, model, encoded, settings).unflatten(0, shape), settings)
-    tokens, logps = sample_tokens(way(model, encoded, settings.num_warmups), settings)
+    tokens, logps = sample_tokens(way(model, encoded, settings.num_warmups), settings, largest)
     return end_warmups(tokens.unflatten(0, shape), settings, logps.unflatten(0, shape))
 
 
-def sample_tokens(decoding: CachedDecoding | RowDecoding, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
+def sample_tokens(
+    decoding: CachedDecoding | RowDecoding, settings: SamplingSettings, largest: Callable[[int], int] = alone
+) -> tuple[Tensor, Tensor]:
     """(B * K, W) independent samples and each token's log-probability; less than W where every row has ended before.
 
     Rows that ended go on for nothing until they are half of the batch; then the others go on alone. On an accelerator
     the loop looks at what was sampled every few tokens only, since looking waits for it.
+
+    Args:
+        largest: as for `WarmupSampler`; the loop goes on until all rows of all ranks have ended.
 
     Raises:
         NaNLogitsError: nothing can be sampled.
@@ -303,7 +329,7 @@ def sample_tokens(decoding: CachedDecoding | RowDecoding, settings: SamplingSett
         has_ended |= ends(tokens[going_on, max(length - len(settings.separator_ids), 0) : length])
         if length % every == 0 or length == settings.max_length:
             raise_at_nan(logps[:, max(length - every, 0) : length], settings.num_warmups)
-            if has_ended.all() or length == settings.max_length:
+            if length == settings.max_length or not largest(int(not has_ended.all())):
                 break
             if decoding.can_drop_rows and pays_to_drop(has_ended, settings.max_length - length):
                 left = (~has_ended).nonzero().flatten()
@@ -318,8 +344,9 @@ def tokens_between_looks(device: torch.device) -> int:
 
 
 def pays_to_drop(has_ended: Tensor, num_tokens_left: int) -> bool:
-    """Whether half of the rows have ended and enough tokens may follow to make up for copying the others' cache."""
-    return num_tokens_left >= TOKENS_WORTH_A_COPY and 2 * int(has_ended.sum()) >= len(has_ended)
+    """Whether half of the rows have ended, some go on, and enough tokens may follow to make up for a cache's copy."""
+    num_ended = int(has_ended.sum())
+    return num_tokens_left >= TOKENS_WORTH_A_COPY and len(has_ended) > num_ended >= len(has_ended) / 2
 
 
 def raise_at_nan(logps_NW: Tensor, num_warmups: int) -> None:

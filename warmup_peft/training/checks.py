@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from warmup_peft.inference.loading import check_is_no_adapter
+from warmup_peft.method.model import keeps_initial_weights
+from warmup_peft.method.prefix import rope_limit
 from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.conversations import check_conversations, datasets_of
 
@@ -46,7 +49,7 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
     for name, dataset in datasets_of(arguments).items():
         check_columns(name, dataset, args)
     check_adapters(adapter_configs(arguments["model"], arguments.get("peft_config")), args)
-    check_model_config(model_config(arguments["model"], args), args)
+    check_model_config(model_config(arguments["model"], args))
     check_parallelism(args)
     check_one_device(arguments["model"], args)
 
@@ -139,33 +142,65 @@ def targets_lm_head(peft_config: Any) -> bool:
     return "lm_head" in targets
 
 
-def check_model_config(config: PretrainedConfig, args: WarmupSFTConfig) -> None:
+def check_model_config(config: PretrainedConfig) -> None:
     if config.is_encoder_decoder:
         raise ValueError(
             f"{config.model_type} is an encoder-decoder model; warmups are written by decoder-only models. "
             "Choose a causal language model."
         )
-    text_config = config.get_text_config()
-    aux_loss = getattr(text_config, "router_aux_loss_coef", 0.0) if args.router_aux_loss_coef is None else 0.0
-    if hasattr(text_config, "output_router_logits") and aux_loss:
-        raise ValueError(
-            f"{config.model_type} is a mixture of experts whose load-balancing loss (router_aux_loss_coef={aux_loss}) "
-            "is not added to the warmup loss. Set router_aux_loss_coef to 0 to train without it."
-        )
 
 
 def check_parallelism(args: WarmupSFTConfig) -> None:
     plugin = args.deepspeed_plugin
-    if (plugin is not None and plugin.zero_stage == 3) or args.fsdp:
+    if plugin is not None and plugin.zero_stage == 3:
         raise ValueError(
-            "Warmups are written by the model between two training steps, which sharded weights (DeepSpeed ZeRO-3, "
-            "FSDP) do not allow here. Use DDP, DeepSpeed ZeRO-2 or a single GPU with 4-bit weights."
+            "Warmups are written by the model between two training steps, which DeepSpeed ZeRO-3 does not allow here. "
+            "Use FSDP2, DDP, DeepSpeed ZeRO-2 or a single GPU with 4-bit weights."
         )
+    if is_fsdp(args):
+        check_fsdp(args)
     parallelism = args.parallelism_config
     if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
         raise ValueError(
             "Context and sequence parallelism cut rows across GPUs, but a warmup needs its whole prompt. "
             "Set cp_size and sp_size to 1."
+        )
+
+
+def is_fsdp(args: WarmupSFTConfig) -> bool:
+    """Whether FSDP is asked for, by the settings or by `accelerate launch`."""
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def check_fsdp(args: WarmupSFTConfig) -> None:
+    """Raise ValueError for what does not work where each rank holds a part of every weight."""
+    version = (args.fsdp_plugin_args or {}).get("fsdp_version", os.environ.get("FSDP_VERSION", 1))
+    if int(version) != 2:
+        raise ValueError(
+            "Warmups are written by the model between two training steps, which FSDP1 does not allow here. Set "
+            "fsdp_version to 2 in accelerate's configuration."
+        )
+    for name, is_set, instead in (
+        ("num_beams", args.num_beams > 1, "1"),
+        ("eval_generate", args.eval_generate > 0, "0, and evaluate the saved adapter"),
+        ("use_vllm", args.use_vllm, "false"),
+    ):
+        if is_set:
+            raise ValueError(f"{name} does not work with FSDP, whose ranks must run in step. Set {name} to {instead}.")
+
+
+def check_sharding(model: nn.Module) -> None:
+    """Raise ValueError for a model whose ranks would not call it equally often, or whose base would be lost."""
+    kind = model.config.model_type
+    if rope_limit(model) is not None:
+        raise ValueError(
+            f"{kind} turns positions by the length of the row (RoPE of the kind longrope or dynamic), so long rows "
+            "are encoded one at a time, which FSDP does not allow. Use DDP or a single GPU with 4-bit weights."
+        )
+    if keeps_initial_weights(model):
+        raise ValueError(
+            "This adapter changes its base, so the anchor and warmup_source base need a copy of the initial weights, "
+            "which FSDP does not allow. Set warmup_anchor to 0 and warmup_source to 'policy', or take plain LoRA."
         )
 
 

@@ -36,8 +36,6 @@ REFUSED_SETTINGS = {
     "label_smoothing_factor to 0.",
     "neftune_noise_alpha": "Warmups and the anchor's reference would be sampled without the noise of the training. "
     "Set neftune_noise_alpha to null.",
-    "router_aux_loss_coef": "The load-balancing loss of mixture-of-experts models is not added to the warmup loss. "
-    "Set router_aux_loss_coef to 0.",
     "torch_compile": NOT_COMPILED.format("torch_compile", "false"),
     "torch_compile_backend": NOT_COMPILED.format("torch_compile_backend", "null"),
     "torch_compile_mode": NOT_COMPILED.format("torch_compile_mode", "null"),

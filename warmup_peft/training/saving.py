@@ -8,6 +8,8 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from peft import PeftModel
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
@@ -18,7 +20,7 @@ from warmup_peft.export.model_card import write_model_card
 from warmup_peft.files import replacing_files
 from warmup_peft.inference.folder import CARD_NAME, TrainingRecord, WarmupConfig
 from warmup_peft.inference.loading import put_adapter_first
-from warmup_peft.method.model import without_peft_wrapper
+from warmup_peft.method.model import is_sharded, without_peft_wrapper
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.training.checkpoints import adapters_load_as_saved
 
@@ -88,19 +90,30 @@ class SavesWholeFolders:
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         """TRL's card would not say how to decode; `_save` writes ours."""
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `SFTTrainer`; of sharded weights an adapter alone is gathered."""
+        if not is_sharded(self.model) or not isinstance(self.model, PeftModel):
+            super().save_model(output_dir, _internal_call)
+            return
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        self._save(output_dir, get_model_state_dict(self.model, options=options))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Where something cannot be written, the folder's files stay as they were."""
         folder = Path(output_dir or self.args.output_dir)
+        if not self.args.should_save:  # a rank that writes nothing, and must not be in the way of the one that does
+            super()._save(str(folder), state_dict)
+            return
         with replacing_files(folder) as staging:
             super()._save(str(staging), state_dict)
-            if self.args.should_save:
-                put_adapter_first(staging, self.model)
-                self.warmup_config.save(staging)
-                export_decoding(staging)
-                training_record(self).save(staging)
+            put_adapter_first(staging, self.model)
+            self.warmup_config.save(staging)
+            export_decoding(staging)
+            training_record(self).save(staging)
             (staging / CARD_NAME).unlink(missing_ok=True)  # peft's template
-        if self.args.should_save:
-            write_model_card(folder)
+        write_model_card(folder)
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")

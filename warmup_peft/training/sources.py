@@ -10,16 +10,18 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warmup_peft.method.branches import Tokens, Warmups, no_warmups, shuffled_warmups
-from warmup_peft.method.encoding import Encoded
-from warmup_peft.method.model import random_numbers_from
+from warmup_peft.method.encoding import Encoded, alone
+from warmup_peft.method.model import is_sharded, random_numbers_from
 from warmup_peft.method.sampling import SamplingSettings, WarmupSampler
 from warmup_peft.training.base_sampler import BaseSampler
+from warmup_peft.training.checks import is_fsdp
 from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.dataset import base_fingerprint, prompts_of
 from warmup_peft.training.engine import pool_sampler
@@ -42,6 +44,17 @@ def random_numbers_of_rank(accelerator: Accelerator) -> Iterator[None]:
         yield
 
 
+def largest_of(accelerator: Accelerator) -> Callable[[int], int]:
+    """int -> the largest of all ranks' ints, on every rank. All ranks must ask."""
+
+    def largest(value: int) -> int:
+        if accelerator.num_processes == 1:
+            return value
+        return int(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
+
+    return largest
+
+
 class Policy:
     """The model's own warmups, sampled from it as it is now.
 
@@ -62,7 +75,7 @@ class Policy:
         tokenizer: PreTrainedTokenizerBase,
     ):
         self.args, self.sampling, self.accelerator, self.tokenizer = args, sampling, accelerator, tokenizer
-        self.sampler = WarmupSampler()
+        self.sampler = WarmupSampler(largest_of(accelerator) if is_fsdp(args) else alone)
 
     @property
     def autocast(self) -> Callable[[], AbstractContextManager]:
@@ -129,7 +142,10 @@ class Base(Policy):
         """
         sampling = dataclasses.replace(self.sampling, num_warmups=self.args.warmup_pool_size)
         base = BaseSampler(model, sampling, self.autocast)
-        fingerprint = base_fingerprint(model)
+        is_whole = not is_sharded(model)
+        fingerprint = base_fingerprint(model) if is_whole else self._fingerprint
+        if is_fsdp(self.args) and is_whole:  # the first rank may be the only one that has loaded the weights
+            (fingerprint,) = broadcast_object_list([fingerprint])
         self._fingerprint = self._fingerprint or fingerprint
         folder = Path(self.args.warmup_pool or Path(self.args.output_dir, POOL_NAME))
         identity = base.identity(self._fingerprint, self.tokenizer)
@@ -141,6 +157,11 @@ class Base(Policy):
                 f"{len(missing)} prompts have no warmups in {folder}, and the whole model has been trained since this "
                 "trainer started, so its base is gone. Call fill_warmup_pool() before the first training, or make a "
                 "new trainer with the model that is to be the base."
+            )
+        if missing and is_fsdp(self.args):
+            raise ValueError(
+                f"{len(missing)} prompts have no warmups in {folder}, and weights that FSDP shards are not sampled "
+                "from before training. Run `warmup-peft sample` with the same options and without FSDP before."
             )
         if sample is None and self.args.use_vllm and missing:
             from warmup_peft.training.vllm_engine import start_engine  # imports vLLM

@@ -38,15 +38,18 @@ from warmup_peft.method.predictions import Predictions
 from warmup_peft.method.sampling import NaNLogitsError, SamplingSettings
 from warmup_peft.method.scoring import score_warmups, target_logps
 from warmup_peft.settings.traits import OBJECTIVE_TRAITS
+from warmup_peft.settings.versions import check_overridden
 from warmup_peft.training.checkpoints import checkpoint_to_resume, last_checkpoint
 from warmup_peft.training.checks import (
     adapter_configs,
     check_context,
     check_one_device,
+    check_sharding,
     check_spans,
     check_targets,
     check_trainer_arguments,
     checked_stream,
+    is_fsdp,
     memory_advice,
     model_config,
 )
@@ -74,11 +77,21 @@ from warmup_peft.training.monitor import Ratios, WarmupMonitor, keep_samples
 from warmup_peft.training.pool import SampleFunction, WarmupPool
 from warmup_peft.training.pushing import PushesListedFiles
 from warmup_peft.training.saving import SavesWholeFolders
-from warmup_peft.training.sources import SOURCES, DataWarmups, Policy, random_numbers_of_rank
+from warmup_peft.training.sources import SOURCES, DataWarmups, Policy, largest_of, random_numbers_of_rank
 from warmup_peft.training.trackers import send_table
 
 logger = get_logger(__name__)
 
+STANDS_IN_FOR = (  # private methods of the base classes, which may move in any release
+    "_load_best_model",
+    "_load_from_checkpoint",
+    "_prepare_dataset",
+    "_push_from_checkpoint",
+    "_run_epoch",
+    "_save",
+    "_save_checkpoint",
+    "_save_rng_state",
+)
 VERIFREE_VANISHES = -60  # nats; no float32 gradient is left of exp(R) below
 
 
@@ -143,16 +156,21 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         keep_4bit_weights_in_place(self.model)
         save_as_it_is(without_peft_wrapper(self.model))
         name_the_base(self.model)
+        if self.aux_loss_enabled:  # asked for where rows are scored, not in every forward
+            without_peft_wrapper(self.model).config.get_text_config().output_router_logits = False
         needs_base = args.warmup_anchor > 0 or args.warmup_source == "base"
         if needs_base and isinstance(self.model, PeftModel) and not switches_off(self.model):
             keep_initial_weights(self.model)
+        if is_fsdp(args):
+            check_sharding(self.model)
         self.model_accepts_loss_kwargs = True  # so that the targets of the accumulated batch are always counted
         self.data_record: dict[str, Any] = data_record
         self.encoder = PromptEncoder(
             self.model,
             self.args.prefix_sharing,
-            reason=why_checkpointing_forbids(self.args),
-            largest=self._largest_of_all_ranks,
+            reason=why_plain_rows(self.args) or self._why_balancing_forbids(),
+            balances=self.aux_loss_enabled,
+            largest=largest_of(self.accelerator),
             is_mixed=self.args.bf16 or self.args.fp16,
             num_opening=len(self.warmup_format.opening_ids) * args.learn_separator,
         )
@@ -196,11 +214,6 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
     def sampling(self, sampling: SamplingSettings) -> None:
         self.source.sampling = self._eval_source.sampling = sampling
 
-    def _largest_of_all_ranks(self, value: int) -> int:
-        if self.accelerator.num_processes == 1:
-            return value
-        return int(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).max())
-
     def training_step(self, *positional, **keywords):
         try:
             return super().training_step(*positional, **keywords)
@@ -208,6 +221,14 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             if self.args.auto_find_batch_size:  # which looks for the original's words
                 raise
             raise torch.OutOfMemoryError(memory_advice(self.args, self.model)) from error
+
+    def _why_balancing_forbids(self) -> str | None:
+        if not self.aux_loss_enabled:
+            return None
+        return (
+            f"the load-balancing loss of its experts (router_aux_loss_coef={self.router_aux_loss_coef}) is that of "
+            "whole rows; router_aux_loss_coef 0 goes without it"
+        )
 
     # ---- A batch, in one direction ----
 
@@ -231,6 +252,12 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # `num_items_in_batch` counts every rank's targets, and DDP averages the gradients over the ranks
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        if self.aux_loss_enabled:
+            # a mean over the batch's tokens, so its mean over accumulated batches and ranks is wanted, as in TRL
+            steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + self.router_aux_loss_coef * encoded.aux_loss / steps
+            aux_loss = self.accelerator.gather_for_metrics(encoded.aux_loss.detach()).mean().item()
+            self._metrics[self._mode]["aux_loss"].append(aux_loss)
 
         self._count_tokens(inputs)
         self.record_metrics(encoded, warmups, target, scores, credit)
@@ -481,8 +508,13 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         return kept
 
 
-def why_checkpointing_forbids(args: WarmupSFTConfig) -> str | None:
-    """In words, why prompts cannot be shared with this gradient checkpointing; None where they can."""
+def why_plain_rows(args: WarmupSFTConfig) -> str | None:
+    """In words, why prompts cannot be shared with these settings; None where they can."""
+    if is_fsdp(args):
+        return "FSDP frees a layer's weights when its forward is over, and a shared prompt's gradient needs them later"
     if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         return "reentrant gradient checkpointing loses the gradient that flows through the shared prompt"
     return None
+
+
+check_overridden(WarmupSFTTrainer, SFTTrainer, STANDS_IN_FOR, "trl", "transformers")

@@ -1,0 +1,86 @@
+"""The second half of a training, in a new trainer, goes where the whole one went: bit by bit."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import EXAMPLES
+from datasets import IterableDataset
+from peft import AdaLoraConfig, IA3Config, LoraConfig, OFTConfig, VeraConfig
+from trainers import make_trainer
+from transformers import BitsAndBytesConfig, set_seed
+
+RUNS = {
+    "objective": "jensen", "warmup_anchor": 0.3, "learning_rate": 0.01, "per_device_train_batch_size": 2,
+    "num_warmups": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "max_warmup_length": 3,
+}  # fmt: skip
+LINEAR = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "up_proj"]}
+ADAPTERS = {
+    "rsLoRA": LoraConfig(**LINEAR, use_rslora=True),
+    "DoRA": LoraConfig(**LINEAR, use_dora=True),
+    "AdaLoRA": AdaLoraConfig(**LINEAR, total_step=10),
+    "embeddings": LoraConfig(**{**LINEAR, "target_modules": ["embed_tokens", "q_proj"]}),
+    "modules_to_save": LoraConfig(**LINEAR, modules_to_save=["embed_tokens", "norm"]),
+    "trainable_token_indices": LoraConfig(**LINEAR, trainable_token_indices=[3, 4, 50]),
+    "IA3": IA3Config(**LINEAR, feedforward_modules=["up_proj"]),
+    "VeRA": VeraConfig(**{**LINEAR, "target_modules": ["q_proj", "v_proj"]}, r=8),
+    "OFT": OFTConfig(**LINEAR, oft_block_size=4),
+}
+BASES = {
+    "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32),
+    "int8": BitsAndBytesConfig(load_in_8bit=True),
+}
+SETTINGS = {
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "group_by_length": {"train_sampling_strategy": "group_by_length"},
+    "adafactor": {"optim": "adafactor"},
+    "adamw_bnb_8bit": {"optim": "adamw_bnb_8bit"},
+    "paged_adamw_8bit": {"optim": "paged_adamw_8bit"},
+    "auto_find_batch_size": {"auto_find_batch_size": True},
+}
+
+
+def weights(trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for _, p in sorted(trainer.model.named_parameters()) if p.requires_grad])
+
+
+def assert_goes_on(model_folder, tokenizer, tmp_path, **settings) -> None:
+    ended, losses = [], []
+    for resume in (None, str(tmp_path / "run" / "checkpoint-2")):
+        set_seed(0)  # of what an adapter starts from
+        trainer = make_trainer(
+            model_folder, tmp_path, tokenizer, logging_steps=1, **copy.deepcopy({**RUNS, **settings})
+        )
+        before = weights(trainer).clone()
+        trainer.train(resume_from_checkpoint=resume)
+        ended.append(weights(trainer))
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+        assert not torch.equal(ended[-1], before)
+    assert len(losses[0]) == 4
+    assert losses[0] == losses[1]
+    assert torch.equal(*ended)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapters(model_folder, tokenizer, tmp_path, kind):
+    assert_goes_on(model_folder, tokenizer, tmp_path, peft_config=ADAPTERS[kind])
+
+
+@pytest.mark.parametrize("base", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
+def test_quantised_bases(model_folder, tokenizer, lora, tmp_path, base):
+    assert_goes_on(model_folder, tokenizer, tmp_path, peft_config=lora, quantization_config=BASES[base])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings(model_folder, tokenizer, lora, tmp_path, name):
+    assert_goes_on(model_folder, tokenizer, tmp_path, peft_config=lora, **SETTINGS[name])
+
+
+@pytest.mark.slow
+def test_a_stream(model_folder, tokenizer, lora, tmp_path):
+    rows = IterableDataset.from_generator(lambda: iter(copy.deepcopy(EXAMPLES * 2)))
+    assert_goes_on(model_folder, tokenizer, tmp_path, peft_config=lora, rows=rows)

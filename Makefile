@@ -3,13 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
-VERSIONS ?= tested
 BIN := $(VENV)/bin
-
-# Versions to install: those of constraints.txt, the lowest that pyproject.toml allows, or the newest.
-CONSTRAINTS.tested := -c constraints.txt
-CONSTRAINTS.lowest := -c $(VENV)/lowest.txt
-CONSTRAINTS.newest :=
 
 HAS_GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
 PROFILE ?= $(if $(HAS_GPU),qlora,relay)
@@ -24,22 +18,13 @@ ARGS ?=
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
-setup: $(VENV)/.ready  ## Create the virtual environment; takes VERSIONS=tested, lowest or newest
+setup: $(VENV)/.ready  ## Create the virtual environment with the tested versions
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once; a few minutes)..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(if $(filter lowest,$(VERSIONS)),$(BIN)/python -c "$$LOWEST" > $(VENV)/lowest.txt)
-	@$(BIN)/python -m pip install -q $(PIP_ARGS) $(CONSTRAINTS.$(VERSIONS)) -e ".[qlora,dev]"
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[qlora,dev]"
 	@touch $@
-
-define LOWEST
-import re, tomllib
-project = tomllib.load(open("pyproject.toml", "rb"))["project"]
-needed = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
-print(*(f"{name}=={least}" for name, least in re.findall(r"^([\w.-]+)>=([\d.]+)", "\n".join(needed), re.M)), sep="\n")
-endef
-export LOWEST
 
 # The small model's tensors are too small for two threads, which would only wait for each other.
 ifeq ($(PROFILE),relay)

@@ -49,7 +49,13 @@ def test_what_ci_and_commits_run_are_targets_of_make():
     commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
     commands += [hook["entry"] for repo in hooks["repos"] for hook in repo["hooks"]]
     assert {command.split()[0] for command in commands} == {"make"}
-    assert {command.split()[1] for command in commands} == {"lint", "test", "test-versions", "test-wheel", "wheel"} & TARGETS
+    assert {command.split()[1] for command in commands} == {
+        "lint",
+        "test",
+        "test-versions",
+        "test-wheel",
+        "wheel",
+    } & TARGETS
 
 
 def test_ci_tests_every_python_that_the_metadata_names():

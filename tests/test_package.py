@@ -22,6 +22,7 @@ from trl import SFTTrainer
 
 import warmup_peft
 from warmup_peft import WarmupSFTTrainer
+from warmup_peft.cli.doctor import REQUIRED
 from warmup_peft.cli.main import COMPARE_PACKAGES
 from warmup_peft.training.trainer import STANDS_IN_FOR
 
@@ -246,6 +247,10 @@ def test_only_comparisons_and_lm_eval_import_more_than_the_core_at_once():
 
 def test_the_packages_that_compare_asks_for_are_those_of_its_extra():
     assert {distribution_of(name) for name in COMPARE_PACKAGES} == declared()["compare"]
+
+
+def test_the_packages_that_doctor_finds_required_are_those_of_the_core():
+    assert {distribution_of(name) for name in REQUIRED} == declared()["core"]
 
 
 # ---- What other packages do not promise to keep ----

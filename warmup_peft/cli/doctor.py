@@ -20,7 +20,7 @@ from warmup_peft.settings.parsing import parse_one
 
 REQUIRED = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub", "tokenizers", "safetensors",
-    "numpy", "pandas", "pyarrow", "yaml", "rich", "tqdm", "filelock", "requests", "urllib3",
+    "numpy", "pandas", "psutil", "pyarrow", "yaml", "rich", "tqdm", "filelock", "requests", "urllib3",
 )  # fmt: skip
 FEATURES = {  # what a package is for, the packages, and what pip installs
     "4-bit bases (load_in_4bit), as in most recipes": (("bitsandbytes",), "'warmup_peft[qlora]'"),

@@ -22,8 +22,8 @@ from transformers import TrainerCallback
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
 from warmup_peft.cli import train
-from warmup_peft.cli.launch import OWN_CONFIGS
 from warmup_peft.cli.main import main
+from warmup_peft.settings.shipped import ACCELERATE_CONFIGS
 from warmup_peft.settings.traits import OBJECTIVE_TRAITS
 from warmup_peft.training.callbacks import StopOnInterrupt
 from warmup_peft.training.checkpoints import is_whole
@@ -273,7 +273,7 @@ def sharded_run(model: str, folder: Path, launched: dict[str, str]):
 @pytest.mark.slow
 def test_a_sharded_run_samples_apart_and_goes_on_bit_by_bit(model_folder, tmp_path):
     run = tmp_path / "run"
-    launched = environment(OWN_CONFIGS / "fsdp2.yaml")
+    launched = environment(ACCELERATE_CONFIGS / "fsdp2.yaml")
     assert launched["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"  # the other rank has nothing but what it is sent
     ranks = on_ranks(2, tmp_path / "2", sharded_run, model_folder, run, launched)
     (weights, losses, lengths), (again, losses_again, lengths_again) = ranks[0]

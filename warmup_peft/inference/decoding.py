@@ -56,8 +56,7 @@ def warmup_generate(
     """
     config = _read_config(OWN_CONFIG if warmup_config is None else warmup_config)
     settings = {"warmup_config": config, "return_warmup": return_warmup}
-    is_prepared = hasattr(kwargs.get("generation_config"), "_eos_token_tensor")
-    if is_prepared and inputs is not None:  # called by `generate`, with prepared arguments
+    if inputs is not None and hasattr(kwargs.get("generation_config"), "_eos_token_tensor"):  # `generate` calls
         if num_warmups == 1:
             return decode_prepared(model, inputs, **settings, **kwargs)
         _check_vote(num_warmups, return_warmup, vars(kwargs["generation_config"]))

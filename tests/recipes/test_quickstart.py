@@ -18,8 +18,9 @@ def notebook():
 
 
 def outputs(notebook) -> str:
-    """All text that its cells show."""
+    """All text that its cells show, but for warnings and progress."""
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = [output for output in shown if output.get("name") != "stderr"]
     return "\n".join(output.get("text", "") + str(output.get("data", {}).get("text/plain", "")) for output in shown)
 
 

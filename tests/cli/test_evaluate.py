@@ -200,6 +200,17 @@ def test_named_file_with_a_share_held_out_is_not_scored_on_its_training_rows(tmp
     assert not path.is_file() or json.loads(path.read_text())["warmup"]["n"] == 2
 
 
+def test_scores_of_the_rows_of_the_training_are_not_saved(run, tmp_path, capsys):
+    kept = shutil.copytree(run, tmp_path / "copy")
+    before = tree(kept)
+    argv = argv_of("evaluate", adapter=kept, dataset_test_split="train", max_new_tokens=4, max_samples=2)
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "split train (rows of the training)" in " ".join(out.split())
+    assert "their scores are not saved" in out
+    assert tree(kept) == before
+
+
 def test_missing_test_split_falls_back_to_validation_and_says_so(run, puzzle_data, tmp_path, capsys):
     folder = tmp_path / "no-test"
     shutil.copytree(puzzle_data, folder)

@@ -24,6 +24,7 @@ def test_push_dry_run_lists_the_files(capsys, tmp_path, model_folder, tokenizer,
     size = (folder / "adapter_model.safetensors").stat().st_size
     assert f"  adapter_model.safetensors  {size:,} bytes\n" in out
     assert "training_args.bin" not in out
+    assert f"Its base, {model_folder}, is a folder of this machine" in out
 
 
 @pytest.mark.parametrize(("flags", "private"), [([], True), (["--private", "false"], False)])

@@ -140,7 +140,7 @@ def test_resuming_ends_where_an_unbroken_run_ends(finished, run, model_folder, p
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, model_folder, puzzle_data, number):
+def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, model_folder, puzzle_data, number, capsys):
     folder = tmp_path / "run"
     argv = train_argv(model_folder, puzzle_data, folder, task="logiqa", max_steps=100000)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
@@ -166,6 +166,7 @@ def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, model_fold
     assert f"Stopped at step {step}. Go on with: --resume_from_checkpoint {checkpoint}" in out
     go_on = train_argv(model_folder, puzzle_data, folder, task="logiqa", max_steps=step + 1)
     assert main([*go_on, "--resume_from_checkpoint", str(checkpoint)]) == 0
+    assert f"Going on from {checkpoint}." in capsys.readouterr().out
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == step + 1
 
 

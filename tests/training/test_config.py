@@ -142,3 +142,8 @@ def test_defaults_of_the_command_line():
     given = settings_of("--use_peft", "true", "--learning_rate", "1e-3", "--lora_dropout", "0.05")
     assert (given.training.learning_rate, given.model.lora_dropout) == (1e-3, 0.05)
     assert settings_of().training.learning_rate == 2e-5
+
+
+def test_hindsight_that_lasts_to_the_end_is_warned_about(tmp_path, caplog):
+    WarmupSFTConfig(str(tmp_path), max_steps=7, hindsight_steps=7, report_to="none")
+    assert "All 7 steps are within hindsight_steps=7" in caplog.text

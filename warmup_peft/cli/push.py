@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from warmup_peft.export.push import push_folder
+from warmup_peft.inference.folder import ADAPTER_CONFIG_NAME, is_adapter, looks_local
 from warmup_peft.settings.arguments import PushArguments
 from warmup_peft.settings.parsing import parse_one
 
@@ -26,7 +28,20 @@ def run(argv: Sequence[str]) -> None:
         print(
             f"  {name}" + (f"  {path.stat().st_size:,} bytes" if path.is_file() else "  (written when it is uploaded)")
         )
+    if (base := local_base(options.folder)) is not None:
+        print(
+            f"Its base, {base}, is a folder of this machine, and its name is left out of what is uploaded. For "
+            "others to load the adapter, push the base too and train with its id, or push the merged model."
+        )
     if plan.card_kept:
         print("The model card on the Hub was edited by a person, so it is kept.")
     if plan.url:
         print(plan.url)
+
+
+def local_base(folder: str) -> str | None:
+    """The base of an adapter, if it is a folder of this machine."""
+    if not is_adapter(folder):
+        return None
+    base = json.loads(Path(folder, ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return base if looks_local(base) else None

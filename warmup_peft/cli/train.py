@@ -85,6 +85,8 @@ def run_trainer(trainer: WarmupSFTTrainer, checkpoint: str | None) -> None:
         print(what_stands_around_warmups(trainer.warmup_format))
         if question := what_is_trained(trainer.model):
             print(question)
+        if checkpoint is not None:
+            print(f"Going on from {checkpoint}.")
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ShortProgress())
     if (reason := why_no_page()) is None:

@@ -427,9 +427,10 @@ def check_metrics(names: Sequence[str], is_multiple_choice: bool) -> None:
         if METRICS[name].needs_options and not is_multiple_choice:
             raise ValueError(f"The metric {name} needs options to choose from, and the task's questions have none.")
     if not names or not METRICS[names[0]].ranks_arms:
+        able = ", ".join(name for name in BUILT_IN if METRICS[name].ranks_arms)
         raise ValueError(
-            "Arms are compared by the task's first metric, so it must always be there and score each row: "
-            f"{', '.join(name for name in BUILT_IN if METRICS[name].ranks_arms)}, or a metric of the task's own."
+            "The first metric is what models are judged by, so it must score each row and need no package that may be "
+            f"missing. Put one of these first: {able}, or a metric of the task's own."
         )
 
 

@@ -145,6 +145,10 @@ def task_to_score(name: str | Task | None, eval_metrics: str | None = None, metr
     return task if named is None else dataclasses.replace(task, metrics=metric_names(named))
 
 
+TRAIN_SPLIT = "train"
+TRAINED_ON = " (rows of the training)"  # at the end of a text that says where rows come from
+
+
 def held_out_questions(
     options: EvaluateArguments, data: dict[str, Any], eval_metrics: str | None = None
 ) -> tuple[Task, list[Question], str]:
@@ -162,7 +166,10 @@ def held_out_questions(
     own = name is not None and is_same_source(name, data.get("dataset_name"))
     task_name = options.task or recorded_task(data)
     if name is None:
-        raise ValueError("--dataset_name is not given, and the adapter's folder does not say what it was trained on.")
+        raise ValueError(
+            "--dataset_name is not given, and the adapter's folder does not say what it was trained on (a script's "
+            "rows have no name). Name a file, a folder or an id on the Hub whose rows were not trained on."
+        )
     task = task_to_score(task_name, eval_metrics, options.metrics)
     share = data.get("test_split_size", 0.0) if own else 0.0
     if own and is_one_split(name) and share == 0:
@@ -175,6 +182,8 @@ def held_out_questions(
     check = partial(read_questions, task, task_args=task_args)
     rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share, check)
     where = name if is_one_split(name) else f"{name}, split {split}"
+    if split == TRAIN_SPLIT and (own or data.get("dataset_name") is None):
+        where += TRAINED_ON
     questions = questions_to_score(task, first_rows(rows, options.max_samples), task_args)
     if not questions:
         raise ValueError(f"The task {task_name} reads no question from the rows of {where}. Give it at least one.")

@@ -80,6 +80,11 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
         self._check_deepspeed()
         self._check_strategies()
         self._check_bf16()
+        if 0 < self.max_steps <= self.hindsight_steps:
+            logger.warning_once(
+                f"All {self.max_steps} steps are within hindsight_steps={self.hindsight_steps}, so what is written as "
+                "a warmup is not trained. Lower hindsight_steps to half of the steps or less."
+            )
         super().__post_init__()
         check_trackers(self.report_to)
 

@@ -47,8 +47,8 @@ def test_every_curve_has_what_was_logged_and_nothing_else():
     assert found == {
         "Loss": [("loss", [10, 20], [2.0, 1.0]), ("loss, on validation rows", [20], [1.125])],
         "Gain of the target, nats": [
-            ("over no warmup", [10, 20], [0.5, 1.5]),
-            ("over a shuffled warmup", [20], [1.25]),
+            ("gain over no warmup", [10, 20], [0.5, 1.5]),
+            ("gain over a shuffled warmup", [20], [1.25]),
         ],
         "Overlap with the target": [("overlap", [10], [0.2]), ("overlap, on validation rows", [20], [0.3])],
         "KL to the base, nats per warmup": [("KL", [20], [0.25])],

@@ -24,8 +24,8 @@ EVALUATION = "eval_"
 CURVES = {  # title -> names of metrics, in words
     "Loss": {"loss": "loss"},
     "Gain of the target, nats": {
-        "warmups/gain_over_none": "over no warmup",
-        "warmups/gain_over_others": "over a shuffled warmup",
+        "warmups/gain_over_none": "gain over no warmup",
+        "warmups/gain_over_others": "gain over a shuffled warmup",
     },
     "Length of the warmups, tokens": {"warmups/mean_length": "mean length"},
     "Overlap with the target": {"warmups/overlap": "overlap"},
@@ -131,8 +131,11 @@ def ends_of(line: Line) -> str:
 
 
 def last_values(history: Sequence[Log]) -> list[str]:
-    """The last value of every curve, as text."""
-    return [f"{line.label} {line.y[-1]:.3g}" for lines in curves(history).values() for line in lines]
+    """The last value of every curve, as text, with its step where later ones have been logged."""
+    lines = [line for lines in curves(history).values() for line in lines]
+    last = max((line.x[-1] for line in lines), default=0)
+    steps = ["" if line.x[-1] == last else f" at step {line.x[-1]}" for line in lines]
+    return [f"{line.label} {line.y[-1]:.3g}{step}" for line, step in zip(lines, steps)]
 
 
 # ---- Tables ----

@@ -29,6 +29,7 @@ from warmup_peft.evaluation.metrics import mean_of_rows
 from warmup_peft.evaluation.predictor import Predictor, generate_texts
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.inference.loading import load_folder
+from warmup_peft.inference.scores import ARM_NAMES
 from warmup_peft.settings.arguments import EvaluateArguments
 
 WRITTEN_TASK = """
@@ -56,8 +57,8 @@ def test_evaluation_writes_scores_and_card(run, puzzle_data, tokenizer, capsys):
     assert (settings["num_warmups"], settings["max_warmup_length"], settings["steps"]) == (2, 4, 2)
     card = (run / "README.md").read_text()
     for arm in ("base", "base_with_warmup", "warmup"):
-        numbers = " | ".join(f"{value:.3f}" for name, value in metrics[arm].items() if name != "n")
-        assert f"| {arm} | {numbers} | 8 |" in card
+        numbers = " | ".join(f"{value:,.3f}" for name, value in metrics[arm].items() if name != "n")
+        assert f"| {ARM_NAMES[arm]} | {numbers} | 8 |" in card
     assert "| held-out data | accuracy | macro f1 | perplexity |" in card
     out = capsys.readouterr().out
     assert "adapter, after" in out

@@ -106,8 +106,8 @@ def test_own_card_is_rewritten_with_the_scores(adapter):
     save_scores(adapter, METRICS_NAME, SCORES)
     write_model_card(adapter)
     assert first != card_of(adapter)
-    assert "| base | 0.250 | 0.125 | 8 |" in card_of(adapter)
-    assert "| warmup | 0.500 | 0.432 | 8 |" in card_of(adapter)
+    assert "| base, answering directly | 0.250 | 0.125 | 8 |" in card_of(adapter)
+    assert "| adapter, after its warmup | 0.500 | 0.432 | 8 |" in card_of(adapter)
     assert not is_edited(card_of(adapter))
     write_model_card(adapter)
     assert card_of(adapter).count("written by warmup_peft") == 1
@@ -116,7 +116,7 @@ def test_own_card_is_rewritten_with_the_scores(adapter):
 def test_the_card_shows_no_scores_of_other_weights(adapter, model_folder, lora):
     save_scores(adapter, METRICS_NAME, SCORES)
     save_again(random_adapter(model_folder, lora), adapter)  # the same weights once more
-    assert "| warmup | 0.500 | 0.432 | 8 |" in card_of(adapter)
+    assert "| adapter, after its warmup | 0.500 | 0.432 | 8 |" in card_of(adapter)
     other = random_adapter(model_folder, lora)
     other.base_model.model.model.layers[0].mlp.up_proj.lora_B["default"].weight.data[0, 0] += 1e-6
     save_again(other, adapter)
@@ -129,8 +129,8 @@ def test_an_arm_may_lack_a_score(adapter):
     save_scores(adapter, METRICS_NAME, scores)
     write_model_card(adapter)
     assert "| held-out data | accuracy | bleu | rows |" in card_of(adapter)
-    assert "| base | 0.250 | – | 8 |" in card_of(adapter)
-    assert "| warmup | 0.500 | 0.125 | 8 |" in card_of(adapter)
+    assert "| base, answering directly | 0.250 | – | 8 |" in card_of(adapter)
+    assert "| adapter, after its warmup | 0.500 | 0.125 | 8 |" in card_of(adapter)
 
 
 def test_the_hub_reads_the_scores_of_the_model_itself(adapter):

@@ -54,6 +54,14 @@ def test_an_adapter_may_be_on_the_hub(asked):
     assert len(asked) == 1
 
 
+def test_data_of_the_harness_may_be_on_the_hub(asked, tmp_path):
+    (tmp_path / "own.yaml").touch()
+    stay_offline_without_the_hub({"adapter": str(tmp_path), "harness": str(tmp_path / "own.yaml")})
+    assert asked == []
+    stay_offline_without_the_hub({"adapter": str(tmp_path), "harness": "gsm8k,logiqa2"})
+    assert len(asked) == 1
+
+
 def test_the_names_in_an_adapters_folder(asked, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "me/base"}))
     (tmp_path / "warmup_training.json").write_text(json.dumps({"data": {"dataset_name": "me/data"}}))

@@ -31,7 +31,7 @@ FEATURES = {  # what a package is for, the packages, and what pip installs
     ),
     "evaluate --harness": (("lm_eval",), "'warmup_peft[eval]'"),
     "transformers serve": (("fastapi", "uvicorn", "openai", "pydantic"), "'warmup_peft[serve]'"),
-    "use_vllm": (("vllm",), "vllm"),
+    "use_vllm": (("vllm",), "'trl[vllm]'"),
     "the metric bertscore": (("bert_score",), "bert-score"),
     "the metric comet": (("comet",), "unbabel-comet"),
 }  # fmt: skip

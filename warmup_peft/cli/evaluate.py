@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from warmup_peft.evaluation.evaluate import ARM_NAMES, evaluate, has_base, scores_table
+from warmup_peft.evaluation.evaluate import evaluate, has_base, scores_table
 from warmup_peft.evaluation.metrics import metric_name
 from warmup_peft.evaluation.predictor import Prediction, answer_text
 from warmup_peft.evaluation.rows import TRAINED_ON
@@ -18,7 +18,7 @@ from warmup_peft.inference.chat import check_template
 from warmup_peft.inference.folder import HARNESS_NAME, METRICS_NAME, WarmupConfig, is_adapter
 from warmup_peft.inference.hub import with_local_folder
 from warmup_peft.inference.loading import Loading, load_folder, load_tokenizer
-from warmup_peft.inference.scores import load_scores, save_scores
+from warmup_peft.inference.scores import ARM_NAMES, load_scores, save_scores
 from warmup_peft.settings.arguments import EvaluateArguments, check_counts
 from warmup_peft.settings.parsing import parse_one
 

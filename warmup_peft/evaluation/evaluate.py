@@ -41,6 +41,7 @@ from warmup_peft.inference.loading import (
     switches_off,
     why_no_base,
 )
+from warmup_peft.inference.scores import ARM_NAMES
 from warmup_peft.method.model import adapter_off, keeps_initial_weights
 from warmup_peft.settings.arguments import EvaluateArguments, check_counts
 
@@ -48,16 +49,6 @@ if TYPE_CHECKING:
     import pandas
 
 RECORDED_SETTINGS = ("objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "seed", "steps")
-ARM_NAMES = {
-    "base": "base, answering directly",
-    "base_with_warmup": "base, after a warmup of its own",
-    "sft": "SFT, answering directly",
-    "warmup": "adapter, after its warmup",
-    "plain": "adapter, in one plain call",
-    "shuffled": "adapter, after another row's warmup",
-    "dots": "adapter, after dots",
-    "none": "adapter, after no warmup",
-}
 REPLACED = ("shuffled", "dots", "none")  # values of --warmups beside `own` and PLAIN
 PLAIN = "plain"
 

@@ -21,7 +21,7 @@ from warmup_peft.inference.folder import (
     is_adapter,
     looks_local,
 )
-from warmup_peft.inference.scores import load_scores
+from warmup_peft.inference.scores import ARM_NAMES, load_scores
 
 CARD_TEXT = """
 # {title}
@@ -324,8 +324,8 @@ def scores_table(folder: Path) -> str:
         return ""
     columns = score_columns(arms.values())
     rows = [
-        f"| {name} | "
-        + " | ".join(f"{scores[key]:.3f}" if key in scores else NOTHING for key in columns)
+        f"| {ARM_NAMES.get(name, name)} | "
+        + " | ".join(f"{scores[key]:,.3f}" if key in scores else NOTHING for key in columns)
         + f" | {scores['n']} |"
         for name, scores in arms.items()
     ]

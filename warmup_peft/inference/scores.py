@@ -9,6 +9,17 @@ from typing import Any
 from warmup_peft.files import read_json, write_json
 from warmup_peft.inference.folder import WEIGHTS
 
+ARM_NAMES = {
+    "base": "base, answering directly",
+    "base_with_warmup": "base, after a warmup of its own",
+    "sft": "SFT, answering directly",
+    "warmup": "adapter, after its warmup",
+    "plain": "adapter, in one plain call",
+    "shuffled": "adapter, after another row's warmup",
+    "dots": "adapter, after dots",
+    "none": "adapter, after no warmup",
+}
+
 
 def save_scores(folder: str | Path, name: str, scores: dict[str, Any]) -> Path:
     """Write the scores of the folder's current weights to METRICS_NAME or HARNESS_NAME."""

@@ -41,8 +41,9 @@ def stay_offline_without_the_hub(options: Mapping[str, Any]) -> None:
 
 
 def names_in(options: Mapping[str, Any]) -> list[str]:
-    """The models, adapters and data sets that the options name, and those that an adapter's folder names."""
+    """The models, adapters, data sets and the harness' tasks that the options name; what an adapter's folder names."""
     names = [options.get(name) for name in ("model_name_or_path", "dataset_name")]
+    names += (options.get("harness") or "").split(",")  # of a task's data only the task knows the name
     for folder in (options.get(name) for name in ("adapter", "run", "sft")):
         if folder:
             names += [value_in(Path(folder, file), keys) for file, keys in FOLDERS.items()]

@@ -238,7 +238,7 @@ def test_a_second_trainings_scores_replace_the_firsts_however_few(run, finished,
     assert "holds the scores of more questions" not in capsys.readouterr().out
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["warmup"]["n"] == 2
-    assert f"| warmup | {metrics['warmup']['accuracy']:.3f} |" in (run / "README.md").read_text()
+    assert f"| adapter, after its warmup | {metrics['warmup']['accuracy']:.3f} |" in (run / "README.md").read_text()
 
 
 def test_a_prompt_beyond_the_context_is_bad_input(run, capsys):

@@ -24,7 +24,7 @@ _warmup_peft() {{
     else
         case "$before" in
 {values}
-            completion) words="bash zsh fish" ;;
+            completion) words="{shells}" ;;
         esac
         if [ -z "$words" ] && [ "${{word:0:1}}" = "-" ]; then
             case "${{COMP_WORDS[1]}}" in
@@ -76,6 +76,7 @@ def bash() -> str:
     options = {name: " ".join(f"--{option}" for option in hints_of(command)) for name, command in COMMANDS.items()}
     return BASH.format(
         commands=" ".join(COMMANDS),
+        shells=" ".join(SCRIPTS),
         values="\n".join(f'            --{name}) words="{" ".join(words)}" ;;' for name, words in values),
         options="\n".join(f'                {name}) words="{words}" ;;' for name, words in options.items()),
     )
@@ -93,7 +94,8 @@ def fish() -> str:
         lines.append(f"complete -c warmup-peft -n __fish_use_subcommand -a {name} -d '{does}'")
         seen = f"complete -c warmup-peft -n '__fish_seen_subcommand_from {name}' -l"
         lines += [f"{seen} {option} -r{fish_words(values.get(option, ()))}" for option in hints_of(command)]
-    lines.append("complete -c warmup-peft -n '__fish_seen_subcommand_from completion' -f -a 'bash zsh fish'")
+    shells = " ".join(SCRIPTS)
+    lines.append(f"complete -c warmup-peft -n '__fish_seen_subcommand_from completion' -f -a '{shells}'")
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from warmup_peft import __version__
+from warmup_peft.cli.main import COMPARE_PACKAGES
 from warmup_peft.files import first_line
 from warmup_peft.settings.arguments import BenchArguments, DoctorArguments
 from warmup_peft.settings.parsing import parse_one
@@ -24,11 +25,7 @@ REQUIRED = (
 )  # fmt: skip
 FEATURES = {  # what a package is for, the packages, and what pip installs
     "4-bit bases (load_in_4bit), as in most recipes": (("bitsandbytes",), "'warmup_peft[qlora]'"),
-    "compare, inspect, and the metrics of text": (
-        ("jinja2", "markupsafe", "math_verify", "matplotlib", "nltk", "rouge_score", "sacrebleu", "sklearn", "scipy",
-         "statsmodels"),
-        "'warmup_peft[compare]'",
-    ),
+    "compare, inspect, and the metrics of text": (COMPARE_PACKAGES, "'warmup_peft[compare]'"),
     "evaluate --harness": (("lm_eval",), "'warmup_peft[eval]'"),
     "transformers serve": (("fastapi", "uvicorn", "openai", "pydantic"), "'warmup_peft[serve]'"),
     "use_vllm": (("vllm",), "'trl[vllm]'"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from warmup_peft.export.push import push_folder
+from warmup_peft.files import read_json
 from warmup_peft.inference.folder import ADAPTER_CONFIG_NAME, is_adapter, looks_local
 from warmup_peft.settings.arguments import PushArguments
 from warmup_peft.settings.parsing import parse_one
@@ -43,5 +43,5 @@ def local_base(folder: str) -> str | None:
     """The base of an adapter, if it is a folder of this machine."""
     if not is_adapter(folder):
         return None
-    base = json.loads(Path(folder, ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = read_json(Path(folder, ADAPTER_CONFIG_NAME))["base_model_name_or_path"]
     return base if looks_local(base) else None

@@ -165,7 +165,12 @@ def license_of(name: str) -> str | None:
     path = Path(Path(name).parent if Path(name).is_file() else name, CARD_NAME)
     if not name or not path.is_file():
         return None
-    license = getattr(ModelCard(read_text(path), ignore_metadata_errors=True).data, "license", None)
+    return license_in(ModelCard(read_text(path), ignore_metadata_errors=True).data)
+
+
+def license_in(metadata: Any) -> str | None:
+    """The license, or all of them, in the metadata of a card."""
+    license = getattr(metadata, "license", None)
     return ", ".join(license) if isinstance(license, list) else license
 
 

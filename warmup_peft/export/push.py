@@ -20,7 +20,7 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from warmup_peft.export.custom_generate import decoding_source
-from warmup_peft.export.model_card import data_on_the_hub, is_edited, write_model_card
+from warmup_peft.export.model_card import data_on_the_hub, is_edited, license_in, write_model_card
 from warmup_peft.files import read_text, write_text
 from warmup_peft.inference.folder import (
     ADAPTER_CONFIG_NAME,
@@ -198,11 +198,9 @@ def license_on_the_hub(info_of: Callable[[str], Any], name: str | None) -> str |
     if not name:
         return None
     try:
-        card_data = info_of(name).card_data
+        return license_in(info_of(name).card_data)
     except (HfHubHTTPError, HFValidationError, OSError):
         return None
-    license = getattr(card_data, "license", None)
-    return ", ".join(license) if isinstance(license, list) else license
 
 
 def hub_card_is_edited(api: HfApi, repo_id: str, card: str, revision: str | None) -> bool:

@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,8 +44,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from warmup_peft.files import first_line
-from warmup_peft.inference.folder import looks_like_a_path
-from warmup_peft.inference.loading import load_tokenizer
+from warmup_peft.inference.loading import check_is_there, load_tokenizer
 from warmup_peft.method.model import evaluation_mode
 from warmup_peft.method.objective import OBJECTIVES
 from warmup_peft.settings.arguments import BenchArguments
@@ -140,8 +138,7 @@ def read_config(options: BenchArguments) -> PretrainedConfig:
         return LlamaConfig(
             **SHAPES[options.shape], max_position_embeddings=8192, bos_token_id=None, eos_token_id=1, pad_token_id=0
         )
-    if looks_like_a_path(name) and not Path(name).is_dir():
-        raise ValueError(f"The model folder {name} does not exist. Name a folder, or a model's id on the Hub.")
+    check_is_there(name)
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, KeyError, ValueError) as error:

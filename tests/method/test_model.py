@@ -69,6 +69,8 @@ def test_the_adapter_is_off_and_comes_back_with_frozen_weights_frozen(model, lor
             parameter.requires_grad_(False)
     trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
     with adapter_off(wrapped):
+        with adapter_off(wrapped):
+            pass
         torch.testing.assert_close(wrapped(ids).logits, base_logits)
     assert not torch.allclose(wrapped(ids).logits, base_logits, atol=1e-3)
     assert {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad} == trained

@@ -46,7 +46,8 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, is_training in modes:
-            module.training = is_training
+            if module.training != is_training:
+                module.training = is_training
 
 
 def keep_initial_weights(model: nn.Module) -> None:
@@ -64,24 +65,26 @@ def keeps_initial_weights(model: nn.Module) -> bool:
 
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """Switch the adapter off, and keep frozen what its user froze (peft would unfreeze it). Without one, nothing.
+    """Switch the adapter off. Without one, nothing.
 
     After `keep_initial_weights` the adapter stays on, with the weights that it had then.
+
+    peft's own `disable_adapter` visits every module several times and freezes each adapter weight and thaws it, which
+    for a large model takes as long as a short forward.
     """
     if keeps_initial_weights(model):
         with _with_weights(model, model.initial_weights):
             yield
         return
-    if not hasattr(model, "disable_adapter"):
-        yield
-        return
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    layers = [module for module in model.modules() if hasattr(type(module), "disable_adapters")]
+    are_off = [layer.disable_adapters for layer in layers]
     try:
-        with model.disable_adapter():
-            yield
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        for layer, is_off in zip(layers, are_off):
+            layer._disable_adapters = is_off
 
 
 @contextmanager

@@ -30,7 +30,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 ifeq ($(PROFILE),relay)
 recipe-logiqa compare-logiqa: export OMP_NUM_THREADS := 1
 recipe-logiqa: EVALUATE_ARGS := --sft $(OUTPUT)/sft --warmups own,shuffled,none --batch_size 256
-compare-logiqa: COMPARE_ARGS := --max_steps 120 --task recipes/logiqa/relay/task.py --sampled_warmups 2 --eval_batch_size 128 --jobs 2
+compare-logiqa: COMPARE_ARGS := --max_steps 120 --per_device_train_batch_size 16 --learning_rate 2e-3 \
+	--hindsight_steps 50 --max_train_samples 3072 --task recipes/logiqa/relay/task.py --sampled_warmups 2 --eval_batch_size 128 --jobs 2
 endif
 recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS=
 	@$(BIN)/warmup-peft train --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT) \

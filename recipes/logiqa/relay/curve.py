@@ -26,6 +26,8 @@ SHARES, NUM_WARMUPS = "0.05,0.1,0.2,0.3,0.6", "16"
 REACHED = 0.9  # accuracy from which a warmup counts as found
 OPTIONS = {
     "max_steps": 200,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 2e-3,
     "hindsight_steps": 100,
     "max_train_samples": 3200,
     "max_samples": 256,

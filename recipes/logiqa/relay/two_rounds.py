@@ -33,6 +33,8 @@ sys.path.append(str(HERE))
 
 from task import asked_chain  # noqa: E402
 
+TRAINING = {"max_steps": 96, "hindsight_steps": 50, "per_device_train_batch_size": 16, "learning_rate": 2e-3,
+            "max_train_samples": 3072}  # fmt: skip
 WITHIN = 0.1  # nats, of rule R
 REACHED = 0.99
 POINTS = 12  # of the curve
@@ -94,6 +96,7 @@ def main() -> None:
     argv = ["--config", str(HERE.parent / "relay.yaml"), "--output_dir", options.output_dir, "--num_warmups",
             options.num_warmups, "--warmup_pool_size", options.num_warmups, "--seed", options.seed,
             "--warmup_gain_steps", "0"]  # fmt: skip
+    argv += [part for name, value in TRAINING.items() for part in (f"--{name}", str(value))]
     settings = TrainingSettings.of(Recipe.read(argv, *TRAINING_KINDS))
     trainer = TwoRounds(**trainer_arguments(settings))
     trainer.rule = options.rule

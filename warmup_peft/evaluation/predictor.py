@@ -24,8 +24,8 @@ from warmup_peft.inference.chat import (
     ANSWER,
     Messages,
     Prompt,
+    all_behind,
     find_format,
-    ids_behind,
     is_conversation,
     prompt_token_ids,
     render,
@@ -185,10 +185,8 @@ class Predictor:
         for indices, prompt, warmups in batches_with(
             prompts, warmup_ids, self.model.device, self.batch_size, self.progress, "scores"
         ):
-            options = [
-                [continuation_ids(self.tokenizer, questions[i].prompt, option) for option in questions[i].options]
-                for i in indices
-            ]
+            chosen = [questions[i] for i in indices]
+            options = [all_continuations(self.tokenizer, each.prompt, each.options) for each in chosen]
             with evaluation_mode(self.model):
                 logps = option_logps(encoder, prompt, warmups, between, options)
             check_logps(logps)
@@ -314,11 +312,16 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: s
 
     They are those of `text` alone if the tokenizer merges tokens across the boundary.
     """
+    return all_continuations(tokenizer, prompt, [text])[0]
+
+
+def all_continuations(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, texts: Sequence[str]) -> list[list[int]]:
+    """`continuation_ids` of several texts."""
     if isinstance(prompt, str):
-        return ids_behind(tokenizer, prompt, text)
+        return all_behind(tokenizer, prompt, texts)
     answer = {"role": "assistant", "content": ANSWER}
     head = render_answer(tokenizer, [{"role": "user", "content": "Hello"}], answer, {}).partition(ANSWER)[0]
-    return ids_behind(tokenizer, head[head.rstrip().rfind("\n") + 1 :], text)
+    return all_behind(tokenizer, head[head.rstrip().rfind("\n") + 1 :], texts)
 
 
 def ids_before_answer(

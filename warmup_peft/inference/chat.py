@@ -6,7 +6,7 @@ the model itself writes around its thoughts (`<think>\\n` and `</think>\\n\\n`),
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -291,10 +291,19 @@ def ids_behind(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> li
 
     They are those of `text` alone if the tokenizer merges tokens across the boundary.
     """
-    start, whole = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in (before, before + text))
-    if whole[: len(start)] == start and len(whole) > len(start):
-        return whole[len(start) :]
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return all_behind(tokenizer, before, [text])[0]
+
+
+def all_behind(tokenizer: PreTrainedTokenizerBase, before: str, texts: Sequence[str]) -> list[list[int]]:
+    """`ids_behind` of several texts, in one call of the tokenizer."""
+    wholes = [before + text for text in texts]
+    start, *wholes = tokenizer([before, *wholes], add_special_tokens=False)["input_ids"]
+    return [
+        whole[len(start) :]
+        if whole[: len(start)] == start and len(whole) > len(start)
+        else tokenizer(text, add_special_tokens=False)["input_ids"]
+        for whole, text in zip(wholes, texts)
+    ]
 
 
 def prompt_is_thought_over(tokenizer: PreTrainedTokenizerBase, template: dict[str, Any], texts: ThinkingTexts) -> bool:

@@ -27,17 +27,18 @@ def launched(monkeypatch):
 def test_shipped_configurations_are_accelerates(path):
     config = load_config_from_file(str(path))
     assert config.mixed_precision == "no"
-    assert config.distributed_type.value == {"one_gpu": "NO", "multi_gpu": "MULTI_GPU", "fsdp2": "FSDP"}[path.stem]
+    kinds = {"one_gpu": "NO", "multi_gpu": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
+    assert config.distributed_type.value == kinds[path.stem]
 
 
 def test_configurations_are_found_by_name_and_by_path(tmp_path):
     assert config_file("multi_gpu") == str(ACCELERATE_CONFIGS / "multi_gpu.yaml")
-    assert config_file("zero2").endswith("trl/accelerate_configs/zero2.yaml")
+    assert config_file("zero3").endswith("trl/accelerate_configs/zero3.yaml")
     own = tmp_path / "own.yaml"
     own.write_text("num_processes: 3\n")
     assert config_file(str(own)) == str(own)
     with pytest.raises(
-        ValueError, match=r"^accelerate_config=mine is neither a file nor known\. Take one_gpu, multi_gpu or fsdp2"
+        ValueError, match=r"^accelerate_config=mine is neither a file nor known\. Take one_gpu, multi_gpu, fsdp2"
     ):
         config_file("mine")
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType
 
 FORK = multiprocessing.get_context("fork")
 
@@ -64,6 +65,12 @@ def as_rank(
         error.flush()
     finally:
         os._exit(0)  # what this process shares with its parent is the parent's to close
+
+
+def as_on_gpus() -> None:
+    """Make accelerate take this rank for one on a GPU: on a CPU it shards no weights, and trains whole copies."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *args, **keywords: ("gloo", DistributedType.MULTI_GPU)
 
 
 def free_port() -> int:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.commands.launch import launch_command, launch_command_parser
 from conftest import EXAMPLES
 from datasets import Dataset
 from folders import TRAINING, write_rows
 from peft import LoraConfig
-from ranks import on_ranks
+from ranks import as_on_gpus, on_ranks
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import is_deepspeed_available
 
 from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
 from warmup_peft.cli import train
 from warmup_peft.cli.main import main
+from warmup_peft.method.model import is_sharded
 from warmup_peft.settings.shipped import ACCELERATE_CONFIGS
 from warmup_peft.settings.traits import OBJECTIVE_TRAITS
 from warmup_peft.training.callbacks import StopOnInterrupt
@@ -39,10 +41,10 @@ ROWS = Dataset.from_list(EXAMPLES)  # of unequal length
 
 def make_trainer(model: str, folder: Path, rows: Dataset = ROWS, **settings) -> WarmupSFTTrainer:
     """For batches of four rows on all ranks together, unless the settings say otherwise."""
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    num_parts = int(os.environ.get("WORLD_SIZE", "1")) * settings.get("gradient_accumulation_steps", 1)
     args = WarmupSFTConfig(
         str(folder),
-        **{**SETTINGS, "per_device_train_batch_size": 4 // num_ranks, "logging_nan_inf_filter": False} | settings,
+        **{**SETTINGS, "per_device_train_batch_size": 4 // num_parts, "logging_nan_inf_filter": False} | settings,
     )
     lora = LoraConfig(r=8, target_modules="all-linear", lora_dropout=0.0)
     return WarmupSFTTrainer(model, args, train_dataset=rows, eval_dataset=rows, peft_config=lora)
@@ -198,9 +200,21 @@ def test_a_run_goes_on_bit_by_bit_and_with_another_number_of_ranks(model_folder,
     assert not torch.equal(alone, weights[0])
 
 
-# ---- Sharded weights (FSDP2) ----
+# ---- Sharded weights (FSDP2), sharded gradients and optimizer (ZeRO-2) ----
 
-FSDP = dict(fsdp=True, fsdp_config={"version": 2})
+FSDP = dict(fsdp=True, fsdp_config={"version": 2}, use_cpu=False)
+AUTO = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
+ZERO2 = dict(
+    deepspeed={"zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True, **dict.fromkeys(AUTO, "auto")}
+)
+NEEDS_DEEPSPEED = pytest.mark.skipif(not is_deepspeed_available(), reason="needs deepspeed")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """DeepSpeed would first compile an all-reduce for ranks of one CPU, for minutes; gloo has one."""
+    if is_deepspeed_available():
+        monkeypatch.setattr(importlib.import_module("deepspeed.comm.torch"), "build_shm_op", lambda: None)
 
 
 def with_greedy_warmups(trainer: WarmupSFTTrainer) -> WarmupSFTTrainer:
@@ -208,19 +222,24 @@ def with_greedy_warmups(trainer: WarmupSFTTrainer) -> WarmupSFTTrainer:
     return trainer
 
 
-def sharded_cases(model: str, folder: Path, pool: Path):
-    is_sharded = "WORLD_SIZE" in os.environ
+def cases_of(model: str, folder: Path, pool: Path, of_ranks: dict):
+    """Evaluated, trained and saved; several ranks with the settings `of_ranks`."""
+    settings_of_ranks = of_ranks if "WORLD_SIZE" in os.environ else {}
+    if "fsdp" in settings_of_ranks:
+        as_on_gpus()
     cases = {
         "anchor": dict(objective="warmup", warmup_anchor=0.5, gradient_checkpointing=True),
-        "gain": dict(objective="rlpr", warmup_anchor=0.0),
+        "gain": dict(objective="rlpr", warmup_anchor=0.0, gradient_accumulation_steps=2),
         "base": dict(objective="posterior", warmup_anchor=0.3, max_steps=2, **pooled("base", pool)),
     }
     found = {}
     for name, settings in cases.items():
         run = folder / name
         trainer = make_trainer(model, run, eval_strategy="steps", eval_steps=1, prefix_sharing="auto",
-                               **{**settings, **(FSDP if is_sharded else {})})  # fmt: skip
+                               **{**settings, **settings_of_ranks})  # fmt: skip
+        assert trainer.is_deepspeed_enabled == ("deepspeed" in settings_of_ranks)
         found[name] = moved_by_training(with_greedy_warmups(with_random_adapter(trainer)))
+        assert is_sharded(trainer.model) == ("fsdp" in settings_of_ranks)
         trainer.save_model()
         trainer.accelerator.wait_for_everyone()
         found[name] += (load_file(run / "adapter_model.safetensors"), trainer.encoder.shares)
@@ -228,33 +247,49 @@ def sharded_cases(model: str, folder: Path, pool: Path):
 
 
 @pytest.mark.slow
-def test_sharded_weights_train_and_save_like_whole_ones(model_folder, tmp_path):
-    (one,) = on_ranks(1, tmp_path / "1", sharded_cases, model_folder, tmp_path / "one", tmp_path)
-    two, other = on_ranks(2, tmp_path / "2", sharded_cases, model_folder, tmp_path / "two", tmp_path)
+@pytest.mark.parametrize(
+    ("of_ranks", "can_share"),
+    [(FSDP, False), pytest.param(ZERO2, True, marks=NEEDS_DEEPSPEED)],
+    ids=["fsdp2", "zero2"],
+)
+def test_sharded_ranks_train_and_save_like_one(model_folder, tmp_path, no_compiler, of_ranks, can_share):
+    (one,) = on_ranks(1, tmp_path / "1", cases_of, model_folder, tmp_path / "one", tmp_path, of_ranks)
+    two, other = on_ranks(2, tmp_path / "2", cases_of, model_folder, tmp_path / "two", tmp_path, of_ranks)
     for case, (moved, log, saved, shares) in one.items():
         assert_equal_movement((moved, log), two[case][:2], 1e-5)
-        assert (shares, two[case][3]) == (True, False)
+        assert (shares, two[case][3]) == (True, can_share)
         assert two[case][2].keys() == saved.keys()
         for name, weight in saved.items():
             torch.testing.assert_close(two[case][2][name], weight, rtol=1e-5, atol=1e-5)
         assert torch.equal(two[case][0], other[case][0])
 
 
-def environment(config: Path) -> dict[str, str]:
-    """What `accelerate launch` sets for a configuration with FSDP."""
-    args = launch_command_parser().parse_args(["--config_file", str(config), "--num_processes", "2", "script"])
-    found = prepare_multi_gpu_env(_validate_launch_command(args)[0])
-    return {name: value for name, value in found.items() if "FSDP" in name}
+@pytest.fixture
+def environment(monkeypatch):
+    """What `accelerate launch` sets for a configuration of sharded ranks."""
+
+    def of(config: Path) -> dict[str, str]:
+        found = {}
+        monkeypatch.setattr("torch.distributed.run.run", lambda args: found.update(os.environ))
+        words = ["--config_file", str(config), "--num_processes", "2", "--main_process_port", "0", "script"]
+        launch_command(launch_command_parser().parse_args(words))
+        return {name: value for name, value in found.items() if "FSDP" in name or "DEEPSPEED" in name}
+
+    return of
 
 
 def sharded_run(model: str, folder: Path, launched: dict[str, str]):
     """Samples that end at different lengths on the ranks; a checkpoint, and the second half once more."""
     os.environ.update(launched)
+    is_fsdp = "FSDP_VERSION" in launched
+    if is_fsdp:
+        as_on_gpus()
     found = []
     for resume in (None, str(folder / "checkpoint-2")):
         trainer = make_trainer(
             model, folder, max_steps=4, max_warmup_length=12, per_device_train_batch_size=1, save_strategy="steps",
             save_steps=2, optim="adamw_torch", learning_rate=0.01, max_grad_norm=1.0, warmup_anchor=0.3,
+            use_cpu=not is_fsdp,
         )  # fmt: skip
         lengths, sample = [], trainer.sample_warmups
 
@@ -265,16 +300,19 @@ def sharded_run(model: str, folder: Path, launched: dict[str, str]):
 
         trainer.sample_warmups = recording
         trainer.train(resume_from_checkpoint=resume)
+        assert is_sharded(trainer.model) == is_fsdp
         found.append((trained_weights(trainer), [row["loss"] for row in trainer.state.log_history if "loss" in row]))
         found[-1] += (lengths,)
     return found
 
 
 @pytest.mark.slow
-def test_a_sharded_run_samples_apart_and_goes_on_bit_by_bit(model_folder, tmp_path):
+@pytest.mark.parametrize("config", ["fsdp2", pytest.param("zero2", marks=NEEDS_DEEPSPEED)])
+def test_a_sharded_run_samples_apart_and_goes_on_bit_by_bit(model_folder, tmp_path, environment, no_compiler, config):
     run = tmp_path / "run"
-    launched = environment(ACCELERATE_CONFIGS / "fsdp2.yaml")
-    assert launched["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"  # the other rank has nothing but what it is sent
+    launched = environment(ACCELERATE_CONFIGS / f"{config}.yaml")
+    if config == "fsdp2":  # the other rank has nothing but what it is sent
+        assert launched["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
     ranks = on_ranks(2, tmp_path / "2", sharded_run, model_folder, run, launched)
     (weights, losses, lengths), (again, losses_again, lengths_again) = ranks[0]
     assert len(losses) == 4
@@ -284,6 +322,7 @@ def test_a_sharded_run_samples_apart_and_goes_on_bit_by_bit(model_folder, tmp_pa
     assert ranks[1][0][2] != lengths
     assert torch.equal(ranks[1][0][0], weights)
     assert all("lora_" in name for name in load_file(run / "checkpoint-4" / "adapter_model.safetensors"))
+    assert (run / "checkpoint-4" / "global_step4").is_dir() == (config == "zero2")  # DeepSpeed's own
 
 
 def read_while_it_is_replaced(argv: list[str], found: Path) -> int:

@@ -45,8 +45,8 @@ def config_file(name: str) -> str:
         return resolve_accelerate_config_argument(["--accelerate_config", name])[1]
     except ValueError as error:
         raise ValueError(
-            f"accelerate_config={name} is neither a file nor known. Take one_gpu, multi_gpu or fsdp2, or name a "
-            "file that `accelerate config` wrote."
+            f"accelerate_config={name} is neither a file nor known. Take one_gpu, multi_gpu, fsdp2 or zero2, or "
+            "name a file that `accelerate config` wrote."
         ) from error
 
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
-from folders import logiqa_folder, train_argv
+import shutil
+from pathlib import Path
 
+import pytest
+import torch
+from folders import assert_serves, logiqa_folder, logits, train_argv
+from hub_cache import COMMITS, put_into_cache
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from warmup_peft import merge_adapter
+from warmup_peft.cli.main import main
+from warmup_peft.inference.loading import load_folder
 from warmup_peft.training.build import FLASH_ATTENTION, build_sft_trainer, build_trainer, check_settings
 from warmup_peft.training.config import TrainingSettings, parse_training
+from warmup_peft.training.saving import training_record
 
 
 @pytest.fixture
@@ -87,4 +98,64 @@ def test_attention_that_is_not_installed(settings, monkeypatch):
     ):
         check_settings(given)
     monkeypatch.setitem(FLASH_ATTENTION, "flash_attention_2", lambda: True)
+    check_settings(given)
+
+
+# ---- Bases that are named by an id on the Hub ----
+
+
+@pytest.fixture
+def two_revisions(cache, model_folder, tokenizer, tmp_path) -> Path:
+    """A base whose branch v2 has other weights than its main branch. Gives the folder of what v2 holds."""
+    folder = tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model.lm_head.weight.data.neg_()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    put_into_cache(cache, "me/base", Path(model_folder), COMMITS[0])
+    put_into_cache(cache, "me/base", folder, COMMITS[1], "v2")
+    return folder
+
+
+@pytest.mark.parametrize("build", [build_trainer, build_sft_trainer])
+def test_the_commit_of_a_base_of_the_hub_is_recorded(settings, two_revisions, build):
+    given = settings(model_revision="v2")
+    given.model.model_name_or_path = "me/base"
+    record = training_record(build(given))
+    assert (record.base_model, record.base_revision) == ("me/base", COMMITS[1])
+
+
+@pytest.mark.slow
+def test_a_base_of_the_hub_is_trained_resumed_used_and_merged_at_its_revision(two_revisions, tmp_path):
+    data, run, again = logiqa_folder(tmp_path / "data"), tmp_path / "run", tmp_path / "again"
+    options = dict(task="logiqa", model_revision="v2", save_strategy="steps", save_steps=1)
+    assert main(train_argv("me/base", data, run, **options)) == 0
+    shutil.copytree(run / "checkpoint-1", again / "checkpoint-1")
+    assert main(train_argv("me/base", data, again, **options, resume_from_checkpoint="true")) == 0
+    whole, resumed = (load_file(folder / "adapter_model.safetensors") for folder in (run, again))
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+    loaded = load_folder(run)
+    base = AutoModelForCausalLM.from_pretrained(two_revisions)
+    with loaded.model.disable_adapter():
+        assert torch.equal(logits(loaded.model), logits(base))
+    assert merge_adapter(run, tmp_path / "merged").relative_logit_error < 1e-5
+    assert_serves(loaded, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("build", [build_trainer, build_sft_trainer])
+def test_an_adapter_of_the_hub_is_no_base(settings, cache, adapter, build):
+    put_into_cache(cache, "me/adapter", adapter, COMMITS[0])
+    given = settings()
+    given.model.model_name_or_path = "me/adapter"
+    with pytest.raises(ValueError, match=r"^The base model me/adapter is an adapter itself\. Merge it first"):
+        build(given)
+
+
+def test_a_revision_whose_main_branch_is_not_at_hand(settings, cache, model_folder):
+    put_into_cache(cache, "me/base", Path(model_folder), COMMITS[0], "v2")
+    given = settings(model_revision="v2")
+    given.model.model_name_or_path = "me/base"
+    with pytest.raises(ValueError, match=r"main branch cannot be had .*Run: hf download me/base config\.json"):
+        check_settings(given)
+    put_into_cache(cache, "me/base", Path(model_folder), COMMITS[1])
     check_settings(given)

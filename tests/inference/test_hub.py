@@ -13,6 +13,7 @@ from datasets import Dataset
 from folders import argv_of, logiqa_folder, random_adapter, save_adapter, tree
 from hub_cache import COMMITS, put_into_cache
 from huggingface_hub import constants
+from huggingface_hub.utils import filter_repo_objects
 
 from warmup_peft import WarmupSFTTrainer, evaluate, load_adapter
 from warmup_peft.cli.main import main
@@ -40,6 +41,14 @@ def test_an_id_is_found_in_the_cache_at_its_revision(adapter, cache):
     assert (options.adapter, options.revision) == (str(snapshots[1]), None)
     with pytest.raises(ValueError, match=r"^The folder me/adapter .* at revision v3 \(it is not in the cache"):
         local_folder("me/adapter", "v3")
+
+
+def test_the_code_of_a_model_is_fetched_with_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr("warmup_peft.inference.hub.snapshot_download", lambda *_, **options: asked.append(options))
+    local_folder("me/model")
+    names = ["config.json", "own.py", "custom_generate/generate.py", "training_args.bin"]
+    assert list(filter_repo_objects(names, allow_patterns=asked[0]["allow_patterns"])) == names[:-1]
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "nowhere"])

@@ -132,6 +132,22 @@ def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
+def with_code_of_its_own(folder: Path) -> Path:
+    """A model of a class that only its folder knows, which leaves a trace when it runs."""
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "own_llama", "architectures": ["OwnForCausalLM"], "auto_map": own})
+    )
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"open({str(folder / 'ran')!r}, 'w').close()\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own_llama'\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    return folder
+
+
 def assert_serves(loaded: LoadedModel, merged: Path, tolerance: float = 1e-5) -> None:
     """Plain transformers has the adapter's logits from the merged folder, and its own code the adapter's answers.
 

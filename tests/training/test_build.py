@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import assert_serves, logiqa_folder, logits, train_argv
+from folders import argv_of, assert_serves, logiqa_folder, logits, train_argv, with_code_of_its_own
 from hub_cache import COMMITS, put_into_cache
-from safetensors.torch import load_file
+from trainings import same_weights
 from transformers import AutoModelForCausalLM
 
 from warmup_peft import merge_adapter
 from warmup_peft.cli.main import main
-from warmup_peft.inference.loading import load_folder
+from warmup_peft.inference.loading import Loading, load_folder
 from warmup_peft.training.build import FLASH_ATTENTION, build_sft_trainer, build_trainer, check_settings
 from warmup_peft.training.config import TrainingSettings, parse_training
 from warmup_peft.training.saving import training_record
@@ -101,6 +101,42 @@ def test_attention_that_is_not_installed(settings, monkeypatch):
     check_settings(given)
 
 
+# ---- Bases with code of their own ----
+
+
+@pytest.fixture
+def own_code(model_folder, tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return with_code_of_its_own(Path(shutil.copytree(model_folder, tmp_path / "own")))
+
+
+@pytest.mark.parametrize("build", [build_trainer, build_sft_trainer])
+def test_code_of_the_base_runs_in_training_only_if_the_user_says_so(settings, own_code, build):
+    given = settings()
+    given.model.model_name_or_path = str(own_code)
+    with pytest.raises(ValueError, match=r"own brings Python code of its own, which was not run\. Read it, and add"):
+        build(given)
+    assert not (own_code / "ran").exists()
+    given.training.trust_remote_code = True
+    assert type(build(given).model.get_base_model()).__name__ == "OwnForCausalLM"
+    assert (own_code / "ran").exists()
+
+
+@pytest.mark.slow
+def test_a_base_with_code_of_its_own_is_trained_resumed_scored_merged_and_served(own_code, tmp_path):
+    data, run, again, merged = (tmp_path / name for name in ("data", "run", "again", "merged"))
+    options = dict(task="logiqa", save_strategy="steps", save_steps=1, trust_remote_code="true")
+    assert main(train_argv(own_code, logiqa_folder(data), run, **options)) == 0
+    shutil.copytree(run / "checkpoint-1", again / "checkpoint-1")
+    assert main(train_argv(own_code, data, again, **options, resume_from_checkpoint="true")) == 0
+    assert same_weights(run, again)
+    assert main(argv_of("evaluate", adapter=run, trust_remote_code="true", max_new_tokens=2, max_samples=4)) == 0
+    assert merge_adapter(run, merged, trust_remote_code=True).relative_logit_error < 1e-5
+    loaded = load_folder(run, Loading(trust_remote_code=True))
+    (own_code / "own.py").unlink()  # the merged folder has a copy
+    assert_serves(loaded, merged)
+
+
 # ---- Bases that are named by an id on the Hub ----
 
 
@@ -132,8 +168,7 @@ def test_a_base_of_the_hub_is_trained_resumed_used_and_merged_at_its_revision(tw
     assert main(train_argv("me/base", data, run, **options)) == 0
     shutil.copytree(run / "checkpoint-1", again / "checkpoint-1")
     assert main(train_argv("me/base", data, again, **options, resume_from_checkpoint="true")) == 0
-    whole, resumed = (load_file(folder / "adapter_model.safetensors") for folder in (run, again))
-    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+    assert same_weights(run, again)
     loaded = load_folder(run)
     base = AutoModelForCausalLM.from_pretrained(two_revisions)
     with loaded.model.disable_adapter():

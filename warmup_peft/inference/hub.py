@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from warmup_peft.files import first_line, near_path
-from warmup_peft.inference.folder import DECODING_NAME, PUSHED, looks_like_a_path
+from warmup_peft.inference.folder import PUSHED, looks_like_a_path
 from warmup_peft.settings.hub import may_be_on_the_hub, why_unreachable
 
 
@@ -43,7 +43,7 @@ def local_folder(name: str, revision: str | None = None) -> str:
         return name  # in a folder that is here: a typing error, and no id
     check_at_hand(name)
     try:
-        return snapshot_download(name, revision=revision, allow_patterns=[*PUSHED, DECODING_NAME])
+        return snapshot_download(name, revision=revision, allow_patterns=[*PUSHED, "*.py"])
     except (OSError, HFValidationError) as error:  # the Hub's errors are OSErrors
         at = "" if revision is None else f" at revision {revision}"
         raise ValueError(

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
-from warmup_peft.inference.loading import check_trainable
+from warmup_peft.inference.loading import check_trainable, trusted_code
 from warmup_peft.method.model import keeps_initial_weights
 from warmup_peft.method.prefix import rope_limit
 from warmup_peft.training.config import WarmupSFTConfig
@@ -60,7 +60,8 @@ def model_config(model: str | PreTrainedModel, args: WarmupSFTConfig) -> Pretrai
     if not isinstance(model, str):
         return model.config
     revision = (args.model_init_kwargs or {}).get("revision")
-    return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
+    with trusted_code(model):
+        return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
 
 
 def has_transform(dataset: Any) -> bool:

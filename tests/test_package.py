@@ -263,7 +263,7 @@ HOOKS = {  # by the class, or the module, whose source has them
         "_train_batch_size",
     ),
     PreTrainedModel: ("_can_set_attn_implementation", "_supports_sdpa"),
-    PreTrainedConfig: ("_attn_implementation", "_commit_hash", "_name_or_path"),
+    PreTrainedConfig: ("_attn_implementation", "_name_or_path"),
     GenerationMixin: (
         "_beam_search", "_eos_token_tensor", "_is_stateful", "_pad_token_tensor", "_sample",
         "_supports_default_dynamic_cache",

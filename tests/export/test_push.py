@@ -186,6 +186,17 @@ def test_push_refuses_what_is_no_model(tmp_path):
     assert hub.calls == []
 
 
+def test_the_code_of_a_model_goes_up_with_it_and_no_other(tmp_path):
+    own = {"AutoConfig": "own.OwnConfig", "AutoModel": "elsewhere/repo--other.Other"}
+    (tmp_path / "config.json").write_text(json.dumps({"auto_map": own}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["words.Words", None]}}))
+    (tmp_path / "own.py").write_text("from .layers import Layer\n")
+    for name in ("layers", "words", "other", "notes"):
+        (tmp_path / f"{name}.py").write_text("")
+    code = [name for name in files_to_push(tmp_path) if name.endswith(".py")]
+    assert code == ["layers.py", "own.py", "words.py"]
+
+
 def test_nothing_uploaded_tells_where_it_was_made(pushable, tmp_path, model_folder):
     """Paths, user and machine, in every file that goes up; the folders themselves stay as they are."""
     record = TrainingRecord.load(pushable)

@@ -1,8 +1,9 @@
-"""A server, for the tests of its client."""
+"""A server, for the tests of its client, and an empty cache of the Hub."""
 
 from collections.abc import Iterator
 
 import pytest
+from hub_cache import cache  # noqa: F401
 from servers import Server
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,9 @@ import pytest
 from conftest import EXAMPLES
 from datasets import Dataset
 from folders import argv_of, logiqa_folder, random_adapter, save_adapter, tree
+from hub_cache import COMMITS, put_into_cache
 from huggingface_hub import constants
+from huggingface_hub.utils import filter_repo_objects
 
 from warmup_peft import WarmupSFTTrainer, evaluate, load_adapter
 from warmup_peft.cli.main import main
@@ -20,29 +21,6 @@ from warmup_peft.evaluation.data import load_split, stream_split
 from warmup_peft.inference.hub import check_at_hand, local_folder, with_local_folder
 from warmup_peft.inference.loading import load_tokenizer
 from warmup_peft.settings.arguments import GenerateArguments
-
-COMMITS = ("0" * 39 + "1", "0" * 39 + "2")
-
-
-def put_into_cache(cache: Path, repo: str, folder: Path, commit: str, ref: str = "main") -> Path:
-    """As a download leaves it: files are links to blobs."""
-    place = cache / f"models--{repo.replace('/', '--')}"
-    snapshot = place / "snapshots" / commit
-    for path in (path for path in folder.rglob("*") if path.is_file()):
-        blob, link = place / "blobs" / f"{commit[-1]}-{path.name}", snapshot / path.relative_to(folder)
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, blob)
-        link.symlink_to(blob)
-    (place / "refs").mkdir(exist_ok=True)
-    (place / "refs" / ref).write_text(commit)
-    return snapshot
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def test_a_folder_comes_first(adapter, monkeypatch):
@@ -63,6 +41,14 @@ def test_an_id_is_found_in_the_cache_at_its_revision(adapter, cache):
     assert (options.adapter, options.revision) == (str(snapshots[1]), None)
     with pytest.raises(ValueError, match=r"^The folder me/adapter .* at revision v3 \(it is not in the cache"):
         local_folder("me/adapter", "v3")
+
+
+def test_the_code_of_a_model_is_fetched_with_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr("warmup_peft.inference.hub.snapshot_download", lambda *_, **options: asked.append(options))
+    local_folder("me/model")
+    names = ["config.json", "own.py", "custom_generate/generate.py", "training_args.bin"]
+    assert list(filter_repo_objects(names, allow_patterns=asked[0]["allow_patterns"])) == names[:-1]
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "nowhere"])

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
-from folders import argv_of, logits, random_adapter, relative_difference, save_adapter, warmup_config
+from folders import (
+    argv_of,
+    logits,
+    random_adapter,
+    relative_difference,
+    save_adapter,
+    warmup_config,
+    with_code_of_its_own,
+)
 from peft import (
     AdaLoraConfig,
     BOFTConfig,
@@ -303,20 +311,6 @@ def test_a_model_that_is_spread_answers_as_on_one_device(adapter, tmp_path):
         for each in (whole, spread)
     ]
     assert scores[0] == scores[1]
-
-
-def with_code_of_its_own(folder: Path) -> Path:
-    """A model of a class that only its folder knows, which leaves a trace when it runs."""
-    config = json.loads((folder / "config.json").read_text())
-    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own_llama", "auto_map": own}))
-    (folder / "own.py").write_text(
-        "from transformers import LlamaConfig, LlamaForCausalLM\n"
-        f"open({str(folder / 'ran')!r}, 'w').close()\n"
-        "class OwnConfig(LlamaConfig):\n    model_type = 'own_llama'\n"
-        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
-    )
-    return folder
 
 
 def test_code_of_the_base_runs_only_if_the_user_says_so(tmp_path, model_folder, tokenizer, lora, monkeypatch, capsys):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
 
+from warmup_peft import warmup_generate
 from warmup_peft.inference.folder import CARD_NAME, TrainingRecord, WarmupConfig
+from warmup_peft.inference.loading import LoadedModel
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place
 
 TRAINING = {  # options of the shortest training that moves a tiny model's weights
@@ -127,3 +130,40 @@ def logits(model) -> torch.Tensor:
 
 def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
+
+
+def with_code_of_its_own(folder: Path) -> Path:
+    """A model of a class that only its folder knows, which leaves a trace when it runs."""
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "own_llama", "architectures": ["OwnForCausalLM"], "auto_map": own})
+    )
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"open({str(folder / 'ran')!r}, 'w').close()\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own_llama'\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    return folder
+
+
+def assert_serves(loaded: LoadedModel, merged: Path, tolerance: float = 1e-5) -> None:
+    """Plain transformers has the adapter's logits from the merged folder, and its own code the adapter's answers.
+
+    Args:
+        loaded: the adapter.
+        tolerance: of the logits, relative.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(merged.parent / "modules"))
+        served = AutoModelForCausalLM.from_pretrained(merged, trust_remote_code=True).eval()
+        assert getattr(served.config, "quantization_config", None) is None
+        assert relative_difference(logits(served), logits(loaded.model)) < tolerance
+        prompts = loaded.tokenizer(
+            ["Q: one?", "A longer question: two?"], padding=True, padding_side="left", return_tensors="pt"
+        )
+        asked = {**prompts, "max_new_tokens": 6, "do_sample": False}
+        answers = served.generate(**asked)
+    assert answers.size(1) > prompts["input_ids"].size(1)
+    assert torch.equal(answers, warmup_generate(loaded.model, **asked, warmup_config=loaded.warmup_config))

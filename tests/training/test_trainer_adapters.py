@@ -1,4 +1,5 @@
-"""Every kind of adapter: shared prompts against plain rows, switched off against the base, saved, loaded, merged."""
+"""Every kind of adapter: shared prompts against plain rows, switched off against the base, saved, loaded, merged, and
+the merged folder in plain transformers."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_SIZES
+from conftest import TINY_SIZES, tiny_config
+from folders import assert_serves
 from peft import (
     AdaLoraConfig,
     BOFTConfig,
@@ -26,7 +28,7 @@ from peft import (
 )
 from thinning import every
 from trainers import make_trainer
-from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, set_seed
 
 from warmup_peft import merge_adapter
 from warmup_peft.inference.loading import load_folder
@@ -120,8 +122,10 @@ def check(trainer, kind, expected_base, tmp_path):
     assert difference(trained, expected_base) > 1e-3
     trainer.save_model()
     folder = Path(trainer.args.output_dir)
-    assert difference(logits(load_folder(folder).model), trained) < 1e-6
+    loaded = load_folder(folder)
+    assert difference(logits(loaded.model), trained) < 1e-6
     assert merge_adapter(folder, tmp_path / "merged").relative_logit_error < MERGE_ERRORS.get(kind, 2e-6)
+    assert_serves(loaded, tmp_path / "merged")
 
 
 @pytest.mark.parametrize("kind", every(3, KINDS))
@@ -158,6 +162,20 @@ def test_parameters_of_experts(tokenizer, tmp_path):
     trainer = make_trainer(with_adapter(tmp_path / "base", config), tmp_path, tokenizer, **RUNS)
     move(trainer.model)
     check(trainer, "target_parameters", logits(base), tmp_path)
+
+
+@pytest.mark.slow
+def test_biases_of_its_own(tokenizer, tmp_path):
+    """`lora_bias`, where the layers have biases into which they can be merged."""
+    set_seed(0)
+    base = LlamaForCausalLM(tiny_config(attention_bias=True, mlp_bias=True)).eval()
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    trainer = make_trainer(
+        with_adapter(tmp_path / "base", LoraConfig(**LINEAR, lora_bias=True)), tmp_path, tokenizer, **RUNS
+    )
+    move(trainer.model)
+    check(trainer, "lora_bias", logits(base), tmp_path)
 
 
 @pytest.mark.parametrize("kind", STAYS)

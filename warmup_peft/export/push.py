@@ -18,6 +18,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from warmup_peft.export.custom_generate import decoding_source
 from warmup_peft.export.model_card import data_on_the_hub, is_edited, license_in, write_model_card
@@ -29,6 +30,7 @@ from warmup_peft.inference.folder import (
     MAY_NAME_PLACES,
     PUSHED,
     SCORES,
+    TOKENIZER_CONFIG,
     TrainingRecord,
     WarmupConfig,
     check_folder,
@@ -36,6 +38,7 @@ from warmup_peft.inference.folder import (
     looks_local,
 )
 from warmup_peft.inference.scores import scores_are_stale
+from warmup_peft.settings.hub import value_in
 
 NAMES_A_PLACE = (
     "base_model",
@@ -69,11 +72,21 @@ def files_to_push(folder: str | Path) -> list[str]:
     check_folder(folder)
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
+    names, code = sorted(path.name for path in folder.iterdir() if path.is_file()), own_code(folder)
+    names = [name for name in names if name in code or any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
     stale = [name for name in SCORES if scores_are_stale(folder, name)]
     names = [name for name in names if name not in stale]
     return sorted(names + [DECODING_NAME] * WarmupConfig.is_in(folder))
+
+
+def own_code(folder: Path) -> set[str]:
+    """Names of the Python files that the folder's model, configuration or tokenizer consists of (`auto_map`)."""
+    maps = (value_in(folder / name, ("auto_map",)) or {} for name in ("config.json", TOKENIZER_CONFIG))
+    values = [value for each in maps for value in each.values()]
+    classes = [name for value in values for name in (value if isinstance(value, list) else [value]) if name]
+    files = {folder / f"{name.partition('.')[0]}.py" for name in classes if "--" not in name}  # else in another repo
+    files = {file for file in files if file.is_file()}
+    return {Path(path).name for file in files for path in (file, *get_relative_import_files(file))}
 
 
 def push_folder(

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from warmup_peft.files import first_line, near_path
-from warmup_peft.inference.folder import DECODING_NAME, PUSHED, looks_like_a_path
+from warmup_peft.inference.folder import PUSHED, looks_like_a_path
 from warmup_peft.settings.hub import may_be_on_the_hub, why_unreachable
 
 
@@ -42,7 +43,7 @@ def local_folder(name: str, revision: str | None = None) -> str:
         return name  # in a folder that is here: a typing error, and no id
     check_at_hand(name)
     try:
-        return snapshot_download(name, revision=revision, allow_patterns=[*PUSHED, DECODING_NAME])
+        return snapshot_download(name, revision=revision, allow_patterns=[*PUSHED, "*.py"])
     except (OSError, HFValidationError) as error:  # the Hub's errors are OSErrors
         at = "" if revision is None else f" at revision {revision}"
         raise ValueError(
@@ -72,6 +73,47 @@ def check_at_hand(name: str, repo_type: Literal["model", "dataset"] = "model", c
             f"{name} is not on this machine, and the Hub cannot be reached ({reason}). Name what is here, or try "
             f"again with a network.{near_path(name)}"
         )
+
+
+def is_adapter_repo(name: str, revision: str | None = None) -> bool:
+    """Whether a repo on the Hub, or its copy in the cache, holds an adapter. Costs one request.
+
+    Raises:
+        ValueError: as `check_at_hand`.
+    """
+    if not may_be_on_the_hub(name):
+        return False
+    check_at_hand(name)
+    try:
+        return find_adapter_config_file(name, revision=revision) is not None
+    except (OSError, HFValidationError):
+        return False  # there is no such repo, as whoever loads it says
+
+
+def check_main_branch(name: str, revision: str | None) -> None:
+    """Raise ValueError if the repo's main branch cannot be had: TRL looks up any revision's architecture there."""
+    if revision in (None, "main") or not may_be_on_the_hub(name):
+        return
+    try:
+        cached_file(name, CONFIG_NAME, revision=revision)
+    except (OSError, HFValidationError):
+        return  # nor can the revision, as whoever loads it says
+    try:
+        cached_file(name, CONFIG_NAME)
+    except OSError as error:
+        raise ValueError(
+            f"TRL looks up the architecture of {name} in its main branch, also to train revision {revision}, and the "
+            f"main branch cannot be had ({first_line(error)}). Run: hf download {name} {CONFIG_NAME}; or name the "
+            f"folder that `hf download {name} --revision {revision}` prints as model_name_or_path."
+        ) from error
+
+
+def commit_of(name: str, revision: str | None = None) -> str | None:
+    """The commit of a repo on the Hub at which it was just loaded; None for a folder."""
+    if not may_be_on_the_hub(name):
+        return None
+    path = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def reason_of(error: Exception) -> str:

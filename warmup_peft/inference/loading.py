@@ -36,7 +36,7 @@ from warmup_peft.inference.folder import (
     looks_like_a_path,
 )
 from warmup_peft.inference.generation import end_token_ids
-from warmup_peft.inference.hub import check_at_hand, local_folder
+from warmup_peft.inference.hub import check_at_hand, check_main_branch, is_adapter_repo, local_folder
 from warmup_peft.inference.quantization import (
     is_quantized,
     keep_4bit_weights_in_place,
@@ -377,14 +377,25 @@ def base_name(adapter: str | Path) -> str:
     return name
 
 
+def check_trainable(base: str, revision: str | None = None) -> None:
+    """Raise ValueError if the base model, a folder or an id on the Hub, is an adapter, or TRL could not load it."""
+    if is_adapter(base) or is_adapter_repo(base, revision):
+        raise ValueError(adapter_as_base(base))
+    check_main_branch(base, revision)
+
+
 def check_is_no_adapter(base: str | Path) -> None:
     """Raise ValueError if the folder of the base model holds an adapter."""
     if is_adapter(base):
-        raise ValueError(
-            f"The base model {base} is an adapter itself. Merge it first (warmup-peft merge --adapter {base} "
-            f"--output_dir {base}-merged) and name the merged folder; or train it on, in a script, with model="
-            f"PeftModel.from_pretrained(<its base>, '{base}', is_trainable=True)."
-        )
+        raise ValueError(adapter_as_base(base))
+
+
+def adapter_as_base(base: str | Path) -> str:
+    return (
+        f"The base model {base} is an adapter itself. Merge it first (warmup-peft merge --adapter {base} "
+        f"--output_dir {base}-merged) and name the merged folder; or train it on, in a script, with model="
+        f"PeftModel.from_pretrained(<its base>, '{base}', is_trainable=True)."
+    )
 
 
 def check_is_there(name: str) -> None:

@@ -14,7 +14,8 @@ from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 from warmup_peft.evaluation.data import is_one_split
 from warmup_peft.evaluation.metrics import METRICS
 from warmup_peft.evaluation.rows import data_record, training_rows
-from warmup_peft.inference.loading import check_is_no_adapter, load_tokenizer, readable_weights
+from warmup_peft.inference.hub import commit_of
+from warmup_peft.inference.loading import check_trainable, load_tokenizer, readable_weights, trusted_code
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place
 from warmup_peft.settings.arguments import check_counts
 from warmup_peft.training.config import TrainingSettings
@@ -51,9 +52,11 @@ def build_sft_trainer(settings: TrainingSettings) -> SFTTrainer:
     fields = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
     arguments = trainer_arguments(settings)
     arguments["args"] = SFTConfig(**{name: getattr(arguments["args"], name) for name in fields})
-    with readable_weights(settings.model.model_name_or_path):
+    name = settings.model.model_name_or_path
+    with readable_weights(name), trusted_code(name):
         trainer = SFTTrainer(**arguments)
     keep_4bit_weights_in_place(trainer.model)
+    trainer.base_revision = commit_of(name, settings.model.model_revision)
     return trainer
 
 
@@ -114,7 +117,7 @@ def check_base_model(settings: TrainingSettings) -> None:
     """Raise ValueError where no base model is named, or an adapter, or an attention that is not installed."""
     if settings.model.model_name_or_path is None:
         raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
-    check_is_no_adapter(settings.model.model_name_or_path)
+    check_trainable(settings.model.model_name_or_path, settings.model.model_revision)
     attention = settings.model.attn_implementation
     if attention in FLASH_ATTENTION and not FLASH_ATTENTION[attention]():
         raise ValueError(

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
-from warmup_peft.inference.loading import check_is_no_adapter
+from warmup_peft.inference.loading import check_trainable, trusted_code
 from warmup_peft.method.model import keeps_initial_weights
 from warmup_peft.method.prefix import rope_limit
 from warmup_peft.training.config import WarmupSFTConfig
@@ -31,6 +31,8 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
         arguments: what `SFTTrainer` takes, by name.
         args: the trainer's settings, `warmup_anchor` among them.
     """
+    if isinstance(arguments["model"], str):
+        check_trainable(arguments["model"], (args.model_init_kwargs or {}).get("revision"))
     for name in LOGITS_HOOKS:
         if arguments.get(name) is not None:
             raise ValueError(
@@ -57,9 +59,9 @@ def check_trainer_arguments(arguments: dict[str, Any], args: WarmupSFTConfig) ->
 def model_config(model: str | PreTrainedModel, args: WarmupSFTConfig) -> PretrainedConfig:
     if not isinstance(model, str):
         return model.config
-    check_is_no_adapter(model)
     revision = (args.model_init_kwargs or {}).get("revision")
-    return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
+    with trusted_code(model):
+        return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
 
 
 def has_transform(dataset: Any) -> bool:

@@ -37,7 +37,7 @@ def training_record(trainer: SFTTrainer) -> TrainingRecord:
     names = [option.name for option in dataclasses.fields(WarmupOptions) if hasattr(args, option.name)]
     return TrainingRecord(
         base_model=get_config_model_id(base.config),
-        base_revision=getattr(base.config, "_commit_hash", None),
+        base_revision=getattr(trainer, "base_revision", None),
         dtype=str(base.dtype).removeprefix("torch."),
         num_embeddings=base.get_input_embeddings().weight.size(0),
         quantization_config=quantization.to_dict() if hasattr(quantization, "to_dict") else quantization,

@@ -21,6 +21,7 @@ from transformers.utils.logging import get_logger
 from trl import SFTTrainer
 
 from warmup_peft.inference.generation import end_token_ids
+from warmup_peft.inference.hub import commit_of
 from warmup_peft.inference.loading import check_is_there, context_length, switches_off
 from warmup_peft.inference.quantization import keep_4bit_weights_in_place, save_as_it_is
 from warmup_peft.method.branches import Branches, Tokens, Warmups, split_examples
@@ -112,6 +113,8 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         source: where the warmups of the training come from, see `warmup_peft.training.sources`.
         encoder: encodes the prompts of a batch.
         data_record: where the rows came from, for the model card; a caller who knows may set it.
+        base_revision: commit of a base that was named by its id on the Hub; a caller who loaded one may set it, so
+            that the adapter is put on the same weights again.
 
     Raises:
         ValueError: for what would train something else than asked for, before a model is loaded. It says how to fix
@@ -150,8 +153,10 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             "quantization_config"
         )
         check_engine(args, model_config(arguments["model"], args), quantization)
+        named = arguments["model"] if isinstance(arguments["model"], str) else None
         super().__init__(*call.args[1:], **call.kwargs)
 
+        self.base_revision = named and commit_of(named, (args.model_init_kwargs or {}).get("revision"))
         check_one_device(self.model, self.args)  # TRL may have put a model that was named on one of several GPUs
         keep_4bit_weights_in_place(self.model)
         save_as_it_is(without_peft_wrapper(self.model))

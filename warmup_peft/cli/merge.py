@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from warmup_peft.evaluation.answering import bars
 from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
-from warmup_peft.evaluation.predictor import Predictor, bars, score_predictions
+from warmup_peft.evaluation.prediction import score_predictions
+from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import find_task, is_multiple_choice
 from warmup_peft.export.merge import merge_adapter

@@ -14,20 +14,10 @@ from datasets import Dataset
 from peft import PeftModel
 from rich.table import Table
 
+from warmup_peft.evaluation.answering import Ids, Marks, bars
 from warmup_peft.evaluation.metrics import NOTHING, RowStatistics, metric_name, printed, score_text
-from warmup_peft.evaluation.predictor import (
-    Ids,
-    Marks,
-    Prediction,
-    Predictor,
-    Scores,
-    bars,
-    dots,
-    empty,
-    score_predictions,
-    share_of_options,
-    shuffled,
-)
+from warmup_peft.evaluation.prediction import Prediction, Scores, score_predictions, share_of_options
+from warmup_peft.evaluation.predictor import Predictor, dots, empty, shuffled
 from warmup_peft.evaluation.rows import held_out_questions, questions_to_score, task_args_of, task_to_score
 from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice
 from warmup_peft.export.model_card import score_columns

@@ -15,7 +15,7 @@ from lm_eval.models.utils import postprocess_generated_text
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from warmup_peft.evaluation.predictor import check_logps, write_each
+from warmup_peft.evaluation.answering import check_logps, write_each
 from warmup_peft.inference.chat import opened
 from warmup_peft.inference.decoding import decode_prepared
 from warmup_peft.inference.folder import WarmupConfig

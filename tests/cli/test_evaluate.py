@@ -85,7 +85,7 @@ def test_other_text_in_the_place_of_the_warmup(run, tmp_path, capsys):
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics)[:4] == ["warmup", "shuffled", "dots", "none"]
     loaded = load_folder(run)
-    _, questions, _ = held_out_questions(EvaluateArguments(str(run)), loaded.record.data)
+    questions = held_out_questions(EvaluateArguments(str(run)), loaded.record.data).questions
     predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config)
     own = predictor.warmups(questions)
     dot = loaded.tokenizer(" .")["input_ids"][-1]

@@ -53,7 +53,7 @@ def score_change(options: MergeArguments) -> str:
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
     try:
         held_out = EvaluateArguments(options.adapter, max_samples=options.max_samples, task=options.task)
-        task, questions, source = held_out_questions(held_out, record.data, record.settings.get("eval_metrics"))
+        task, questions, source, _ = held_out_questions(held_out, record.data, record.settings.get("eval_metrics"))
     except (ValueError, OSError) as error:
         return f"Scores were not compared: {str(error).split(' Name other rows')[0]}"
     metric, max_new_tokens = task.metric_names[0], 0 if is_multiple_choice(questions) else task.max_new_tokens

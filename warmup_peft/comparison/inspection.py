@@ -137,7 +137,7 @@ def inspect_warmups(
             f"{inspected.run} writes no warmups (max_warmup_length is 0), so there is nothing to inspect."
         )
     asked = EvaluateArguments(inspected.run, **{name: getattr(inspected, name) for name in SHARED_OPTIONS})
-    task, questions, source = subject.questions(dataset, asked)
+    task, questions, source, _ = subject.questions(dataset, asked)
     first = task.metric_names[0]
     loaded = subject.load()
     answerer = (loaded.model, loaded.tokenizer, loaded.warmup_config, inspected.batch_size)

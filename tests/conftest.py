@@ -15,12 +15,12 @@ from architectures import build
 from datasets import Dataset, disable_progress_bars
 from folders import logits, random_adapter, save_adapter
 from peft import LoraConfig
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.files import write_together
 from warmup_peft.inference.folder import CURVES_NAME, PAGE_NAME
+from warmup_peft.training.benchmark import byte_tokenizer
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 disable_progress_bars()
@@ -49,14 +49,9 @@ EXAMPLES = [
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, so any text encodes; ids below 320."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<|pad|>", "<|eos|>", *alphabet])}
-    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bytes_only, pad_token="<|pad|>", eos_token="<|eos|>", model_max_length=512
-    )
+    tokenizer = byte_tokenizer()
+    tokenizer.model_max_length = 512
+    return tokenizer
 
 
 TINY_SIZES = dict(

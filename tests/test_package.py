@@ -270,6 +270,8 @@ HOOKS = {  # by the class, or the module, whose source has them
     ),
     HfQuantizer: ("_dequantize",),
     "transformers.core_model_loading": ("_weight_conversions",),
+    "peft.tuners.tuners_utils": ("_disable_adapters",),
+    "peft.utils.other": ("_disable_adapters",),
     nn.Module: ("_modules", "_parameters"),
     "torch.utils": ("_python_dispatch", "_pytree"),
     "torch._meta_registrations": ("_local_scalar_dense", "_scaled_dot_product_flash_attention_for_cpu"),

@@ -23,10 +23,11 @@ from trainings import weights
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from warmup_peft.cli.main import BAD_INPUT, main
+from warmup_peft.evaluation.answering import generate_texts
 from warmup_peft.evaluation.evaluate import evaluate_arms, what_it_shows
 from warmup_peft.evaluation.logiqa import TASK, logiqa
 from warmup_peft.evaluation.metrics import mean_of_rows
-from warmup_peft.evaluation.predictor import Predictor, generate_texts
+from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.inference.loading import load_folder
 from warmup_peft.inference.scores import ARM_NAMES
@@ -70,7 +71,7 @@ def test_an_arm_that_writes_nothing_has_the_same_columns(run, capsys, monkeypatc
         texts = generate_texts(*arguments, **sampling)
         return ["" for _ in texts] if arguments[4] is None else texts
 
-    monkeypatch.setattr("warmup_peft.evaluation.predictor.generate_texts", silent_base)
+    monkeypatch.setattr("warmup_peft.evaluation.answering.generate_texts", silent_base)
     assert main(argv_of("evaluate", adapter=run, max_new_tokens=4)) == 0
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["base"]["generations_that_are_options"] == 0.0
@@ -84,7 +85,7 @@ def test_other_text_in_the_place_of_the_warmup(run, tmp_path, capsys):
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics)[:4] == ["warmup", "shuffled", "dots", "none"]
     loaded = load_folder(run)
-    _, questions, _ = held_out_questions(EvaluateArguments(str(run)), loaded.record.data)
+    questions = held_out_questions(EvaluateArguments(str(run)), loaded.record.data).questions
     predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config)
     own = predictor.warmups(questions)
     dot = loaded.tokenizer(" .")["input_ids"][-1]

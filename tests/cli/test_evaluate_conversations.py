@@ -13,7 +13,7 @@ from peft import PeftModelForCausalLM
 from transformers import AutoTokenizer
 
 from warmup_peft.cli.main import main
-from warmup_peft.evaluation.predictor import ROOM_FOR_MORE
+from warmup_peft.evaluation.answering import ROOM_FOR_MORE
 from warmup_peft.inference.folder import WarmupConfig
 
 TASK = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from folders import (
 )
 from trainings import same_weights, weights
 
+from warmup_peft import WarmupSFTTrainer
 from warmup_peft.cli.main import BAD_INPUT, INTERRUPTED, main
 from warmup_peft.cli.train import what_is_trained, what_was_trained
 from warmup_peft.export.model_card import is_edited
@@ -139,10 +141,23 @@ def test_resuming_ends_where_an_unbroken_run_ends(finished, run, model_folder, p
     assert same_weights(run, finished)
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, model_folder, puzzle_data, number, capsys):
-    folder = tmp_path / "run"
-    argv = train_argv(model_folder, puzzle_data, folder, task="logiqa", max_steps=100000)
+def interrupted_here(argv, number, capsys) -> tuple[int, str, str]:
+    """Trains in this process, which gets the signal in its second step: exit code and output."""
+    steps, training_step = itertools.count(1), WarmupSFTTrainer.training_step
+
+    def step(*args, **kwargs):
+        if next(steps) == 2:
+            signal.raise_signal(number)
+        return training_step(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WarmupSFTTrainer, "training_step", step)
+        code = main(argv)
+    return code, *capsys.readouterr()
+
+
+def interrupted_elsewhere(argv, number, capsys) -> tuple[int, str, str]:
+    """The same of a process of its own."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "warmup_peft.cli", *argv],
@@ -158,7 +173,21 @@ def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, model_fold
     finally:
         process.kill()
     assert seen is not None, err
-    assert process.returncode == INTERRUPTED
+    return process.returncode, out, err
+
+
+PROCESS = pytest.param(interrupted_elsewhere, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("interrupted", [interrupted_here, PROCESS])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(
+    tmp_path, model_folder, puzzle_data, interrupted, number, capsys
+):
+    folder = tmp_path / "run"
+    argv = train_argv(model_folder, puzzle_data, folder, task="logiqa", max_steps=100000)
+    code, out, err = interrupted(argv, number, capsys)
+    assert code == INTERRUPTED
     assert "Traceback" not in err
     assert "warmup-peft: interrupted." in err
     (checkpoint,) = folder.glob("checkpoint-*")

@@ -42,8 +42,12 @@ def test_a_job_is_the_recipe_with_what_the_arm_sets(model_folder, data, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_runs_end_with_a_comparison_that_is_killed(argv, tmp_path):
-    """Otherwise the same command again would start a second process in the folder of one that lives on."""
+    """Otherwise the same command again would start a second process in the folder of one that lives on.
+
+    tests/comparison/test_run_arm.py shows the same without processes.
+    """
     command = [sys.executable, "-m", "warmup_peft.cli", *argv(arms="paper,sft", max_steps="100000", curve_points="0")]
     parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

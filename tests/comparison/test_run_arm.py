@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from threading import Event
+
 import pytest
 from comparisons import runs_of
 from trl import SFTTrainer
 
 from warmup_peft.cli.main import main
-from warmup_peft.comparison.results import Job
+from warmup_peft.comparison import run_arm
+from warmup_peft.comparison.results import Job, Run
 from warmup_peft.comparison.run_arm import settings_of_job
 
 
@@ -16,6 +20,26 @@ def test_a_job_is_trained_with_its_options_seed_and_folder(tmp_path):
     settings = settings_of_job(job, tmp_path)
     assert (settings.training.num_warmups, settings.training.seed, settings.model.lora_r) == (2, 3, 5)
     assert settings.training.output_dir == str(tmp_path)
+
+
+def test_a_run_ends_when_its_parent_has_ended(tmp_path, monkeypatch):
+    """The parent is 7, and ends while the arm is trained. `os._exit` would end the whole process."""
+    ended, codes, parent = Event(), [], [7]
+
+    def train(job, folder):
+        assert not ended.wait(3 * run_arm.PARENT_SECONDS)
+        parent[0] = 1  # as the system does it
+        assert ended.wait(30)
+        return Run("sft", 0)
+
+    monkeypatch.setattr(run_arm.os, "getppid", lambda: parent[0])
+    monkeypatch.setattr(run_arm.os, "_exit", lambda code: (codes.append(code), ended.set()))
+    monkeypatch.setattr(run_arm, "run_arm", train)
+    monkeypatch.setattr(run_arm, "PARENT_SECONDS", 0.05)
+    monkeypatch.setattr(sys, "argv", ["run_arm", "7", str(tmp_path)])
+    Job("sft", "sft", 0, {}, None, 1, 8, 32, "rows").save(tmp_path)
+    run_arm.main()
+    assert codes == [1]
 
 
 @pytest.mark.parametrize(

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from importlib.resources import files
 
 import pytest
 import torch
 from chat_world import CONVERSATIONS, RENDERED
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from warmup_peft.evaluation.predictor import (
+from warmup_peft.evaluation.answering import (
     ROOM_FOR_MORE,
-    Predictor,
     answer_limit,
-    as_rows,
-    continuation_ids,
-    prompt_ids,
-    thought_marks,
-    without_thought,
 )
+from warmup_peft.evaluation.prediction import as_rows
+from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.evaluation.prompt_completion import prompt_completion
 from warmup_peft.evaluation.tasks import Question, as_answers
 from warmup_peft.inference.folder import WarmupConfig
@@ -43,15 +37,6 @@ def model(chat_folder):
 def config(thinker):
     opening, separator = (thinker(text, add_special_tokens=False)["input_ids"] for text in (OPENING, SEPARATOR))
     return WarmupConfig(SEPARATOR, separator, 4, separator[:1], OPENING, opening, uses_chat_template=True)
-
-
-def test_token_ids_of_conversations(thinker, config):
-    assert [thinker.decode(ids) for ids in prompt_ids(thinker, QUESTIONS)] == [
-        RENDERED.format(f"{name}?") for name in ("one", "two", "three", "four")
-    ]
-    (opened, *_) = prompt_ids(thinker, QUESTIONS, config)
-    assert thinker.decode(opened) == RENDERED.format("one?") + OPENING
-    assert thinker.decode(continuation_ids(thinker, QUESTIONS[0].prompt, "ONE")) == "ONE"
 
 
 def test_scores_equal_a_plain_loop(model, thinker, config):
@@ -79,58 +64,6 @@ def test_tables_and_metrics_read_text(model, thinker):
     rows = as_rows(QUESTIONS, predictions, [0.0] * 4)
     assert [row.prompt for row in rows] == as_answers(QUESTIONS, [""] * 4, [0] * 4).prompts
     assert rows[0].prompt == "user: one?"
-
-
-@pytest.mark.parametrize(
-    ("written", "spoken"),
-    [
-        ("ONE<|im_end|>", "ONE<|im_end|>"),
-        (f"{OPENING}hm\n{SEPARATOR}ONE", "ONE"),
-        (f"{OPENING}\n{SEPARATOR}ONE", "ONE"),
-        (f"hm{SEPARATOR}so{SEPARATOR}ONE", "ONE"),
-        (f"{OPENING}hm</think>ONE", "ONE"),  # closed in other words than the template's
-        (f"{OPENING}hm, ONE", ""),  # cut in its thought
-        ("", ""),
-    ],
-)
-def test_thoughts_are_no_part_of_an_answer(thinker, written, spoken):
-    marks = thought_marks(thinker)
-    ids = thinker(written, add_special_tokens=False)["input_ids"]
-    assert thinker.decode(without_thought(ids, marks, thinker)) == spoken
-
-
-CHANNELS = files("trl").joinpath("chat_templates", "gptoss.jinja")
-
-
-@pytest.mark.parametrize(
-    ("written", "spoken"),
-    [
-        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>ONE", "ONE"),
-        ("<|channel|>final<|message|>ONE", "ONE"),
-        ("<|channel|>analysis<|message|>hm, ONE", ""),
-    ],
-)
-def test_a_template_that_begins_thoughts_and_answers_with_the_same_token(thinker, written, spoken):
-    own = copy.deepcopy(thinker)
-    own.add_tokens(["<|channel|>", "<|message|>", "<|end|>", "<|start|>"])
-    own.chat_template = CHANNELS.read_text(encoding="utf-8")
-    ids = own(written, add_special_tokens=False)["input_ids"]
-    assert own.decode(without_thought(ids, thought_marks(own), own)) == spoken
-
-
-def test_a_conversation_that_the_template_refuses_names_its_row(thinker):
-    own = copy.deepcopy(thinker)
-    own.chat_template = "{% if messages[0].content == 'two?' %}{{ raise_exception('No two') }}{% endif %}"
-    with pytest.raises(ValueError, match=r"^The chat template fails on row 2 \(No two\)"):
-        prompt_ids(own, QUESTIONS)
-
-
-def test_a_template_without_thoughts_has_no_marks(thinker):
-    plain = AutoTokenizer.from_pretrained(thinker.name_or_path)
-    plain.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    assert thought_marks(plain) is None
-    plain.chat_template = None
-    assert thought_marks(plain) is None
 
 
 def test_who_answers_directly_may_think_first(model, thinker, monkeypatch):

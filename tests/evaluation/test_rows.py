@@ -150,7 +150,7 @@ def test_without_a_task_the_rows_are_prompts_and_completions(tmp_path):
 def test_held_out_rows_of_a_training_without_a_task(tmp_path):
     write_rows(tmp_path / "test.jsonl", PAIRS)
     record = {"dataset_name": str(tmp_path), "task": None}
-    task, questions, _ = held_out_questions(EvaluateArguments("run"), record)
+    task, questions, *_ = held_out_questions(EvaluateArguments("run"), record)
     assert (task.metrics, task.max_new_tokens) == (("exact_match",), None)
     assert [(q.prompt, q.options) for q in questions] == [(f"Q{i}:", (f" {i}\n",)) for i in range(4)]
 
@@ -206,12 +206,12 @@ def test_a_tasks_arguments_are_remembered_from_the_training(tmp_path):
     data = folder_with(tmp_path / "data", train=2, test=3)
     record = {"dataset_name": str(data), "task": str(path), "task_args": {"column": "question"}}
     named = {"task": str(path)}  # what a folder names is not run, see test_named_tasks.py
-    task, questions, source = held_out_questions(EvaluateArguments("run", **named), record)
+    task, questions, source, are_trained_on = held_out_questions(EvaluateArguments("run", **named), record)
     assert task.metrics == ("rougeL",)
     assert [q.prompt for q in questions] == [f"Colour {i}?" for i in range(100, 103)]
-    assert source == f"{data}, split test"
+    assert (source, are_trained_on) == (f"{data}, split test", False)
     given = EvaluateArguments("run", **named, task_args='{"column": "answer"}')
-    assert [q.prompt for q in held_out_questions(given, record)[1]] == ["0", "1", "2"]
+    assert [q.prompt for q in held_out_questions(given, record).questions] == ["0", "1", "2"]
 
 
 def test_training_rows_of_a_written_task(tmp_path):

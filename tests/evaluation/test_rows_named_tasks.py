@@ -68,7 +68,7 @@ def test_a_file_that_the_command_line_names_is_run_with_the_trainings_arguments(
     assert (room / "ran").exists()
     record = TrainingRecord.load(room / "run")
     named = EvaluateArguments(str(room / "run"), task=str(room / "task.py"))
-    assert [q.prompt for q in held_out_questions(named, record.data)[1]] == [
+    assert [q.prompt for q in held_out_questions(named, record.data).questions] == [
         row["text"].strip() + " " for row in puzzles(6, start=6)
     ]
 
@@ -106,7 +106,7 @@ def test_the_trainings_arguments_go_with_its_file_wherever_it_lies_now(room, tmp
         ("recipes/task.py", "task.py", False),
         ("logiqa", "task.py", False),
     ):
-        _, questions, _ = held_out_questions(EvaluateArguments("run", task=named), {**rows, "task": recorded})
+        questions = held_out_questions(EvaluateArguments("run", task=named), {**rows, "task": recorded}).questions
         is_text = not questions[0].prompt.startswith("Colour")
         assert is_text == is_same, (recorded, named)
         assert ("is not the training's task" in capsys.readouterr().out) != is_same
@@ -126,6 +126,6 @@ def test_a_file_of_the_packages_recipes_is_taken_from_a_record_and_no_namesake(t
     own.write_text("raise AssertionError('run')")
     monkeypatch.chdir(tmp_path)
     record = {"dataset_name": str(RECIPES / "prosqa" / "data"), "task": task}
-    found, questions, _ = held_out_questions(EvaluateArguments("run", max_samples=2), record)
+    found, questions, *_ = held_out_questions(EvaluateArguments("run", max_samples=2), record)
     assert (found.metrics[0], len(questions)) == ("accuracy", 2)
     assert not list(RECIPES.rglob("prosqa/__pycache__/task*"))

@@ -73,7 +73,7 @@ def test_evaluate_scores_with_them(run, tmp_path, capsys):
     assert main(argv_of("evaluate", adapter=run, task=task)) == 0
     metrics = json.loads((run / "metrics.json").read_text())
     loaded = load_folder(run)
-    _, questions, _ = held_out_questions(EvaluateArguments(str(run), task=str(task)), loaded.record.data)
+    questions = held_out_questions(EvaluateArguments(str(run), task=str(task)), loaded.record.data).questions
     predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config)
     texts = [prediction.generation.strip() for prediction in predictor.answer(questions, 6)]
     assert metrics["warmup"]["brevity"] == pytest.approx(sum(1 / (1 + len(text)) for text in texts) / 8)

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from warmup_peft.evaluation.predictor import continuation_ids
+from warmup_peft.evaluation.answering import continuation_ids
 from warmup_peft.inference import chat
 from warmup_peft.inference.folder import WarmupConfig
 

@@ -73,11 +73,10 @@ def test_the_recipes_of_the_repository(path):
 
 
 def test_another_trl_leaves_it_to_the_full_parser(monkeypatch, recipe):
-    monkeypatch.setattr(early, "TRAINING_CLASSES", (("trl", "trainer/elsewhere.py", "SFTConfig"),))
-    assert training_fields() is None
-    check_early(TRAINING, recipe("max_stepss: 3\n"))
-    monkeypatch.setattr(early, "TRAINING_CLASSES", (("trl", "trainer/sft_config.py", "Elsewhere"),))
-    assert training_fields() is None
+    for file, name in ("elsewhere.py", "SFTConfig"), ("sft_config.py", "Elsewhere"):
+        monkeypatch.setattr(early, "TRAINING_CLASSES", (("trl", f"trainer/{file}", name),))
+        assert training_fields(early.TRAINING_CLASSES) is None
+        check_early(TRAINING, recipe("max_stepss: 3\n"))
 
 
 def test_torch_is_not_imported(recipe):

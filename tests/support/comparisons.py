@@ -20,7 +20,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     for start, split in enumerate(("train", "validation", "test")):
@@ -29,7 +29,7 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def argv(model_folder, data, tmp_path, monkeypatch):
+def argv(model_folder, data, tmp_path, monkeypatch, quick_pictures):
     """Of a comparison into `tmp_path / "cmp"`; options may be changed."""
     monkeypatch.setattr("warmup_peft.comparison.significance.RESAMPLES", 99)
 
@@ -42,8 +42,12 @@ def argv(model_folder, data, tmp_path, monkeypatch):
 
 
 class InThisProcess:
-    """Stands for `subprocess.Popen`: does the work at once, and leaves what a process would leave."""
+    """Stands for `subprocess.Popen`: does the work at once, and leaves what a process would leave.
 
+    The same job is trained only once: its second folder gets the same `run.json`, and no model.
+    """
+
+    trained: dict[str, Run] = {}  # of a job, for the whole session
     started: list[str] = []
     fail: dict[str, BaseException | int] = {}  # of an arm: what is raised, or the exit code
 
@@ -61,7 +65,9 @@ class InThisProcess:
             stdout.write(f"Traceback ...\n{type(fault).__name__}: {fault}\n")
             self.returncode = 1
         else:
-            run_arm.run_arm(job, folder).save(folder)
+            if repr(job) not in self.trained:
+                self.trained[repr(job)] = run_arm.run_arm(job, folder)
+            self.trained[repr(job)].save(folder)
 
     def wait(self) -> int:
         return self.returncode

@@ -5,8 +5,18 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+import pytest
+
+from warmup_peft.comparison.report import charts
+
 VOID = {"meta", "link", "img", "source", "br", "hr", "input"}
 EVIL = "<script>alert(1)</script> | `x` **y** [z](u)\n# &amp;"
+
+
+@pytest.fixture
+def quick_pictures(monkeypatch):
+    """Drawing a report's charts takes seconds; tests of `charts` and of `comparison_report` draw real ones."""
+    monkeypatch.setattr(charts, "data_url", lambda draw, colors, background: "data:image/svg+xml;base64,")
 
 
 class Page(HTMLParser):

@@ -7,8 +7,8 @@ import difflib
 import inspect
 import json
 import math
+import runpy
 import statistics
-import subprocess
 import sys
 
 import pytest
@@ -459,7 +459,7 @@ trainer.save_model()
 """
 
 
-def test_a_trl_script_becomes_a_warmup_script_by_changing_two_names(model_folder, tmp_path):
+def test_a_trl_script_becomes_a_warmup_script_by_changing_two_names(model_folder, tmp_path, monkeypatch):
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, EXAMPLES)))
     changed = SCRIPT.replace("args = SFTConfig(", "args = WarmupSFTConfig(").replace(
@@ -470,9 +470,8 @@ def test_a_trl_script_becomes_a_warmup_script_by_changing_two_names(model_folder
     for name, script in (("sft", SCRIPT), ("warmup", changed)):
         path = tmp_path / f"{name}.py"
         path.write_text(script)
-        command = [sys.executable, str(path), model_folder, str(data), str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-2000:]
+        monkeypatch.setattr(sys, "argv", [str(path), model_folder, str(data), str(tmp_path / name)])
+        runpy.run_path(str(path), run_name="__main__")
         assert (tmp_path / name / "adapter_model.safetensors").is_file()
     assert (tmp_path / "warmup" / "warmup_config.json").is_file()
 

@@ -10,8 +10,7 @@ from rich.table import Table
 
 from warmup_peft.evaluation.evaluate import evaluate, has_base, scores_table
 from warmup_peft.evaluation.metrics import metric_name
-from warmup_peft.evaluation.predictor import Prediction, answer_text
-from warmup_peft.evaluation.rows import TRAINED_ON
+from warmup_peft.evaluation.prediction import Prediction, answer_text
 from warmup_peft.evaluation.tasks import Question
 from warmup_peft.export.model_card import write_model_card
 from warmup_peft.inference.chat import check_template
@@ -47,7 +46,7 @@ def run_evaluation(options: EvaluateArguments) -> None:
     path = Path(options.adapter, METRICS_NAME)
     if not is_own:
         print(f"{named} is on the Hub, so its scores are not saved. Download it (hf download) to keep them.")
-    elif found.source.endswith(TRAINED_ON):
+    elif found.are_trained_on:
         print("These rows were trained on, or may have been, so their scores are not saved. Name held-out rows.")
     elif holds_scores_of_more(options.adapter, found.num_rows):
         print(f"{path} holds the scores of more questions and stays as it is.")

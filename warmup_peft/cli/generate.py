@@ -12,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from warmup_peft.evaluation.answering import generate_texts
 from warmup_peft.evaluation.data import read_json
-from warmup_peft.evaluation.predictor import generate_texts
 from warmup_peft.files import first_line, read_text
 from warmup_peft.inference.chat import Prompt, prompt_token_ids
 from warmup_peft.inference.folder import WarmupConfig

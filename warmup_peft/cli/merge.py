@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from warmup_peft.evaluation.answering import bars
 from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
-from warmup_peft.evaluation.predictor import Predictor, bars, score_predictions
+from warmup_peft.evaluation.prediction import score_predictions
+from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.evaluation.tasks import find_task, is_multiple_choice
 from warmup_peft.export.merge import merge_adapter
@@ -51,7 +53,7 @@ def score_change(options: MergeArguments) -> str:
     record = TrainingRecord.load(options.adapter) or TrainingRecord(base_model="")
     try:
         held_out = EvaluateArguments(options.adapter, max_samples=options.max_samples, task=options.task)
-        task, questions, source = held_out_questions(held_out, record.data, record.settings.get("eval_metrics"))
+        task, questions, source, _ = held_out_questions(held_out, record.data, record.settings.get("eval_metrics"))
     except (ValueError, OSError) as error:
         return f"Scores were not compared: {str(error).split(' Name other rows')[0]}"
     metric, max_new_tokens = task.metric_names[0], 0 if is_multiple_choice(questions) else task.max_new_tokens

@@ -19,9 +19,11 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from warmup_peft.comparison.results import Difference
 from warmup_peft.comparison.significance import compare_with
+from warmup_peft.evaluation.answering import bars
 from warmup_peft.evaluation.evaluate import Subject, name_of
 from warmup_peft.evaluation.metrics import is_right_or_wrong, printed
-from warmup_peft.evaluation.predictor import Predictor, Scores, as_rows, bars, empty, score_predictions
+from warmup_peft.evaluation.prediction import Scores, as_rows, score_predictions
+from warmup_peft.evaluation.predictor import Predictor, empty
 from warmup_peft.evaluation.tasks import Row, Task
 from warmup_peft.method.diagnostics import words
 from warmup_peft.settings.arguments import EvaluateArguments, InspectArguments, check_counts
@@ -135,7 +137,7 @@ def inspect_warmups(
             f"{inspected.run} writes no warmups (max_warmup_length is 0), so there is nothing to inspect."
         )
     asked = EvaluateArguments(inspected.run, **{name: getattr(inspected, name) for name in SHARED_OPTIONS})
-    task, questions, source = subject.questions(dataset, asked)
+    task, questions, source, _ = subject.questions(dataset, asked)
     first = task.metric_names[0]
     loaded = subject.load()
     answerer = (loaded.model, loaded.tokenizer, loaded.warmup_config, inspected.batch_size)

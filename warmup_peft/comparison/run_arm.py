@@ -29,15 +29,8 @@ from trl import SFTTrainer
 from warmup_peft.comparison.arms import BASE_MODEL, MORE_SFT, SFT
 from warmup_peft.comparison.results import LOCK_NAME, Job, Point, Run
 from warmup_peft.comparison.sampled import SampledWarmups
-from warmup_peft.evaluation.predictor import (
-    Prediction,
-    Predictor,
-    as_rows,
-    empty,
-    gains,
-    score_predictions,
-    shuffled,
-)
+from warmup_peft.evaluation.prediction import Prediction, as_rows, gains, score_predictions
+from warmup_peft.evaluation.predictor import Predictor, empty, shuffled
 from warmup_peft.evaluation.rows import rows_to_compare_on, task_to_score
 from warmup_peft.evaluation.tasks import Question, Task, fingerprint, is_multiple_choice
 from warmup_peft.inference.loading import end_with_the_tokenizer

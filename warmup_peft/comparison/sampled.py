@@ -18,7 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from warmup_peft.evaluation.predictor import Ids, Prediction, Predictor, score_predictions
+from warmup_peft.evaluation.answering import Ids
+from warmup_peft.evaluation.prediction import Prediction, score_predictions
+from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice, share_of_right_warmups
 from warmup_peft.method.model import random_numbers_from
 from warmup_peft.training.config import WarmupSFTConfig

@@ -14,21 +14,17 @@ from datasets import Dataset
 from peft import PeftModel
 from rich.table import Table
 
+from warmup_peft.evaluation.answering import Ids, Marks, bars
 from warmup_peft.evaluation.metrics import NOTHING, RowStatistics, metric_name, printed, score_text
-from warmup_peft.evaluation.predictor import (
-    Ids,
-    Marks,
-    Prediction,
-    Predictor,
-    Scores,
-    bars,
-    dots,
-    empty,
-    score_predictions,
-    share_of_options,
-    shuffled,
+from warmup_peft.evaluation.prediction import Prediction, Scores, score_predictions, share_of_options
+from warmup_peft.evaluation.predictor import Predictor, dots, empty, shuffled
+from warmup_peft.evaluation.rows import (
+    RowsToScore,
+    held_out_questions,
+    questions_to_score,
+    task_args_of,
+    task_to_score,
 )
-from warmup_peft.evaluation.rows import held_out_questions, questions_to_score, task_args_of, task_to_score
 from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice
 from warmup_peft.export.model_card import score_columns
 from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
@@ -65,6 +61,7 @@ class Evaluation:
         left_out: metrics that could not be computed, with the reason.
         questions, predictions: the rows, and the model's answers after its own warmups, in the same order.
         settings: of the model's training, as far as it is recorded.
+        are_trained_on: whether the model was trained on these rows, or may have been.
     """
 
     scores: dict[str, dict[str, float]]
@@ -74,6 +71,7 @@ class Evaluation:
     questions: Sequence[Question] = field(default=(), repr=False)
     predictions: Sequence[Prediction] = field(default=(), repr=False)
     settings: dict[str, Any] = field(default_factory=dict)
+    are_trained_on: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -120,7 +118,7 @@ def evaluate(
     subject = Subject.of(model, asked)
     check_warmups(asked, subject.config)
     record = subject.record
-    task, questions, source = subject.questions(dataset, asked)
+    task, questions, source, are_trained_on = subject.questions(dataset, asked)
     check_answers(asked, questions)
     loaded = subject.load()
     arms = evaluate_arms(loaded, questions, task, asked)
@@ -141,6 +139,7 @@ def evaluate(
             "base_model": record.base_model,
             "data": source,
         },
+        are_trained_on,
     )
 
 
@@ -175,9 +174,7 @@ class Subject:
         record = TrainingRecord(base_model="", data=model.data_record)
         return cls(model.warmup_config, record, lambda: loaded_of(model))
 
-    def questions(
-        self, dataset: str | Path | Iterable[dict] | None, options: EvaluateArguments
-    ) -> tuple[Task, list[Question], str]:
+    def questions(self, dataset: str | Path | Iterable[dict] | None, options: EvaluateArguments) -> RowsToScore:
         """The task, the questions that it reads from the data, and where they come from.
 
         Args:
@@ -194,15 +191,13 @@ def name_of(model: Any) -> str:
     return str(model) if isinstance(model, str | Path) else type(model).__name__
 
 
-def given_questions(
-    options: EvaluateArguments, rows: Iterable[dict], eval_metrics: str | None
-) -> tuple[Task, list[Question], str]:
+def given_questions(options: EvaluateArguments, rows: Iterable[dict], eval_metrics: str | None) -> RowsToScore:
     """As `held_out_questions`, of rows that the caller has. Raises ValueError where there are none."""
     task = task_to_score(options.task, eval_metrics, options.metrics)
     questions = questions_to_score(task, list(rows)[: options.max_samples], task_args_of(options))
     if not questions:
         raise ValueError("The dataset to score on has no rows. Give it at least one.")
-    return task, questions, f"{len(questions)} given rows"
+    return RowsToScore(task, questions, f"{len(questions)} given rows")
 
 
 def loaded_of(trainer: Any) -> LoadedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 import yaml
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
+from lm_eval.tasks import TaskManager
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from warmup_peft.evaluation.predictor import check_logps, write_each
+from warmup_peft.evaluation.answering import check_logps, write_each
 from warmup_peft.inference.chat import opened
 from warmup_peft.inference.decoding import decode_prepared
 from warmup_peft.inference.folder import WarmupConfig
@@ -154,6 +155,11 @@ def log_mean_exp(values: Sequence[float]) -> float:
     return (tensor.logsumexp(0) - torch.tensor(len(values)).log()).item()
 
 
+@cache  # it reads thousands of files, and base and adapter are scored on the same tasks
+def all_tasks() -> TaskManager:
+    return TaskManager()
+
+
 def run_tasks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -177,10 +183,9 @@ def run_tasks(
         ValueError: a task is neither known to lm-evaluation-harness nor a file.
     """
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    manager = TaskManager()
+    manager = all_tasks()
     chosen: list[str | dict[str, Any]] = []
     for task in tasks:
         is_file = task.endswith((".yaml", ".yml"))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset
 
@@ -146,13 +146,26 @@ def task_to_score(name: str | Task | None, eval_metrics: str | None = None, metr
 
 
 TRAIN_SPLIT = "train"
-TRAINED_ON = " (rows of the training)"  # at the end of a text that says where rows come from
+
+
+class RowsToScore(NamedTuple):
+    """A task and what it reads.
+
+    Attributes:
+        source: where the rows come from, in words.
+        are_trained_on: whether the model was trained on them, or may have been.
+    """
+
+    task: Task
+    questions: list[Question]
+    source: str
+    are_trained_on: bool = False
 
 
 def held_out_questions(
     options: EvaluateArguments, data: dict[str, Any], eval_metrics: str | None = None
-) -> tuple[Task, list[Question], str]:
-    """The task, its questions, and a text that says where they come from.
+) -> RowsToScore:
+    """The task, its questions, and where they come from.
 
     Args:
         data: the training's record in the adapter's folder. Anybody may have written it, so a task file that it names
@@ -181,13 +194,13 @@ def held_out_questions(
     task_args = {**recorded_task_args(task_name, data), **task_args_of(options)}
     check = partial(read_questions, task, task_args=task_args)
     rows = load_split(name, split, options.dataset_config or data.get("dataset_config"), share, check)
+    are_trained_on = split == TRAIN_SPLIT and (own or data.get("dataset_name") is None)
     where = name if is_one_split(name) else f"{name}, split {split}"
-    if split == TRAIN_SPLIT and (own or data.get("dataset_name") is None):
-        where += TRAINED_ON
+    where += " (rows of the training)" if are_trained_on else ""
     questions = questions_to_score(task, first_rows(rows, options.max_samples), task_args)
     if not questions:
         raise ValueError(f"The task {task_name} reads no question from the rows of {where}. Give it at least one.")
-    return task, questions, where
+    return RowsToScore(task, questions, where, are_trained_on)
 
 
 def recorded_task(data: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ Knows no trainer, no source of warmups and no objective's arithmetic.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -87,37 +88,29 @@ def score_warmups(
     predicted = branches.is_target | is_decision | is_rest
     predictions = encoded.predictions(branches, predicted)
     is_off_policy = source_logp_BK is not None
+    measures = partial(
+        decision_measures,
+        sampling=sampling,
+        with_logp=with_warmup_logp or (with_kl and is_off_policy),
+        kl_from_reference=kl_from_reference,
+    )
 
     def per_warmup(values_N: Tensor, mask: Tensor) -> Tensor:
         """(B, K) sums of the values, which stand where the mask over distinct branches is true."""
         return sums_where(mask, values_N).gather(1, index_BK)
 
-    def of_decisions(logits: Tensor, ids: Tensor, is_end: Tensor, reference: Tensor | None = None) -> Measures:
-        found = {}
-        if with_warmup_logp or (with_kl and is_off_policy):
-            found["logp"] = sampling.logps(logits, ids)
-        if reference is not None:
-            both = [sampling.with_one_end(x) for x in (reference, logits)]
-            found["kl"] = divergence(*(both if kl_from_reference else reversed(both)))
-        if learns_format:
-            ended = is_end.float() if reference is None else sampling.end_probabilities(reference)
-            found["ending"] = sampling.ending_logps(logits, ended)
-        return found
-
     found = predictions[branches.is_target[predicted]].measure(target_measures, branches.ids[branches.is_target])
     of_target = {name: per_warmup(values, branches.is_target) for name, values in found.items()}
     found = predictions[is_decision[predicted]].measure(
-        of_decisions,
+        measures,
         distinct.ids[prefix_mask(num_decisions, distinct.ids.size(-1))],
         (~prefix_mask(distinct.lengths, is_decision.size(-1)))[is_decision],
         *([reference(branches, is_decision)] if with_kl and not is_off_policy else []),
     )
     of_warmup = {name: per_warmup(values, is_decision) for name, values in found.items()}
     kl_BK = source_logp_BK - of_warmup["logp"] if with_kl and is_off_policy else of_warmup.get("kl")
-    gain_BK = format_logp_BK = None
-    if with_gain:
-        num_targets_B1 = target.mask.sum(1, keepdim=True).clamp(min=1)
-        gain_BK = (of_target["probability"] - probability_without(encoded, target, sampling)) / num_targets_B1
+    gain_BK = mean_gain(of_target["probability"], encoded, target, sampling) if with_gain else None
+    format_logp_BK = None
     if learns_format:
         rest_N = predictions[is_rest[predicted]].logps(branches.ids[is_rest])
         format_logp_BK = of_warmup["ending"] + per_warmup(rest_N, is_rest) + encoded.opening_logp_B1
@@ -139,6 +132,12 @@ def rest_of_separator(warmups: Warmups, branches: Branches) -> Tensor:
     return branches.mask & ~branches.is_target & is_later
 
 
+def mean_gain(probability_BK: Tensor, encoded: Encoded, target: Tokens, sampling: SamplingSettings) -> Tensor:
+    """(B, K) probabilities of the target's tokens, summed over them, less those after no warmup; a token."""
+    num_targets_B1 = target.mask.sum(1, keepdim=True).clamp(min=1)
+    return (probability_BK - probability_without(encoded, target, sampling)) / num_targets_B1
+
+
 @torch.no_grad()
 def probability_without(encoded: Encoded, target: Tokens, sampling: SamplingSettings) -> Tensor:
     """(B, 1) probabilities of the target's tokens after no warmup, summed over them."""
@@ -157,3 +156,27 @@ def target_measures(logits_NV: Tensor, ids_N: Tensor) -> Measures:
         "entropy": Categorical(logits=fixed_NV, validate_args=False).entropy(),
         "correct": (fixed_NV.argmax(-1) == ids_N).long(),
     }
+
+
+def decision_measures(
+    logits_NV: Tensor,
+    ids_N: Tensor,
+    is_end_N: Tensor,
+    reference_NV: Tensor | None = None,
+    *,
+    sampling: SamplingSettings,
+    with_logp: bool,
+    kl_from_reference: bool,
+) -> Measures:
+    """Of each decision of a warmup, in nats: its log-probability; the divergence from a reference; and, where the
+    separator is learned, `ending_logps`, with the reference's ends or, without one, the warmup's own."""
+    found = {}
+    if with_logp:
+        found["logp"] = sampling.logps(logits_NV, ids_N)
+    if reference_NV is not None:
+        both = [sampling.with_one_end(x) for x in (reference_NV, logits_NV)]
+        found["kl"] = divergence(*(both if kl_from_reference else reversed(both)))
+    if sampling.closing_id is not None:
+        ended_N = is_end_N.float() if reference_NV is None else sampling.end_probabilities(reference_NV)
+        found["ending"] = sampling.ending_logps(logits_NV, ended_N)
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,23 +41,31 @@ def check_early(
     """
     from trl import ModelConfig, ScriptArguments  # which do not import torch
 
-    fields = training_fields()
-    if fields is None:
-        return {}
     known = (ScriptArguments, ModelConfig, *kinds)
-    ours = option_hints(known)
-    options = [(name, hint, dataclasses.field(default=None)) for name, hint in fields.items() if name not in ours]
-    recipe = Recipe.read(argv, *known, dataclasses.make_dataclass("TrainingOptions", options))
+    others = training_options(known, TRAINING_CLASSES)
+    if others is None:
+        return {}
+    recipe = Recipe.read(argv, *known, others)
     recipe = recipe.with_overrides(overrides or {})
     (own,) = recipe.restricted_to(WarmupOptions).settings()
     own.check_warmup_options()
     return recipe.values
 
 
-def training_fields() -> dict[str, Any] | None:
+@functools.cache
+def training_options(known: tuple[type, ...], classes: tuple[tuple[str, str, str], ...]) -> type | None:
+    """A dataclass of the training options in these sources that are in no dataclass of `known`; None as below."""
+    fields, ours = training_fields(classes), option_hints(known)
+    if fields is None:
+        return None
+    options = [(name, hint, dataclasses.field(default=None)) for name, hint in fields.items() if name not in ours]
+    return dataclasses.make_dataclass("TrainingOptions", options)
+
+
+def training_fields(classes: Sequence[tuple[str, str, str]] = TRAINING_CLASSES) -> dict[str, Any] | None:
     """Names and types of TRL's SFTConfig; None where its source is not where it was."""
     annotations: dict[str, str] = {}
-    for package, file, name in TRAINING_CLASSES:
+    for package, file, name in classes:
         spec = importlib.util.find_spec(package)
         path = spec and spec.origin and Path(spec.origin).parent / file
         if not path or not path.is_file():

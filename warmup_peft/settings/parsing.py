@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import logging
 import os
 import warnings
@@ -115,7 +116,7 @@ def typed(kinds: Sequence[type], values: Mapping[str, Any], place: str) -> dict[
     words = [
         f"--{name}={value}" for name, value in values.items() if isinstance(value, str) and not is_text(hints[name])
     ]
-    return {**values, **parse_words(kinds, words)}
+    return {**values, **(parse_words(kinds, words) if words else {})}
 
 
 def is_text(hint: Any) -> bool:
@@ -125,20 +126,32 @@ def is_text(hint: Any) -> bool:
 
 def option_hints(kinds: Sequence[type]) -> dict[str, Any]:
     """The type hint of every option."""
-    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
-    return {option.name: hints[option.name] for kind in kinds for option in dataclasses.fields(kind) if option.init}
+    return {name: hint for kind in kinds for name, hint in hints_of(kind).items()}
+
+
+@functools.cache  # a command asks for TRL's dozens of times
+def hints_of(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {option.name: hints[option.name] for option in dataclasses.fields(kind) if option.init}
 
 
 def parse_words(kinds: Sequence[type], words: Sequence[str]) -> dict[str, Any]:
     """The options that the words set, and no defaults."""
-    parser = strict_parser(kinds)
+    parser = parser_of_words(tuple(kinds))
     flags = [flag for action in parser._actions for flag in action.option_strings]
     for flag in (word.split("=")[0] for word in words if word.startswith("--")):
         if flag not in flags:
             raise ValueError(f"There is no option {flag}. {nearest(flag, flags)}")
+    return vars(parser.parse_args(words))
+
+
+@functools.cache
+def parser_of_words(kinds: tuple[type, ...]) -> TrlParser:
+    """A parser without defaults, so that what it returns was said, and one call leaves nothing for the next."""
+    parser = strict_parser(kinds)
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
-    return vars(parser.parse_args(words))
+    return parser
 
 
 def strict_parser(kinds: Sequence[type]) -> TrlParser:

@@ -120,7 +120,8 @@ class Arm:
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one token per byte, for random models."""
-    vocabulary = {token: i for i, token in enumerate(["<|pad|>", "<|eos|>", *pre_tokenizers.ByteLevel.alphabet()])}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # which has another order in each process
+    vocabulary = {token: i for i, token in enumerate(["<|pad|>", "<|eos|>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -14,6 +14,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from trl import SFTTrainer
 
+from warmup_peft.evaluation.answering import Ids, answer_each, answer_limit, thought_marks, without_thought, write_each
 from warmup_peft.evaluation.metrics import (
     METRICS,
     Answers,
@@ -22,14 +23,6 @@ from warmup_peft.evaluation.metrics import (
     score_rows,
     totals,
     try_metrics,
-)
-from warmup_peft.evaluation.predictor import (
-    Ids,
-    answer_each,
-    answer_limit,
-    thought_marks,
-    without_thought,
-    write_each,
 )
 from warmup_peft.inference.generation import end_token_ids
 from warmup_peft.method.branches import split_examples

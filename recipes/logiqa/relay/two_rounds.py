@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from warmup_peft.comparison.run_arm import AtSteps
-from warmup_peft.evaluation.predictor import Predictor, score_predictions
+from warmup_peft.evaluation.prediction import score_predictions
+from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.evaluation.rows import rows_to_compare_on
 from warmup_peft.inference.loading import end_with_the_tokenizer
 from warmup_peft.method.branches import Warmups, split_examples

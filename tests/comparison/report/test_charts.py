@@ -12,7 +12,11 @@ from summaries import difference
 
 from warmup_peft.comparison.report.charts import DARK, LIGHT, Line, difference_chart, line_chart, look
 
-LINES = [Line("sft", 0, [0, 1], [0.5, float("nan")]), Line(EVIL, 1, [0, 1], [0.5, 0.75])]
+LINES = [
+    Line("sft", 0, [0, 1], [0.5, float("nan")]),
+    Line(EVIL, 1, [0, 1], [0.5, 0.75]),
+    Line("one point", 2, [0], [float("nan")]),
+]
 
 
 def drawings(picture: str) -> list[str]:
@@ -25,13 +29,15 @@ def drawings(picture: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "draw",
     [
-        line_chart("accuracy", "steps", LINES, EVIL, 0.8),
-        difference_chart("Difference to sft", [("a", difference()), (EVIL, difference(-0.1, False))], EVIL),
+        lambda: line_chart("accuracy", "steps", LINES, EVIL, 0.8),
+        lambda: difference_chart("Difference to sft", [("a", difference()), (EVIL, difference(-0.1, False))], EVIL),
     ],
+    ids=["lines", "differences"],
 )
-def test_a_picture_holds_a_drawing_for_light_and_one_for_dark_pages(picture):
+def test_a_picture_holds_a_drawing_for_light_and_one_for_dark_pages(draw):
+    picture = draw()
     light, dark = drawings(picture)
     assert LIGHT[0] in light
     assert LIGHT[0] not in dark

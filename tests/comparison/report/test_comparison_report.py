@@ -18,10 +18,15 @@ from warmup_peft.comparison.report.tables import differences_table, results_tabl
 from warmup_peft.comparison.results import ArmSummary, Estimate, Point
 from warmup_peft.evaluation.tasks import Row
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    return report.to_html(USUAL)
+    """With real pictures, since it is made before those of a test are replaced."""
+    html = report.to_html(USUAL)
+    assert len(html) > 100_000
+    return html
 
 
 # ---- What it says ----

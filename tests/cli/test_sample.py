@@ -10,7 +10,7 @@ from folders import puzzles, train_argv, write_rows
 
 from warmup_peft.cli.main import BAD_INPUT, main
 
-POOL = {"task": "logiqa", "warmup_pool_size": 3, "warmup_pool_batch_size": 12}
+POOL = {"task": "logiqa", "max_steps": 1, "warmup_pool_size": 3, "warmup_pool_batch_size": 12}
 
 
 @pytest.fixture

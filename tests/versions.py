@@ -50,7 +50,7 @@ def main() -> int:
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
         parser.error("uv is not installed. Run: pip install uv")
-    pythons = args.python or [name for name in PYTHONS if is_here(uv, name)]
+    pythons = args.python or [version for version in PYTHONS if interpreter(uv, version)]
     failed = 0
     with tempfile.TemporaryDirectory() as temporary:
         for python in pythons:
@@ -66,8 +66,13 @@ def main() -> int:
     return int(failed > 0)
 
 
-def is_here(uv: str, python: str) -> bool:
-    return subprocess.run([uv, "python", "find", "--offline", python], capture_output=True).returncode == 0
+def interpreter(uv: str, version: str) -> str | None:
+    """A Python of that version on this machine: from the path, of pyenv (whose command may name none), or of uv."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    managed = subprocess.run([uv, "python", "find", "--offline", version], capture_output=True, text=True).stdout
+    found = [shutil.which(f"python{version}"), *pyenv.glob(f"versions/{version}.*/bin/python"), managed.strip()]
+    runs = (path for path in found if path and not subprocess.run([path, "--version"], capture_output=True).returncode)
+    return next(map(str, runs), None)
 
 
 def try_out(uv: str, environment: Path, python: str, resolution: str, args: argparse.Namespace) -> str:
@@ -75,6 +80,7 @@ def try_out(uv: str, environment: Path, python: str, resolution: str, args: argp
     binary = environment / "bin" / "python"
     install = [uv, "pip", "install", "-q", "--python", str(binary), "--resolution", resolution, *args.pin]
     install += ["--find-links", args.find_links] if args.find_links else []
+    python = interpreter(uv, python) or python
     if subprocess.run([uv, "venv", "-q", "--allow-existing", "--python", python, str(environment)]).returncode:
         return "no environment"
     if subprocess.run([*install, "-e", f"{ROOT}[qlora,dev]"]).returncode:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
@@ -13,6 +16,8 @@ from warmup_peft.cli.launch import config_file, num_processes
 from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.settings.arguments import LaunchOptions
 from warmup_peft.settings.shipped import ACCELERATE_CONFIGS
+
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 @pytest.fixture
@@ -91,3 +96,24 @@ def test_two_processes_train_one_adapter_and_fail_with_their_exit_code(model_fol
     with pytest.raises(SystemExit) as failed:  # the folder holds a run now
         main([*argv, *words])
     assert failed.value.code == BAD_INPUT
+
+
+@pytest.mark.slow
+def test_processes_that_shard_train_an_adapter_that_loads_and_goes_on(model_folder, tmp_path, monkeypatch, capfd):
+    child = "import sys, ranks\nfrom warmup_peft.cli.main import main\nranks.as_on_gpus()\nsys.exit(main())\n"
+    (tmp_path / "child.py").write_text(child)
+    monkeypatch.setattr(launching, "CHILD", "child")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(SUPPORT), os.environ.get("PYTHONPATH", "")]))
+    argv = train_argv(
+        model_folder, write_rows(tmp_path / "rows.jsonl", EXAMPLES), tmp_path / "run", per_device_train_batch_size=1,
+        save_strategy="steps", save_steps=1,
+    )  # fmt: skip
+    words = ["--accelerate_config", "fsdp2", "--num_processes", "2"]
+    assert main([*argv, *words]) == 0
+    capfd.readouterr()
+    assert main([*argv, *words, "--max_steps", "3", "--resume_from_checkpoint", "last"]) == 0
+    said = capfd.readouterr()
+    assert "checkpoint-2" in said.err + said.out
+    assert "Trained 3 steps" in said.out
+    answers = ["generate", "--adapter", str(tmp_path / "run"), "--prompt", "Q: one?", "--max_new_tokens", "2"]
+    assert main(answers) == 0

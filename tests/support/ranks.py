@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers.training_args
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
+
+import warmup_peft.training.config
 
 FORK = multiprocessing.get_context("fork")
 
@@ -70,6 +73,8 @@ def as_rank(
 def as_on_gpus() -> None:
     """Make accelerate take this rank for one on a GPU: on a CPU it shards no weights, and trains whole copies."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    for module in (transformers.training_args, warmup_peft.training.config):
+        module.is_torch_bf16_gpu_available = lambda: True
     PartialState._prepare_backend = lambda *args, **keywords: ("gloo", DistributedType.MULTI_GPU)
 
 

@@ -73,6 +73,7 @@ def settings(**changes) -> SimpleNamespace:
         deepspeed_plugin=None,
         fsdp=None,
         fsdp_plugin_args=None,
+        use_cpu=False,
         num_beams=1,
         eval_generate=0,
         use_vllm=False,
@@ -322,6 +323,7 @@ FSDP2 = {"fsdp": True, "fsdp_plugin_args": {"fsdp_version": 2}}
     [
         ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "Use FSDP2"),
         ({"fsdp": True, "fsdp_plugin_args": {"fsdp_version": 1}}, "Set fsdp_version to 2"),
+        ({**FSDP2, "use_cpu": True}, "^accelerate shards no weights on a CPU.* Set use_cpu to false"),
         ({**FSDP2, "num_beams": 2}, "^num_beams does not work with FSDP.* Set num_beams to 1"),
         ({**FSDP2, "eval_generate": 3}, "Set eval_generate to 0"),
         ({**FSDP2, "use_vllm": True}, "Set use_vllm to false"),

@@ -231,7 +231,12 @@ def cases_of(model: str, folder: Path, pool: Path, of_ranks: dict):
         "anchor": dict(objective="warmup", warmup_anchor=0.5, gradient_checkpointing=True),
         "gain": dict(objective="rlpr", warmup_anchor=0.0, gradient_accumulation_steps=2),
         "base": dict(objective="posterior", warmup_anchor=0.3, max_steps=2, **pooled("base", pool)),
+        "bfloat16": dict(
+            objective="posterior", model_init_kwargs={"dtype": "bfloat16"}, **pooled("base", pool / "bfloat16")
+        ),
     }
+    if "fsdp" in of_ranks:  # DeepSpeed would round the adapter, too
+        cases["autocast"] = cases["bfloat16"] | dict(bf16=True, learning_rate=0.1)
     found = {}
     for name, settings in cases.items():
         run = folder / name
@@ -256,11 +261,12 @@ def test_sharded_ranks_train_and_save_like_one(model_folder, tmp_path, no_compil
     (one,) = on_ranks(1, tmp_path / "1", cases_of, model_folder, tmp_path / "one", tmp_path, of_ranks)
     two, other = on_ranks(2, tmp_path / "2", cases_of, model_folder, tmp_path / "two", tmp_path, of_ranks)
     for case, (moved, log, saved, shares) in one.items():
-        assert_equal_movement((moved, log), two[case][:2], 1e-5)
+        assert_equal_movement((moved, log), two[case][:2], 1e-2 if case == "autocast" else 1e-5)
         assert (shares, two[case][3]) == (True, can_share)
         assert two[case][2].keys() == saved.keys()
         for name, weight in saved.items():
-            torch.testing.assert_close(two[case][2][name], weight, rtol=1e-5, atol=1e-5)
+            tolerance = 1e-3 if case == "autocast" else 1e-5
+            torch.testing.assert_close(two[case][2][name], weight, rtol=tolerance, atol=tolerance)
         assert torch.equal(two[case][0], other[case][0])
 
 

@@ -68,7 +68,8 @@ Where this departs from the papers:
 11. log P(c_i|x) is a sum over the decisions of c_i, as the exact gradient has it, so long warmups move the weights
     more than short ones. `warmup_loss_type` can divide every A_i, with TRL's names: `dr_grpo` by W, which leaves the
     term through P(c|x) exact but for that constant; `bnpo` by the mean number of decisions of the batch's warmups,
-    which is biased, because it depends on the very samples that A_i weighs.
+    which is biased, because it depends on the very samples that A_i weighs. As in TRL's GRPO that batch is the one of
+    a device, so two devices with half of it each are not exactly one device with all of it.
 12. With `mask_truncated_warmups`, warmups that did not stop within W have no w_i, A_i and KL_i (9 keeps its terms),
     and the number K' of the others takes the place of K. Given K', those are independent samples of P(c|x,stop), and
     the estimates are exact for E[R|stop] (`warmup` through R only, `jensen`), E[R - beta KL|stop] (`latro`),

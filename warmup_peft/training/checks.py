@@ -182,6 +182,11 @@ def check_fsdp(args: WarmupSFTConfig) -> None:
             "Warmups are written by the model between two training steps, which FSDP1 does not allow here. Set "
             "fsdp_version to 2 in accelerate's configuration."
         )
+    if args.use_cpu:
+        raise ValueError(
+            "accelerate shards no weights on a CPU: every rank would train a whole copy. Set use_cpu to false, or "
+            "leave FSDP out."
+        )
     for name, is_set, instead in (
         ("num_beams", args.num_beams > 1, "1"),
         ("eval_generate", args.eval_generate > 0, "0, and evaluate the saved adapter"),

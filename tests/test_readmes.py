@@ -92,6 +92,19 @@ def test_the_tests_that_a_table_names_are_there():
     assert named <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
 
 
+def test_no_cell_of_the_table_is_without_an_answer():
+    """Each row trains by a test, or it is refused, or the cell says what it needs."""
+    text = PAGES["warmup_peft/README.md"].read_text(encoding="utf-8")
+    table = text.partition("## What works together")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    assert len(rows) > 30
+    assert {len(row) for row in rows} == {6}
+    cells = [cell for row in rows[2:] for cell in row[1:] if cell]
+    answers = re.compile(r"`test_\w+`|refused|needs |the same|`--device` only|as dequantised")
+    assert [cell for cell in cells if not answers.search(cell)] == []
+    assert "untested" not in table.lower()
+
+
 # ---- Links ----
 
 

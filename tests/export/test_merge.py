@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from conftest import tiny_config
-from folders import logits, random_adapter, relative_difference, save_adapter, tree
+from folders import assert_serves, logits, random_adapter, relative_difference, save_adapter, tree
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, set_seed
 
@@ -48,6 +48,7 @@ def test_nf4_merge_starts_from_the_dequantized_base(tmp_path, model_folder, toke
     merge_adapter(folder, tmp_path / "merged", dtype="float32")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert relative_difference(logits(original), expected) > 100 * relative_difference(logits(merged), expected)
+    assert_serves(load_folder(folder), tmp_path / "merged")
 
 
 def test_nf4_merge_into_the_original_base_says_how_far_it_is(tmp_path, model_folder, tokenizer, lora, nf4):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from folders import TRAINING, puzzles, random_adapter, save_adapter, tree, write_rows
-from safetensors.torch import load_file, save_file
+from bases import FP8, MXFP4, in_fp8, in_mxfp4, stored_as
+from folders import TRAINING, assert_serves, logits, puzzles, random_adapter, save_adapter, tree, write_rows
 from trainers import make_trainer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -18,10 +17,8 @@ from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.inference.folder import TrainingRecord
 from warmup_peft.inference.loading import load_base, load_folder
 
-FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [64, 64]}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
-MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4").to_dict()
 INT8 = BitsAndBytesConfig(load_in_8bit=True).to_dict()
 QUANTO = {"quant_method": "quanto", "weights": "int8", "activations": None, "modules_to_not_convert": None}
@@ -29,14 +26,6 @@ QUANTO = {"quant_method": "quanto", "weights": "int8", "activations": None, "mod
 
 class WeightsAreLoaded(Exception):
     pass
-
-
-def stored_as(model_folder: str, folder: Path, quantization: dict | None) -> Path:
-    """A copy of the model whose `config.json` says that its weights are quantised."""
-    shutil.copytree(model_folder, folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": quantization}))
-    return folder
 
 
 @pytest.fixture
@@ -59,10 +48,10 @@ def adapter_on(tmp_path, model_folder, tokenizer, lora):
 
 @pytest.fixture
 def passed(monkeypatch):
-    """Instead of weights, what is given to load them."""
+    """Instead of weights, what is given to load them. To transformers, None means weights that are not quantised."""
     quantizations = []
 
-    def from_pretrained(*_, quantization_config=None, **__):
+    def from_pretrained(*_, quantization_config="its own", **__):
         quantizations.append(quantization_config)
         raise WeightsAreLoaded
 
@@ -75,7 +64,7 @@ def test_a_base_that_is_stored_quantised_brings_its_own_configuration(adapter_on
     folder = adapter_on(stored, stored)
     with pytest.raises(WeightsAreLoaded):
         load_folder(folder)
-    assert passed == [None]
+    assert passed == ["its own"]
 
 
 @pytest.mark.parametrize("stored", [FP8, MXFP4], ids=lambda q: q["quant_method"])
@@ -146,38 +135,33 @@ def test_dequantised_weights_are_asked_for_while_they_are_loaded(adapter_on, pas
 
 @pytest.fixture(scope="module")
 def fp8_folder(tmp_path_factory, model_folder) -> Path:
-    """The tiny model with its linear layers in 8 bit, as such models lie on the Hub."""
-    folder = stored_as(model_folder, tmp_path_factory.mktemp("fp8") / "base", FP8)
-    weights = load_file(folder / "model.safetensors")
-    for name in [name for name in weights if "_proj" in name]:
-        rows, columns = (size // 64 for size in weights[name].shape)
-        blocks = weights[name].view(rows, 64, columns, 64)
-        scales = blocks.abs().amax((1, 3)) / 448
-        weights[name.replace("weight", "weight_scale_inv")] = scales
-        weights[name] = (blocks / scales[:, None, :, None]).view(weights[name].shape).to(torch.float8_e4m3fn)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return in_fp8(model_folder, tmp_path_factory.mktemp("fp8") / "base")
 
 
-def test_an_fp8_base_is_trained_scored_used_and_merged(fp8_folder, tmp_path):
+@pytest.fixture(scope="module")
+def mxfp4_folder(tmp_path_factory, tokenizer) -> Path:
+    return in_mxfp4(tmp_path_factory.mktemp("mxfp4") / "base", tokenizer)
+
+
+@pytest.mark.parametrize("stored", [FP8, pytest.param(MXFP4, marks=pytest.mark.slow)], ids=["fp8", "mxfp4"])
+def test_a_base_that_is_dequantised_is_trained_scored_used_merged_and_served(stored, request, tmp_path):
+    base = request.getfixturevalue(f"{stored['quant_method']}_folder")
     data, run = write_rows(tmp_path / "rows.jsonl", puzzles(8)), tmp_path / "run"
     task = {"dataset_name": data, "test_split_size": 0.5, "task": "logiqa"}
-    options = {**TRAINING, **task, "model_name_or_path": fp8_folder}
+    options = {**TRAINING, **task, "model_name_or_path": base}
     argv = [str(word) for key, value in {**options, "output_dir": run}.items() for word in (f"--{key}", value)]
     assert main(["train", *argv, "--save_strategy", "no"]) == 0
     assert main(["evaluate", "--adapter", str(run), "--max_new_tokens", "2"]) == 0
     assert main(["generate", "--adapter", str(run), "--prompt", "Q1:", "--max_new_tokens", "2"]) == 0
-    for recorded in (None, FP8):  # dequantised for training, as without a GPU, and as it is
+    expected = logits(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
+    for recorded in (None, stored):  # dequantised for training, as without a GPU, and as it is
         record = TrainingRecord.load(run)
         record.quantization_config = recorded
         record.save(run)
+        torch.testing.assert_close(logits(load_base(run)), expected)
         report = merge_adapter(run, tmp_path / "merged", overwrite=True)
         assert report.relative_logit_error < 1e-5
-        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-        assert getattr(merged.config, "quantization_config", None) is None
-        ids = torch.arange(3, 60).unsqueeze(0)
-        with torch.no_grad():
-            torch.testing.assert_close(merged(ids).logits, load_folder(run).model(ids).logits, rtol=1e-4, atol=1e-4)
+        assert_serves(load_folder(run), tmp_path / "merged", tolerance=1e-4)
 
 
 def test_a_dequantised_base_that_is_trained_whole_is_saved_as_it_was_trained(fp8_folder, tokenizer, tmp_path):
@@ -190,6 +174,30 @@ def test_a_dequantised_base_that_is_trained_whole_is_saved_as_it_was_trained(fp8
     torch.testing.assert_close(saved, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "limit"),
+    [
+        (BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"), 1e-5),
+        pytest.param(
+            BitsAndBytesConfig(load_in_8bit=True), 0.1, marks=pytest.mark.slow
+        ),  # activations are rounded too
+    ],
+    ids=["nf4", "int8"],
+)
+def test_an_adapter_on_a_base_that_is_stored_quantised_comes_back(
+    tmp_path, model_folder, tokenizer, lora, chosen, limit
+):
+    stored = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, quantization_config=chosen)
+    stored.save_pretrained(tmp_path / "base")
+    model = random_adapter(str(tmp_path / "base"), lora)
+    folder = save_adapter(tmp_path / "adapter", model, tokenizer, str(tmp_path / "base"), chosen)
+    loaded = load_folder(folder)
+    assert loaded.model.get_base_model().is_quantized
+    torch.testing.assert_close(logits(loaded.model), logits(model))
+    assert merge_adapter(folder, tmp_path / "merged").relative_logit_error < limit  # 8 bit rounds activations, too
+    assert_serves(load_folder(tmp_path / "merged") if limit > 1e-5 else loaded, tmp_path / "merged")
+
+
 def test_an_int8_adapter_comes_back_and_is_merged(tmp_path, model_folder, tokenizer, lora):
     int8 = BitsAndBytesConfig(load_in_8bit=True)
     model = random_adapter(model_folder, lora, int8)
@@ -198,6 +206,7 @@ def test_an_int8_adapter_comes_back_and_is_merged(tmp_path, model_folder, tokeni
     with torch.no_grad():
         torch.testing.assert_close(load_folder(folder).model(ids).logits, model(ids).logits)
     assert merge_adapter(folder, tmp_path / "merged").relative_logit_error < 0.1  # activations are rounded too
+    assert_serves(load_folder(tmp_path / "merged"), tmp_path / "merged")
 
 
 def test_the_command_says_in_one_sentence_what_cannot_be_merged(adapter_on, tmp_path, capsys):

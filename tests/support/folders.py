@@ -63,7 +63,9 @@ def warmup_config(tokenizer: PreTrainedTokenizerBase, max_warmup_length: int = 5
 
 
 def random_adapter(base: str, lora: LoraConfig, quantization: BitsAndBytesConfig | None = None) -> PeftModel:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=quantization)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, **({} if quantization is None else {"quantization_config": quantization})
+    )
     keep_4bit_weights_in_place(model)
     model = get_peft_model(model, lora)
     generator = torch.Generator().manual_seed(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_SIZES, tiny_config
+from bases import with_biases, with_experts
 from folders import assert_serves
 from peft import (
     AdaLoraConfig,
@@ -28,7 +28,7 @@ from peft import (
 )
 from thinning import every
 from trainers import make_trainer
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 
 from warmup_peft import merge_adapter
 from warmup_peft.inference.loading import load_folder
@@ -152,30 +152,23 @@ def test_adapters_that_stay_when_switched_off(kind, model_folder, tokenizer, tmp
 
 def test_parameters_of_experts(tokenizer, tmp_path):
     """`target_parameters`: LoRA on weights that are no layers of their own."""
-    set_seed(0)
-    base = MixtralForCausalLM(MixtralConfig(**TINY_SIZES, num_local_experts=2, router_aux_loss_coef=0.0))
-    base.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    base = with_experts(tmp_path / "base", tokenizer, num_local_experts=2, router_aux_loss_coef=0.0)
     config = LoraConfig(
         task_type="CAUSAL_LM", target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"]
     )
-    trainer = make_trainer(with_adapter(tmp_path / "base", config), tmp_path, tokenizer, **RUNS)
+    trainer = make_trainer(with_adapter(base, config), tmp_path, tokenizer, **RUNS)
     move(trainer.model)
-    check(trainer, "target_parameters", logits(base), tmp_path)
+    expected = logits(AutoModelForCausalLM.from_pretrained(base))
+    check(trainer, "target_parameters", expected, tmp_path)
 
 
 @pytest.mark.slow
 def test_biases_of_its_own(tokenizer, tmp_path):
     """`lora_bias`, where the layers have biases into which they can be merged."""
-    set_seed(0)
-    base = LlamaForCausalLM(tiny_config(attention_bias=True, mlp_bias=True)).eval()
-    base.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    trainer = make_trainer(
-        with_adapter(tmp_path / "base", LoraConfig(**LINEAR, lora_bias=True)), tmp_path, tokenizer, **RUNS
-    )
+    base = with_biases(tmp_path / "base", tokenizer)
+    trainer = make_trainer(with_adapter(base, LoraConfig(**LINEAR, lora_bias=True)), tmp_path, tokenizer, **RUNS)
     move(trainer.model)
-    check(trainer, "lora_bias", logits(base), tmp_path)
+    check(trainer, "lora_bias", logits(AutoModelForCausalLM.from_pretrained(base)), tmp_path)
 
 
 @pytest.mark.parametrize("kind", STAYS)

@@ -13,7 +13,7 @@ import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
 from conftest import EXAMPLES
 from datasets import Dataset
-from folders import TRAINING, write_rows
+from folders import TRAINING, assert_serves, write_rows
 from peft import LoraConfig
 from ranks import as_on_gpus, on_ranks
 from safetensors.torch import load_file
@@ -21,9 +21,10 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_available
 
-from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer
+from warmup_peft import WarmupSFTConfig, WarmupSFTTrainer, merge_adapter
 from warmup_peft.cli import train
 from warmup_peft.cli.main import main
+from warmup_peft.inference.loading import load_folder
 from warmup_peft.method.model import is_sharded
 from warmup_peft.settings.shipped import ACCELERATE_CONFIGS
 from warmup_peft.settings.traits import OBJECTIVE_TRAITS
@@ -184,7 +185,7 @@ def epochs(model: str, folder: Path, source: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["policy", "base", "empty"])
+@pytest.mark.parametrize("source", ["policy", "base", "shuffled", "empty"])
 def test_a_run_goes_on_bit_by_bit_and_with_another_number_of_ranks(model_folder, tmp_path, source):
     run = tmp_path / "run"
     ranks = on_ranks(2, tmp_path / "2", epochs, model_folder, run, source)
@@ -194,6 +195,10 @@ def test_a_run_goes_on_bit_by_bit_and_with_another_number_of_ranks(model_folder,
         assert values[0] == values[1]
     weights = [found for rank in ranks for found, _ in rank]
     assert all(torch.equal(found, weights[0]) for found in weights)
+    saved = load_file(run / "checkpoint-4" / "adapter_model.safetensors")
+    assert torch.equal(torch.cat([saved[name].flatten() for name in sorted(saved)]), weights[0])
+    assert merge_adapter(run / "checkpoint-4", tmp_path / "merged").relative_logit_error < 1e-5
+    assert_serves(load_folder(run / "checkpoint-4"), tmp_path / "merged")
     ((alone, log),) = on_ranks(1, tmp_path / "1", epochs, model_folder, run, source)[0]
     assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4, 5, 6]  # epochs of three batches
     assert alone.isfinite().all()
@@ -268,6 +273,8 @@ def test_sharded_ranks_train_and_save_like_one(model_folder, tmp_path, no_compil
             tolerance = 1e-3 if case == "autocast" else 1e-5
             torch.testing.assert_close(two[case][2][name], weight, rtol=tolerance, atol=tolerance)
         assert torch.equal(two[case][0], other[case][0])
+    assert merge_adapter(tmp_path / "two" / "anchor", tmp_path / "merged").relative_logit_error < 1e-5
+    assert_serves(load_folder(tmp_path / "two" / "anchor"), tmp_path / "merged")
 
 
 @pytest.fixture

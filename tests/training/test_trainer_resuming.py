@@ -6,9 +6,24 @@ import copy
 
 import pytest
 import torch
+from bases import in_fp8, in_mxfp4, with_biases, with_experts
 from conftest import EXAMPLES
-from datasets import IterableDataset
-from peft import AdaLoraConfig, IA3Config, LoraConfig, OFTConfig, VeraConfig
+from datasets import Dataset, IterableDataset
+from peft import (
+    AdaLoraConfig,
+    BOFTConfig,
+    FourierFTConfig,
+    HRAConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    RandLoraConfig,
+    TrainableTokensConfig,
+    VeraConfig,
+)
 from trainers import make_trainer
 from transformers import BitsAndBytesConfig, set_seed
 
@@ -27,6 +42,18 @@ ADAPTERS = {
     "IA3": IA3Config(**LINEAR, feedforward_modules=["up_proj"]),
     "VeRA": VeraConfig(**{**LINEAR, "target_modules": ["q_proj", "v_proj"]}, r=8),
     "OFT": OFTConfig(**LINEAR, oft_block_size=4),
+    "orthogonal": LoraConfig(**LINEAR, init_lora_weights="orthogonal"),
+    "trainable tokens": TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[3, 4, 50]),
+    "RandLoRA": RandLoraConfig(**LINEAR, r=4),
+    "BOFT": BOFTConfig(**LINEAR, boft_block_size=4),
+    "LoHa": LoHaConfig(**LINEAR),
+    "LoKr": LoKrConfig(**LINEAR),
+    "HRA": HRAConfig(**LINEAR),
+    "FourierFT": FourierFTConfig(**LINEAR, n_frequency=20),
+    "layer norms": LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]),
+    "PiSSA": LoraConfig(**LINEAR, init_lora_weights="pissa"),
+    "OLoRA": LoraConfig(**LINEAR, init_lora_weights="olora"),
+    "layer_replication": LoraConfig(**LINEAR, layer_replication=[[0, 2], [1, 2]]),
 }
 BASES = {
     "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32),
@@ -39,6 +66,13 @@ SETTINGS = {
     "adamw_bnb_8bit": {"optim": "adamw_bnb_8bit"},
     "paged_adamw_8bit": {"optim": "paged_adamw_8bit"},
     "auto_find_batch_size": {"auto_find_batch_size": True},
+    "shuffled_warmup": {"warmup_source": "shuffled", "objective": "warmup", "warmup_anchor": 0.0},
+    "load_best_model_at_end": {
+        "load_best_model_at_end": True,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "eval_dataset": Dataset.from_list(EXAMPLES),
+    },
 }
 
 
@@ -72,6 +106,31 @@ def test_adapters(model_folder, tokenizer, tmp_path, kind):
 @pytest.mark.parametrize("base", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_quantised_bases(model_folder, tokenizer, lora, tmp_path, base):
     assert_goes_on(model_folder, tokenizer, tmp_path, peft_config=lora, quantization_config=BASES[base])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", ["fp8", "mxfp4"])
+def test_bases_that_are_dequantised(model_folder, tokenizer, lora, tmp_path, stored):
+    base = tmp_path / "base"
+    in_fp8(model_folder, base) if stored == "fp8" else in_mxfp4(base, tokenizer)
+    assert_goes_on(str(base), tokenizer, tmp_path, peft_config=lora, model_init_kwargs={"dtype": "float32"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coefficient", [0.0, 0.5])
+def test_experts_and_their_load_balancing_loss(tokenizer, tmp_path, coefficient):
+    base = with_experts(tmp_path / "base", tokenizer, num_local_experts=4, router_aux_loss_coef=coefficient)
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"]
+    )
+    assert_goes_on(str(base), tokenizer, tmp_path, peft_config=adapter)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [{"lora_bias": True}, {"bias": "all"}], ids=str)
+def test_biases(tokenizer, tmp_path, adapter):
+    base = with_biases(tmp_path / "base", tokenizer)
+    assert_goes_on(str(base), tokenizer, tmp_path, peft_config=LoraConfig(**LINEAR, **adapter))
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ from warmup_peft.inference.loading import (
     put_adapter_on,
     why_no_base,
 )
-from warmup_peft.inference.quantization import dequantized_while_loading, has_dequantize, is_quantized
+from warmup_peft.inference.quantization import dequantized_while_loading, has_dequantize, is_quantized, save_as_it_is
 from warmup_peft.method.model import evaluation_mode, without_peft_wrapper
 
 LOST_AND_FOUND = "lost+found"  # in the root of a file system
@@ -135,6 +135,7 @@ def _merge_into(
     elif is_quantized(model):
         model = model.dequantize()
     model = merge_layer_by_layer(PeftModel.from_pretrained(model, adapter), saved_dtype)
+    save_as_it_is(model)
     end_with_the_tokenizer(model, tokenizer)
     model.config.dtype = saved_dtype
     model.save_pretrained(folder, max_shard_size=max_shard_size)

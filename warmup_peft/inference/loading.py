@@ -342,15 +342,11 @@ def load_base(
     base = find_base(adapter, loading.trust_remote_code)
     record = base.record or TrainingRecord(base.name)
     dequantize = weights == "dequantized" or base.recorded is None
+    quantization = to_load_with(base.stored, None if weights == "original" else base.recorded, dequantize=dequantize)
+    chosen = {} if quantization is None else {"quantization_config": quantization}  # None would hide what is stored
     with readable_weights(base.name):
         model = AutoModelForCausalLM.from_pretrained(
-            base.name,
-            revision=record.base_revision,
-            dtype=record.dtype,
-            quantization_config=to_load_with(
-                base.stored, None if weights == "original" else base.recorded, dequantize=dequantize
-            ),
-            **loading.keywords,
+            base.name, revision=record.base_revision, dtype=record.dtype, **chosen, **loading.keywords
         )
     keep_4bit_weights_in_place(model)
     if dequantize and is_quantized(model):

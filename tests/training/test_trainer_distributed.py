@@ -237,7 +237,10 @@ def cases_of(model: str, folder: Path, pool: Path, of_ranks: dict):
         "gain": dict(objective="rlpr", warmup_anchor=0.0, gradient_accumulation_steps=2),
         "base": dict(objective="posterior", warmup_anchor=0.3, max_steps=2, **pooled("base", pool)),
         "bfloat16": dict(
-            objective="posterior", model_init_kwargs={"dtype": "bfloat16"}, **pooled("base", pool / "bfloat16")
+            objective="posterior",
+            model_init_kwargs={"dtype": "bfloat16"},
+            prefix_sharing="never",
+            **pooled("base", pool / "bfloat16"),
         ),
     }
     if "fsdp" in of_ranks:  # DeepSpeed would round the adapter, too
@@ -245,8 +248,7 @@ def cases_of(model: str, folder: Path, pool: Path, of_ranks: dict):
     found = {}
     for name, settings in cases.items():
         run = folder / name
-        trainer = make_trainer(model, run, eval_strategy="steps", eval_steps=1, prefix_sharing="auto",
-                               **{**settings, **settings_of_ranks})  # fmt: skip
+        trainer = make_trainer(model, run, eval_strategy="steps", eval_steps=1, **{**settings, **settings_of_ranks})
         assert trainer.is_deepspeed_enabled == ("deepspeed" in settings_of_ranks)
         found[name] = moved_by_training(with_greedy_warmups(with_random_adapter(trainer)))
         assert is_sharded(trainer.model) == ("fsdp" in settings_of_ranks)
@@ -267,7 +269,8 @@ def test_sharded_ranks_train_and_save_like_one(model_folder, tmp_path, no_compil
     two, other = on_ranks(2, tmp_path / "2", cases_of, model_folder, tmp_path / "two", tmp_path, of_ranks)
     for case, (moved, log, saved, shares) in one.items():
         assert_equal_movement((moved, log), two[case][:2], 1e-2 if case == "autocast" else 1e-5)
-        assert (shares, two[case][3]) == (True, can_share)
+        is_float32 = case not in ("bfloat16", "autocast")  # in which shared prompts and plain rows are equal
+        assert (shares, two[case][3]) == (is_float32, is_float32 and can_share)
         assert two[case][2].keys() == saved.keys()
         for name, weight in saved.items():
             tolerance = 1e-3 if case == "autocast" else 1e-5

@@ -257,10 +257,10 @@ def test_the_packages_that_doctor_finds_required_are_those_of_the_core():
 
 HOOKS = {  # by the class, or the module, whose source has them
     SFTTrainer: (
-        "_finish_current_push", "_get_output_dir", "_load_best_model", "_load_from_checkpoint", "_metrics", "_name",
-        "_paper", "_prepare_dataset", "_prepare_inputs", "_push_from_checkpoint", "_run_epoch", "_save",
-        "_save_checkpoint", "_save_rng_state", "_tag_names", "_tokenizer", "_total_train_tokens", "_tp_size",
-        "_train_batch_size",
+        "_finish_current_push", "_get_output_dir", "_load_best_model", "_load_from_checkpoint", "_load_rng_state",
+        "_metrics", "_name", "_paper", "_prepare_dataset", "_prepare_inputs", "_push_from_checkpoint",
+        "_run_epoch", "_save", "_save_checkpoint", "_save_rng_state", "_tag_names", "_tokenizer",
+        "_total_train_tokens", "_tp_size", "_train_batch_size",
     ),
     PreTrainedModel: ("_can_set_attn_implementation", "_supports_sdpa"),
     PreTrainedConfig: ("_attn_implementation", "_name_or_path"),

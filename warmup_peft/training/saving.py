@@ -8,6 +8,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers.trainer import TRAINER_STATE_NAME
@@ -63,6 +64,10 @@ def recorded_versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions
+
+
+def source_state(checkpoint: str | Path, rank: int) -> Path:
+    return Path(checkpoint, f"warmup_source_{rank}.pt")
 
 
 class SavesWholeFolders:
@@ -123,9 +128,17 @@ class SavesWholeFolders:
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """The last that other ranks write."""
+        """The last that other ranks write. Each has its own random numbers, and its own state of the source."""
         super()._save_rng_state(output_dir)
+        if (state := self.source.state) is not None:
+            torch.save(state, source_state(output_dir, self.args.process_index))
         self.accelerator.wait_for_everyone()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        path = checkpoint and source_state(checkpoint, self.args.process_index)
+        if path and path.is_file():
+            self.source.state = tuple(x.to(self.args.device) for x in torch.load(path, map_location="cpu"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         with adapters_load_as_saved(self.model if model is None else model):

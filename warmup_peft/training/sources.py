@@ -66,6 +66,7 @@ class Policy:
     """
 
     is_off_policy = False  # whether the warmups have the log-probability of another distribution
+    state: tuple[torch.Tensor, ...] | None = None  # what the next batch needs of this one; a checkpoint keeps it
 
     def __init__(
         self,
@@ -97,6 +98,15 @@ class Shuffled(Policy):
     """Each row gets the warmups of another row: does it matter what they say?"""
 
     _previous: Warmups | None = None  # of the batch before
+
+    @property
+    def state(self) -> tuple[torch.Tensor, ...] | None:
+        """What a batch of one row borrows from the batch before it."""
+        return None if self._previous is None else tuple(x[-1:] for x in self._previous[:3])
+
+    @state.setter
+    def state(self, state: tuple[torch.Tensor, ...]) -> None:
+        self._previous = Warmups(*state)
 
     def sample(self, model: PreTrainedModel | PeftModel, encoded: Encoded, epoch: int) -> Warmups:
         own = super().sample(model, encoded, epoch)

@@ -86,6 +86,7 @@ logger = get_logger(__name__)
 STANDS_IN_FOR = (  # private methods of the base classes, which may move in any release
     "_load_best_model",
     "_load_from_checkpoint",
+    "_load_rng_state",
     "_prepare_dataset",
     "_push_from_checkpoint",
     "_run_epoch",

@@ -44,11 +44,11 @@ def test_the_training_options_are_those_of_trl():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("max_stepss: 3\n", "has an unknown key 'max_stepss'. Did you mean max_steps?"),
+        ("max_stepss: 3\n", "has an unknown key 'max_stepss'. Did you mean 'max_steps'?"),
         ("max_steps: few\n", "Argument --max_steps"),
         ("max_steps: [3]\n", "has max_steps: [3], which does not fit. It takes int."),
         ("num_warmups: 0\n", "num_warmups=0 cannot work"),
-        ("lora_rr: 3\n", "has an unknown key 'lora_rr'. Did you mean lora_r?"),
+        ("lora_rr: 3\n", "has an unknown key 'lora_rr'. Did you mean 'lora_r'?"),
         ("max_steps: [\n", "is no valid YAML"),
     ],
     ids=str,
@@ -88,4 +88,4 @@ def test_torch_is_not_imported(recipe):
     command = [sys.executable, "-c", code, *recipe("max_stepss: 3\n")]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
-    assert "Did you mean max_steps?" in run.stderr
+    assert "Did you mean 'max_steps'?" in run.stderr

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from warmup_peft.evaluation.evaluate import evaluate, has_base, scores_table
+from warmup_peft.evaluation.held_out import TRAINED_ON
 from warmup_peft.evaluation.metrics import metric_name
 from warmup_peft.evaluation.predictor import Prediction, answer_text
-from warmup_peft.evaluation.rows import TRAINED_ON
 from warmup_peft.evaluation.tasks import Question
 from warmup_peft.export.model_card import write_model_card
 from warmup_peft.inference.chat import check_template

@@ -18,6 +18,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from warmup_peft.export.custom_generate import decoding_source
 from warmup_peft.export.model_card import data_on_the_hub, is_edited, license_in, write_model_card
@@ -31,8 +32,7 @@ from warmup_peft.inference.folder import (
     SCORES,
     TrainingRecord,
     WarmupConfig,
-    check_folder,
-    is_adapter,
+    check_can_be_pushed,
     looks_local,
 )
 from warmup_peft.inference.scores import scores_are_stale
@@ -66,9 +66,7 @@ def files_to_push(folder: str | Path) -> list[str]:
         ValueError: the folder holds neither an adapter nor a model.
     """
     folder = Path(folder)
-    check_folder(folder)
-    if not is_adapter(folder) and not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
+    check_can_be_pushed(folder)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
     stale = [name for name in SCORES if scores_are_stale(folder, name)]
@@ -101,8 +99,9 @@ def push_folder(
         path_in_repo: folder of the repo to upload into; by default its root.
 
     Raises:
-        ValueError: the folder holds neither an adapter nor a model.
+        ValueError: the folder holds neither an adapter nor a model, or the Hub has no such names.
     """
+    validate_repo_id(repo_id)
     files = files_to_push(folder)
     if dry_run:
         with staged(Path(folder), files):

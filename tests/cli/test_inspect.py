@@ -13,13 +13,17 @@ def test_the_command_shows_and_writes_what_it_found(model_folder, tmp_path, caps
     data, run = logiqa_folder(tmp_path / "data"), tmp_path / "run"
     assert main(train_argv(model_folder, data, run, task="logiqa")) == 0
     capsys.readouterr()
-    assert main(["inspect", str(run), "--max_samples", "6"]) == 0
+    assert main(["inspect", str(run), "--max_samples", "6", "--num_examples", "1"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     report = (run / "inspect.md").read_text(encoding="utf-8")
     for part in ("What the warmups say", "Of 6 rows, ", "without (", "nats over no warmup"):
         assert part in said
         assert part in report
     assert "split test, the first 6" in report
+    examples = report.partition("Examples of each class")[2].partition("###")[0]
+    classes = [line.split("|")[1].strip() for line in examples.splitlines() if line.startswith("| ")]
+    assert len(classes) == len(set(classes)) >= 2  # with the header: one of each class
+    assert "Examples of each class" in said
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], ["--max_samples", "3"], []])

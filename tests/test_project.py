@@ -79,3 +79,10 @@ def test_nobody_forces_colours():
     forced = r"force_terminal=True|color_system|\\x1b|\\033|no_color"
     for path in (ROOT / "warmup_peft").rglob("*.py"):
         assert not re.search(forced, path.read_text(encoding="utf-8")), path
+
+
+def test_the_sdist_gets_what_stands_beside_the_code():
+    """setuptools adds data files to it; tests/test_wheel.py builds one."""
+    (files,) = PROJECT["tool"]["setuptools"]["data-files"].values()
+    assert files == ["CHANGELOG.md", "CITATION.cff", "constraints.txt"]
+    assert all((ROOT / name).is_file() for name in files)

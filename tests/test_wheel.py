@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def wheels(tmp_path_factory) -> dict[str, Path]:
     with tarfile.open(sdist) as archive:
         archive.extractall(room / "unpacked", filter="data")
     (unpacked,) = (room / "unpacked").iterdir()
+    assert {"CHANGELOG.md", "CITATION.cff", "LICENSE", "constraints.txt"} <= {path.name for path in unpacked.iterdir()}
     return {"tree": build("wheel", source, room / "of-tree"), "sdist": build("wheel", unpacked, room / "of-sdist")}
 
 
@@ -72,7 +74,7 @@ def test_a_wheel_has_all_of_the_package_and_of_the_recipes(wheels):
     }
     for wheel in wheels.values():
         with zipfile.ZipFile(wheel) as archive:
-            names = {name for name in archive.namelist() if ".dist-info/" not in name}
+            names = {name for name in archive.namelist() if not re.search(r"\.(dist-info|data)/", name)}
         assert names == expected
 
 

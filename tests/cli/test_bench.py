@@ -11,8 +11,9 @@ from warmup_peft.cli import bench
 from warmup_peft.cli.bench import GB, largest_fitting, predict, run_bench, run_prediction
 from warmup_peft.method.objective import OBJECTIVES
 from warmup_peft.settings.arguments import BenchArguments
+from warmup_peft.settings.bench import ARMS, OURS
 from warmup_peft.training import benchmark
-from warmup_peft.training.benchmark import ARMS, OURS, AliveBytes, build_arms
+from warmup_peft.training.benchmark import AliveBytes, build_arms
 
 TINY = dict(
     hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,

@@ -65,7 +65,7 @@ def test_where_every_run_fails_the_first_reason_is_said(argv, in_this_process, c
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"arms": "sft,posteriour"}, "no arm 'posteriour'. Did you mean posterior?"),
+        ({"arms": "sft,posteriour"}, "no arm 'posteriour'. Did you mean 'posterior'?"),
         ({"arms": "warmup", "sweep": "num_warmup=2"}, "no option of the recipe ('num_warmup')"),
         ({"arms": "warmup", "sweep": "dataset_name=a,b"}, "no option of the recipe ('dataset_name')"),
         ({"arms": "sft,paper", "seeds": "0,x"}, "--seeds 0,x cannot work"),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from warmup_peft.cli import doctor
-from warmup_peft.cli.bench import check_options
+from warmup_peft.cli.early import check_bench
 from warmup_peft.cli.main import BAD_INPUT, COMPARE_PACKAGES, main
 
 
@@ -84,7 +84,7 @@ def test_a_base_is_predicted_for_the_card_as_bench_does(monkeypatch, words, memo
     monkeypatch.setattr(doctor, "memory_of_the_first_gpu", lambda: 8.0)
     assert main(["doctor", "--shape", "llama-3.2-1b", "--max_warmup_length", "256", *words]) == 0
     (options,) = asked
-    check_options(options)
+    check_bench(options)
     assert (options.shape, options.card_memory, options.max_warmup_length) == ("llama-3.2-1b", memory, 256)
     assert (options.load_in_4bit, options.dtype, options.arms) == (True, "bfloat16", ["shared"])
 

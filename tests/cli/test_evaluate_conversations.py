@@ -119,4 +119,4 @@ def test_rows_without_one_answer_are_refused_before_a_model_is_loaded(
 
 
 def test_a_metric_that_there_is_not_is_refused_before_a_model_is_loaded(run, refusal, load_no_model):
-    assert "Did you mean exact_match?" in refusal(*argv_of("evaluate", adapter=run, metrics="exactmatch"))
+    assert "Did you mean 'exact_match'?" in refusal(*argv_of("evaluate", adapter=run, metrics="exactmatch"))

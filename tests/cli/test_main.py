@@ -21,7 +21,16 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from warmup_peft import __version__
 from warmup_peft.cli.completion import hints_of
-from warmup_peft.cli.main import ALIASES, BAD_INPUT, COMMANDS, COMPARE_PACKAGES, INTERRUPTED, main
+from warmup_peft.cli.main import (
+    ALIASES,
+    BAD_INPUT,
+    COMMANDS,
+    COMPARE_PACKAGES,
+    FIRST_OF_TRLS,
+    INTERRUPTED,
+    main,
+)
+from warmup_peft.settings.early import check_early
 
 
 @pytest.fixture
@@ -31,6 +40,7 @@ def parsed(monkeypatch):
     def run(*argv: str):
         seen = []
         monkeypatch.setattr("warmup_peft.cli.train.run_training", seen.append)
+        monkeypatch.setattr("warmup_peft.cli.main.early_check", lambda *_: None)
         assert main(["train", *argv]) == 0
         return seen[0]
 
@@ -60,7 +70,7 @@ def test_version(capsys):
 
 
 def test_unknown_command_names_the_nearest(refusal):
-    assert refusal("trian") == "There is no command 'trian'. Did you mean train?"
+    assert refusal("trian") == "There is no command 'trian'. Did you mean 'train'?"
     assert refusal("xyzzy") == "There is no command 'xyzzy'. See --help."
 
 
@@ -99,6 +109,22 @@ def test_help_ends_with_examples_whose_options_there_are(capsys, command):
         assert {word for word in words if word.startswith("--")} <= options
 
 
+def test_help_of_training_begins_with_what_newcomers_set_and_ends_with_vllm(capsys):
+    assert main(["train", "--help"]) == 0
+    options = re.findall(r"^  --(\w+)", capsys.readouterr().out, re.MULTILINE)
+    assert options[: len(FIRST_OF_TRLS)] == list(FIRST_OF_TRLS)
+    assert options.index("task") < options.index("num_warmups") < options.index("use_vllm")
+    assert all("vllm" in name for name in options[options.index("use_vllm") :])
+
+
+def test_defaults_in_the_help_are_those_of_trl():
+    defaults = check_early((), [])
+    for name, text in FIRST_OF_TRLS.items():
+        assert name == "config" or name in defaults
+        if named := re.search(r"\(default: (\d+)\)", text):
+            assert float(named[1]) == defaults[name]
+
+
 def processor_seconds(argv: list[str]) -> float:
     """Of a command, which other work on the machine does not make longer."""
     before = os.times()
@@ -133,7 +159,7 @@ def test_help_is_quick(argv):
         (["train", "--bf16", "false", "--packing", "true"], "packing=True does not work with warmups."),
         (["merge", "--adapter", "x", "--output_dir", "y", "--dtype", "int4"], "Argument --dtype"),
         (["generate", "--adapter", "x", "stray"], ""),
-        (["train", "--config"], "--config names no file"),
+        (["train", "--config"], "--config names nothing"),
     ],
 )
 def test_bad_options(refusal, argv, said):
@@ -178,7 +204,7 @@ def test_recipes_of_the_repository_parse(parsed, name, request):
 
 def test_unknown_key_names_the_nearest(refusal, tmp_path):
     path = recipe(tmp_path, "num_warmup: 2\n")
-    assert refusal("train", "--config", path) == f"{path} has an unknown key 'num_warmup'. Did you mean num_warmups?"
+    assert refusal("train", "--config", path) == f"{path} has an unknown key 'num_warmup'. Did you mean 'num_warmups'?"
 
 
 @pytest.mark.parametrize("text", ["", "- one\n- two\n", "just words"])
@@ -194,7 +220,7 @@ def test_recipe_that_is_no_yaml(refusal, tmp_path):
 
 
 def test_recipe_that_is_not_there(refusal, tmp_path):
-    assert "names no file" in refusal("train", "--config", str(tmp_path / "no.yaml"))
+    assert "is neither a file nor a recipe" in refusal("train", "--config", str(tmp_path / "no.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -419,7 +445,7 @@ def test_a_table_in_another_encoding_says_what_its_reader_said(refusal, good, tm
 
 
 def test_a_folder_is_no_recipe(refusal, tmp_path):
-    assert "--config names no file" in refusal("train", "--config", str(tmp_path))
+    assert "is neither a file nor a recipe" in refusal("train", "--config", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -479,6 +505,7 @@ def test_a_recipes_environment_is_set_before_a_library_can_read_it(tmp_path, mon
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("env: {WARMUP_PEFT_TEST: now}\n")
     seen = []
+    monkeypatch.setattr("warmup_peft.cli.main.early_check", lambda *_: None)
     monkeypatch.setattr(
         "importlib.import_module",
         lambda name: seen.append(os.environ["WARMUP_PEFT_TEST"]) or SimpleNamespace(run=list),
@@ -498,4 +525,4 @@ def test_exit_code_reaches_the_shell():
         [sys.executable, "-m", "warmup_peft.cli", "trian"], capture_output=True, text=True, env={**os.environ}
     )
     assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr == "warmup-peft: error: There is no command 'trian'. Did you mean train?\n"
+    assert run.stderr == "warmup-peft: error: There is no command 'trian'. Did you mean 'train'?\n"

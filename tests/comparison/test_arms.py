@@ -57,7 +57,7 @@ def test_controls_and_sft_are_no_candidates():
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["sft", "posteriour"], r"no arm 'posteriour'. Did you mean posterior\? The arms are base_model, sft"),
+        (["sft", "posteriour"], r"no arm 'posteriour'. Did you mean 'posterior'\? The arms are base_model, sft"),
         (["sft", "sft"], "an arm twice"),
         (["base", "base_warmups"], "an arm twice"),
         ([], "no arm"),
@@ -99,7 +99,7 @@ def test_a_swept_arm_is_compared_with_sft_of_the_same_values():
 @pytest.mark.parametrize(
     ("sweep", "words"),
     [
-        ("num_warmup=2,4", r"no option of the recipe \('num_warmup'\). Did you mean num_warmups\?"),
+        ("num_warmup=2,4", r"no option of the recipe \('num_warmup'\). Did you mean 'num_warmups'\?"),
         ("num_warmups", "different values"),
         ("num_warmups=2,2", "different values"),
         ("warmup_anchor=0,0.3", "would undo the arm posterior"),

@@ -20,7 +20,7 @@ def test_a_recipe_is_a_file_or_values(recipe, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     assert read_recipe(recipe).values == read_recipe(path).values == read_recipe(read_recipe(path)).values
-    with pytest.raises(ValueError, match=r"unknown key 'num_warmup'\. Did you mean num_warmups"):
+    with pytest.raises(ValueError, match=r"unknown key 'num_warmup'\. Did you mean 'num_warmups"):
         read_recipe({**recipe, "num_warmup": 2})
 
 

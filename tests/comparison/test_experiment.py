@@ -16,6 +16,7 @@ from folders import puzzles, tree, write_rows
 
 from warmup_peft.cli.main import BAD_INPUT, INTERRUPTED, main
 from warmup_peft.comparison import experiment, runner
+from warmup_peft.comparison.experiment import shown_settings
 from warmup_peft.comparison.results import Job, Run
 from warmup_peft.settings.arguments import CompareOptions
 from warmup_peft.settings.recipe import Recipe
@@ -245,3 +246,9 @@ def test_rows_of_a_single_split_are_divided(argv, data, tmp_path, in_this_proces
     assert main(argv(arms="sft", dataset_name=str(own))) == 0
     rows = runs_of(tmp_path / "cmp")["sft"].rows
     assert [f"Colour {i}?" in row.prompt for i, row in zip(range(25, 37, 2), rows)] == [True] * 6
+
+
+def test_of_epochs_and_steps_the_report_shows_what_rules():
+    values = {"num_train_epochs": 3, "max_steps": -1, "lora_r": 8, "task": None}
+    assert shown_settings(values) == {"lora_r": 8, "num_train_epochs": 3}
+    assert shown_settings({**values, "max_steps": 40}) == {"lora_r": 8, "max_steps": 40}

@@ -10,7 +10,8 @@ from datasets import Dataset
 from pages import Page
 from trainers import make_trainer
 
-from warmup_peft.comparison.training_page import TrainingPage, why_no_page, write_page
+from warmup_peft import WarmupSFTConfig
+from warmup_peft.comparison.training_page import TrainingPage, shown_settings, why_no_page, write_page
 from warmup_peft.inference.folder import CURVES_NAME, PAGE_NAME
 
 
@@ -60,3 +61,12 @@ def test_what_it_needs(monkeypatch):
     )
     with pytest.raises(ImportError, match="needs no_such_package"):
         TrainingPage()
+
+
+def test_settings_that_were_set_come_first_and_vllm_only_where_it_samples(tmp_path):
+    args = WarmupSFTConfig(str(tmp_path), bf16=False, report_to="none", num_warmups=2, seed=7, learning_rate=1e-3)
+    names = list(shown_settings(args))
+    assert set(names[:4]) == {"num_warmups", "seed", "learning_rate", "objective"}  # the last one has been resolved
+    assert not any("vllm" in name for name in names)
+    args.use_vllm = True
+    assert list(shown_settings(args))[len(names) :][:2] == ["use_vllm", "vllm_mode"]

@@ -10,7 +10,8 @@ import pytest
 from datasets import Dataset
 from folders import write_rows
 
-from warmup_peft.evaluation.data import MissingSplitError, has_split, load_from_hub, load_split, read_json
+from warmup_peft.evaluation.data import load_from_hub, load_split
+from warmup_peft.evaluation.splits import MissingSplitError, has_split, read_json
 
 ROWS = [{"prompt": "one?", "completion": "A"}, {"prompt": "two, or é?", "completion": "B"}]
 NUMBERED = [{"number": i} for i in range(10)]

@@ -194,8 +194,8 @@ def test_a_missing_package_of_the_extra_is_an_error_that_says_how_to_fix_it(monk
 @pytest.mark.parametrize(
     ("names", "is_choice", "words"),
     [
-        (("bleau",), False, "no metric 'bleau'. Did you mean bleu?"),
-        (("Exact_Match",), False, r"no metric 'Exact_Match'\. Did you mean exact_match\?"),
+        (("bleau",), False, "no metric 'bleau'. Did you mean 'bleu'?"),
+        (("Exact_Match",), False, r"no metric 'Exact_Match'\. Did you mean 'exact_match'\?"),
         (("wer",), False, r"no metric 'wer'\. Choose from accuracy, macro_f1, exact_match"),
         (("accuracy",), False, "needs options"),
         (("comet", "bleu"), False, "need no package"),

@@ -143,7 +143,7 @@ def test_without_a_task_the_rows_are_prompts_and_completions(tmp_path):
     curve, test = rows_to_compare_on(script(tmp_path), RunOptions(), None, 128)
     assert [(q.prompt, q.completion) for q in curve] == [("Q0:", " 0\n"), ("Q2:", " 2\n")]
     assert [q.prompt for q in test] == ["Q1:", "Q3:"]
-    with pytest.raises(ValueError, match="Did you mean exact_match"):
+    with pytest.raises(ValueError, match="Did you mean 'exact_match"):
         rows_to_compare_on(script(tmp_path), RunOptions(), None, 128, "exact_matches")
 
 

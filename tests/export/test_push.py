@@ -20,7 +20,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from warmup_peft.export.merge import merge_adapter
 from warmup_peft.export.model_card import PEFT_TEMPLATE_TITLE, write_model_card
-from warmup_peft.export.push import files_to_push, push_folder, without_places
+from warmup_peft.export.push import files_to_push, push_folder, staged, without_places
 from warmup_peft.inference.folder import (
     CARD_NAME,
     CURVES_NAME,
@@ -314,3 +314,26 @@ def test_a_broken_file_is_named_before_anything_goes_up(pushable, tmp_path):
     hub = FakeHub(tmp_path, NEW_REPO)
     with pytest.raises(ValueError, match="is not valid JSON"):
         push_folder(pushable, "me/it", dry_run=True, api=hub)
+
+
+def test_a_base_inside_an_installed_package_is_named_by_its_last_part(adapter, tmp_path):
+    """As a recipe of the package names it, wherever it is installed."""
+    recipes = "/opt/env/lib/python3.11/site-packages/warmup_peft/recipes/logiqa"
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = f"{recipes}/relay/base"
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    data = {"dataset_name": f"{recipes}/relay", "dataset_test_split": "test", "task": f"{recipes}/task.py"}
+    TrainingRecord(base_model=f"{recipes}/relay/base", data=data).save(adapter)
+    scores = {"warmup": {"accuracy": 0.5, "n": 8}, "settings": {"data": f"{recipes}/relay, split test"}}
+    save_scores(adapter, METRICS_NAME, scores)
+    write_model_card(adapter)
+    with staged(adapter, files_to_push(adapter)) as place:
+        texts = {path.name: path.read_text() for path in place.rglob("*") if path.suffix in (".json", ".md", ".py")}
+    assert {"README.md", "adapter_config.json", "metrics.json"} <= texts.keys()
+    assert {name for name, text in texts.items() if "site-packages" in text} == set()
+    assert json.loads(texts["adapter_config.json"])["base_model_name_or_path"] == "base"
+
+
+def test_a_name_that_the_hub_cannot_have_is_refused_in_a_dry_run(adapter):
+    with pytest.raises(ValueError, match="me/my repo"):
+        push_folder(adapter, "me/my repo", dry_run=True)

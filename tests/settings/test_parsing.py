@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,10 +12,10 @@ import pytest
 
 from warmup_peft.settings.arguments import LaunchOptions
 from warmup_peft.settings.parsing import (
-    SHORT_NAMES,
-    nearest,
+    is_worth_reading,
     parse,
     parse_one,
+    quieten,
     read_options,
     split_options,
     typed,
@@ -99,12 +101,12 @@ def test_text_of_a_file_stays_as_it_is(file, text):
         (["--config_file", "x"], "There is no option --config_file"),
         (["--name", "x", "stray"], "Unrecognized arguments: stray"),
         (["--count", "three"], "Argument --count: invalid int value: 'three'"),
-        (["--way", "faster"], "Argument --way: invalid choice: 'faster'"),
+        (["--way", "faster"], "Argument --way: there is no 'faster'. Did you mean 'fast'"),
         (["--count", "3"], "The following arguments are required: --name"),
-        (["--name", "x", "--config", "--count", "3"], r"--config names no file \(None\)"),
-        (["--config"], r"--config names no file \(None\)"),
+        (["--name", "x", "--config", "--count", "3"], r"--config names nothing"),
+        (["--config"], r"--config names nothing"),
         (["--config", "one.yaml", "--config=two.yaml"], "--config is given twice"),
-        (["--config", "no.yaml"], r"--config names no file \(no.yaml\)"),
+        (["--config", "no.yaml"], r"--config no.yaml is neither a file nor a recipe"),
     ],
 )
 def test_words_that_are_refused(words, said):
@@ -115,7 +117,7 @@ def test_words_that_are_refused(words, said):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ({"coun": 3}, r"The file has an unknown key 'coun'\. Did you mean count\?"),
+        ({"coun": 3}, r"The file has an unknown key 'coun'\. Did you mean 'count'\?"),
         ({3: 3}, "The file has an unknown key '3'"),
         ({"count": 2.5}, r"The file has count: 2.5, which does not fit\. It takes int"),
         ({"count": True}, "count: True, which does not fit"),
@@ -144,47 +146,19 @@ def test_options_of_one_kind_are_taken_out_with_their_values():
     assert split_options(LaunchOptions, ["--num_processes"]) == (["--num_processes"], [])
 
 
-# ---- What was meant ----
-
-KNOWN = [
-    "--learning_rate",
-    "--lora_r",
-    "--do_eval",
-    "--per_device_train_batch_size",
-    "--num_train_epochs",
-    "--adapter",
-]
+@pytest.mark.parametrize(("word", "meant"), [("slwo", "Did you mean 'slow'?"), ("xyz", "Choose from slow, fast.")])
+def test_a_value_that_is_no_choice(word, meant):
+    with pytest.raises(ValueError, match=f"^Argument --way: there is no '{word}'. {re.escape(meant)}$"):
+        parse_one(Options, ["--name", "x", "--way", word])
 
 
-@pytest.mark.parametrize(
-    ("word", "meant"),
-    [
-        ("--lr", "--learning_rate"),
-        ("--bs", "--per_device_train_batch_size"),
-        ("--epochs", "--num_train_epochs"),
-        ("--model", "--adapter"),
-        ("--learning_rat", "--learning_rate"),
-        ("--adaptor", "--adapter"),
-    ],
-)
-def test_what_was_meant(word, meant):
-    assert nearest(word, KNOWN) == f"Did you mean {meant}?"
-    assert nearest(word.lstrip("-"), [name.lstrip("-") for name in KNOWN]) == f"Did you mean {meant.lstrip('-')}?"
-
-
-@pytest.mark.parametrize("word", ["--device_map", "--xyzzy", "--steps"])
-def test_a_word_that_is_like_none(word):
-    assert nearest(word, KNOWN) == "See --help."
-
-
-def test_short_names_stand_for_options():
-    from trl import ModelConfig, ScriptArguments
-
-    from warmup_peft.cli.main import COMMANDS
-    from warmup_peft.settings.early import training_fields
-    from warmup_peft.settings.parsing import option_hints
-
-    ours = option_hints([kind for command in COMMANDS.values() for kind in command.options])
-    known = {*ours, *training_fields(), *option_hints((ModelConfig, ScriptArguments))}
-    assert {name for names in SHORT_NAMES.values() for name in names} <= known
-    assert not set(SHORT_NAMES) & set(option_hints((ModelConfig, ScriptArguments)))
+def test_one_line_of_bitsandbytes_is_noise(caplog):
+    quieten()
+    quieten()
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    assert logger.filters.count(is_worth_reading) == 1
+    logger.warning(
+        "Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please", "No module named 'kernels'"
+    )
+    logger.warning("something else")
+    assert [record.message for record in caplog.records] == ["something else"]

@@ -45,7 +45,7 @@ def test_overrides_win_and_leave_the_recipe_as_it_was(recipe):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({"step": 3}, r"unknown key 'step'\. Did you mean steps\?"),
+        ({"step": 3}, r"unknown key 'step'\. Did you mean 'steps'\?"),
         ({"steps": 2.5}, r"steps: 2.5, which does not fit\. It takes int"),
         ({"steps": "many"}, "Argument --steps: invalid int value: 'many'"),
     ],

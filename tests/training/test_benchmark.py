@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from warmup_peft.settings.arguments import BenchArguments
-from warmup_peft.training.benchmark import ARMS, SHAPES, build_arms, peak_of
+from warmup_peft.settings.bench import ARMS, SHAPES
+from warmup_peft.training.benchmark import build_arms, peak_of
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 from warmup_peft import WarmupSFTConfig
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.training import config as module
-from warmup_peft.training.config import REFUSED_SETTINGS, TrainingSettings, choose_learning_rate, parse_training
+from warmup_peft.training.config import TrainingSettings, choose_learning_rate, parse_training, say_notes
+from warmup_peft.training.early import REFUSED_SETTINGS
 
 
 def config(**settings) -> WarmupSFTConfig:
@@ -46,7 +47,7 @@ def test_mixtures_of_data_sets_are_refused(tmp_path):
     """TRL's own script reads them; a mixture that is made before is one data set."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("datasets:\n- path: one\n- path: other\n")
-    with pytest.raises(ValueError, match=r"recipe.yaml has an unknown key 'datasets'\. Did you mean dataset_"):
+    with pytest.raises(ValueError, match=r"recipe.yaml has an unknown key 'datasets'\. Did you mean 'dataset_"):
         parse_training(["--config", str(recipe)])
 
 
@@ -68,7 +69,6 @@ def test_mixtures_of_data_sets_are_refused(tmp_path):
 )
 def test_packages_that_are_not_installed(monkeypatch, settings, said):
     monkeypatch.setattr(module, "get_available_reporting_integrations", lambda: ["wandb"])
-    monkeypatch.setattr(module, "is_deepspeed_available", lambda: False)
     with pytest.raises(ValueError, match=f"^{said}"):
         config(**settings)
 
@@ -94,19 +94,20 @@ def test_strategies_that_differ_are_named_as_the_user_writes_them():
     ],
 )
 def test_bfloat16_where_the_machine_has_it(monkeypatch, has_gpu, use_cpu, is_on, reason):
-    said = []
-    monkeypatch.setattr(module.logger, "warning_once", said.append)
     monkeypatch.setattr(module, "is_torch_bf16_gpu_available", lambda: has_gpu)
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: has_gpu)
-    assert config(bf16=None, use_cpu=use_cpu).bf16 is is_on
+    args = config(bf16=None, use_cpu=use_cpu)
+    assert args.bf16 is is_on
+    said = args.notes
     assert [text.partition(": ")[0] for text in said] == ([] if reason is None else [f"bf16 is not set, and {reason}"])
 
 
 def test_what_is_set_stays(monkeypatch):
     monkeypatch.setattr(module, "is_torch_bf16_gpu_available", lambda: False)
-    monkeypatch.setattr(module.logger, "warning_once", lambda said: pytest.fail(said))
-    assert config(bf16=True, use_cpu=True).bf16 is True  # transformers computes in bfloat16 on the CPU where asked to
+    asked = config(bf16=True, use_cpu=True)
+    assert asked.bf16 is True  # transformers computes in bfloat16 on the CPU where asked to
     assert config(bf16=False).bf16 is False
+    assert asked.notes == config(bf16=False).notes == []
     with pytest.raises(ValueError, match=r"^bf16=True needs a GPU .* has none\. Leave bf16 out or set it to false"):
         config(bf16=True)
 
@@ -115,11 +116,10 @@ def test_what_is_set_stays(monkeypatch):
 
 
 @pytest.mark.parametrize(("has_adapter", "rate"), [(True, 2e-4), (False, 2e-5)])
-def test_the_learning_rate_where_none_is_set(monkeypatch, has_adapter, rate):
-    said = []
-    monkeypatch.setattr(module.logger, "warning_once", said.append)
+def test_the_learning_rate_where_none_is_set(has_adapter, rate):
     args = config()
     choose_learning_rate(args, has_adapter)
+    said = args.notes
     assert args.learning_rate == rate
     assert bool(said) == has_adapter
     assert not said or said[0].startswith("learning_rate is not set: 0.0002, as is usual for adapters (TRL's default")
@@ -144,6 +144,16 @@ def test_defaults_of_the_command_line():
     assert settings_of().training.learning_rate == 2e-5
 
 
-def test_hindsight_that_lasts_to_the_end_is_warned_about(tmp_path, caplog):
-    WarmupSFTConfig(str(tmp_path), max_steps=7, hindsight_steps=7, report_to="none")
-    assert "All 7 steps are within hindsight_steps=7" in caplog.text
+def test_hindsight_that_lasts_to_the_end_is_noted(tmp_path):
+    args = WarmupSFTConfig(str(tmp_path), max_steps=7, hindsight_steps=7, report_to="none")
+    assert any(note.startswith("All 7 steps are within hindsight_steps=7") for note in args.notes)
+
+
+def test_notes_are_said_once(monkeypatch):
+    said = []
+    monkeypatch.setattr(module.logger, "warning_once", said.append)
+    args = config(bf16=False)
+    choose_learning_rate(args, has_adapter=True)
+    choose_learning_rate(args, has_adapter=True)
+    say_notes(args)
+    assert len(said) == 1

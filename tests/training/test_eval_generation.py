@@ -196,7 +196,7 @@ def test_rows_are_shared_by_the_ranks(trainer_with, monkeypatch):
     [
         (
             {"eval_generate": 8, "eval_metrics": "exact_matches"},
-            "no metric 'exact_matches'. Did you mean exact_match?",
+            "no metric 'exact_matches'. Did you mean 'exact_match'?",
         ),
         ({"eval_generate": 8, "eval_metrics": "accuracy"}, "The metric accuracy needs options"),
         ({"eval_generate": 8, "eval_metrics": ","}, "name none, or one twice"),

@@ -17,35 +17,17 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from warmup_peft.cli.early import check_bench
 from warmup_peft.files import write_json
-from warmup_peft.inference.loading import check_is_no_adapter
-from warmup_peft.settings.arguments import BenchArguments, check_counts
+from warmup_peft.settings.arguments import BenchArguments
+from warmup_peft.settings.bench import ARMS, OURS
 from warmup_peft.settings.parsing import parse_one
-from warmup_peft.training.benchmark import ARMS, OURS, SEPARATOR, SHAPES, Arm, build_arms, measure, read_config
+from warmup_peft.training.benchmark import SEPARATOR, Arm, build_arms, measure, read_config
 from warmup_peft.training.memory import MARGIN, PredictedMemory, Step, predicted_memory
 from warmup_peft.training.monitor import log_console
 
 GB = 2**30  # as makers of cards count
 LARGEST_BATCH = 1024
-
-
-def check_options(options: BenchArguments) -> None:
-    """Raise ValueError for options that cannot work, or not together."""
-    check_is_no_adapter(options.model_name_or_path or "")
-    if options.model_name_or_path is None and options.shape not in SHAPES:
-        raise ValueError(f"shape={options.shape} is unknown. Choose one of {', '.join(SHAPES)}.")
-    if options.predict:
-        if not set(options.arms) <= set(ARMS) or all(ARMS[name] is None for name in options.arms):
-            raise ValueError(f"arms={options.arms} cannot be predicted. Choose of {', '.join(OURS)}.")
-    elif not set(options.arms) <= set(ARMS) or (options.steps and "sft" not in options.arms):
-        raise ValueError(f"arms={options.arms} cannot be compared. Choose sft and others of {', '.join(ARMS)}.")
-    check_counts(options, prompt_length=1, target_length=1, max_warmup_length=1, num_warmups=1, batch_size=1, steps=0)
-    if options.card_memory is not None and not 0 < options.card_memory < float("inf"):
-        raise ValueError(f"card_memory={options.card_memory:g} cannot work. Set it to the card's GB, as in 24.")
-    if options.card_memory is not None and not options.predict:
-        raise ValueError("card_memory is for predictions. Add --predict true, or leave it out.")
-    if options.output_file is not None and not Path(options.output_file).parent.is_dir():
-        raise ValueError(f"The folder of output_file={options.output_file} does not exist. Create it first.")
 
 
 # ---- Predicting ----
@@ -99,7 +81,7 @@ def run_prediction(options: BenchArguments) -> dict[str, Any]:
 
     Without `card_memory` it is about `batch_size`, with it about the largest batch that fits.
     """
-    check_options(options)
+    check_bench(options)
     arms = []
     for name in (name for name in options.arms if name in OURS):
         if options.card_memory is None:
@@ -164,7 +146,7 @@ def run_bench(options: BenchArguments) -> dict[str, Any]:
     Raises:
         ValueError: a shape or an arm is unknown, a count cannot work, or the folder of `output_file` does not exist.
     """
-    check_options(options)
+    check_bench(options)
     with tempfile.TemporaryDirectory() as folder:
         arms = build_arms(options, folder)
         measure(arms, options.steps)

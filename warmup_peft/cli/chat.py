@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from transformers import TextStreamer, set_seed
 
-from warmup_peft.cli.generate import check_chat, check_room, check_sampling, sampling_of
+from warmup_peft.cli.generate import check_chat, check_room, sampling_of
 from warmup_peft.inference.chat import Messages, prompt_token_ids
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import append_warmups, pad_token_id, write_warmups
@@ -16,7 +16,7 @@ from warmup_peft.inference.hub import with_local_folder
 from warmup_peft.inference.loading import LoadedModel, Loading, context_length, load_folder, load_tokenizer
 from warmup_peft.method.branches import left_padded
 from warmup_peft.method.model import evaluation_mode
-from warmup_peft.settings.arguments import ChatArguments
+from warmup_peft.settings.arguments import ChatArguments, check_sampling
 from warmup_peft.settings.parsing import parse_one
 
 

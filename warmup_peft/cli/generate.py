@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from warmup_peft.cli.prompts import checked_prompts
 from warmup_peft.evaluation.answering import generate_texts
-from warmup_peft.evaluation.data import read_json
-from warmup_peft.files import first_line, read_text
+from warmup_peft.files import first_line
 from warmup_peft.inference.chat import Prompt, prompt_token_ids
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.inference.generation import write_warmups
@@ -23,10 +22,8 @@ from warmup_peft.inference.loading import LoadedModel, Loading, context_length, 
 from warmup_peft.inference.server import CompletionsClient, answer_from_server
 from warmup_peft.method.branches import left_padded
 from warmup_peft.method.model import evaluation_mode
-from warmup_peft.settings.arguments import ChatArguments, GenerateArguments, check_counts
+from warmup_peft.settings.arguments import ChatArguments, GenerateArguments, check_counts, check_sampling, check_server
 from warmup_peft.settings.parsing import parse_one
-
-MESSAGE = {"role", "content"}
 
 
 def run(argv: Sequence[str]) -> None:
@@ -39,11 +36,7 @@ def run(argv: Sequence[str]) -> None:
     check_counts(options, batch_size=1)
     check_sampling(options)
     loading = Loading.of(options)
-    prompts = read_prompts(options)
-    for number, prompt in enumerate(prompts, 1):
-        check_prompt(number, prompt)
-    if not prompts:
-        raise ValueError("There is no prompt. Pass --prompt, --messages, --prompts_file, or lines on standard input.")
+    prompts = checked_prompts(options)
     answer = choose_answerer(with_local_folder(options), prompts, loading)
     batches = [prompts[i : i + options.batch_size] for i in range(0, len(prompts), options.batch_size)]
     for batch in tqdm(batches, disable=len(batches) == 1, unit="batch", desc="answering"):
@@ -64,17 +57,17 @@ def choose_answerer(
         ValueError: only one of base_url and model is given, the folder holds no warmup adapter, or its chat template
             cannot read one of `prompts`.
     """
-    client = choose_client(options)
+    check_server(options)
     config = WarmupConfig.load(options.adapter)
     as_trained = partial(in_trained_form, config)
     if config.uses_chat_template or not all(isinstance(prompt, str) for prompt in prompts):
         check_chat(
             load_tokenizer(options.adapter, trust_remote_code=loading.trust_remote_code), config, as_trained(prompts)
         )
-    if client is not None:
+    if options.base_url is not None:
         answer = partial(
             answer_from_server,
-            client,
+            CompletionsClient(options.base_url, options.model, timeout=options.server_timeout),
             load_tokenizer(options.adapter, trust_remote_code=loading.trust_remote_code),
             config=config,
             max_new_tokens=options.max_new_tokens,
@@ -87,25 +80,6 @@ def choose_answerer(
     return lambda batch: answer(as_trained(batch))
 
 
-def choose_client(options: GenerateArguments) -> CompletionsClient | None:
-    if (options.base_url is None) != (options.model is None):
-        missing = "--model" if options.model is None else "--base_url"
-        raise ValueError(f"{missing} is not given. A server needs both --base_url and --model.")
-    if options.base_url is None:
-        return None
-    return CompletionsClient(options.base_url, options.model, timeout=options.server_timeout)
-
-
-def check_sampling(options: GenerateArguments | ChatArguments) -> None:
-    """Raise ValueError for numbers with which nothing can be generated."""
-    check_counts(options, max_new_tokens=1, seed=0)
-    if options.temperature <= 0 or not 0 < options.top_p <= 1:
-        raise ValueError(
-            f"temperature={options.temperature} with top_p={options.top_p} cannot work. Set temperature above 0, and "
-            "top_p above 0 and at most 1."
-        )
-
-
 def sampling_of(options: GenerateArguments | ChatArguments) -> dict[str, Any]:
     """What `generate` takes."""
     if not options.do_sample:
@@ -114,70 +88,6 @@ def sampling_of(options: GenerateArguments | ChatArguments) -> dict[str, Any]:
 
 
 # ---- Prompts ----
-
-
-def read_prompts(options: GenerateArguments) -> list[Prompt]:
-    given = [name for name in ("prompt", "messages", "prompts_file") if getattr(options, name) is not None]
-    if len(given) > 1:
-        raise ValueError(f"--{given[0]} and --{given[1]} are both given. Choose one of them.")
-    if options.prompt is not None:
-        return [options.prompt]
-    if options.messages is not None:
-        return [read_messages(options.messages)]
-    if options.prompts_file is None:
-        return sys.stdin.read().splitlines()
-    path = Path(options.prompts_file)
-    if not path.is_file():
-        raise ValueError(f"The file {path} does not exist. Check --prompts_file.")
-    if path.suffix in (".jsonl", ".json"):
-        rows = list(read_json(path))
-        for number, row in enumerate(rows, 1):
-            if not isinstance(prompt_of(row), str | list):
-                raise ValueError(f"{path}, row {number} has no text in the field `prompt`, and no list of `messages`.")
-            for name in ("tools", "chat_template_kwargs"):
-                if row.get(name):
-                    raise ValueError(f"{path}, row {number} has `{name}`, which `generate` cannot offer. Remove them.")
-        return [prompt_of(row) for row in rows]
-    return read_text(path).splitlines()
-
-
-def prompt_of(row: Mapping[str, Any]) -> Any:
-    return row.get("prompt", row.get("messages"))
-
-
-def read_messages(text: str) -> Any:
-    """The JSON value of --messages, or of the file that it names."""
-    is_json = text.lstrip().startswith(("[", "{"))
-    if not is_json and not Path(text).is_file():
-        raise ValueError(f"--messages is neither a JSON list nor a file: {text[:100]}")
-    try:
-        return json.loads(text if is_json else read_text(Path(text)))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--messages is no whole JSON value ({error}).") from error
-
-
-def check_prompt(number: int, prompt: Any) -> None:
-    """Raise ValueError if there is nothing to answer."""
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise ValueError(f"Prompt {number} is empty. Give every prompt some text.")
-        return
-    messages = prompt if isinstance(prompt, list) else []
-    if not messages or not all(isinstance(message, dict) and message.keys() >= MESSAGE for message in messages):
-        raise ValueError(
-            f"Prompt {number} is no conversation. Write it as a list of messages, each with a role and a content: "
-            '[{"role": "user", "content": "..."}].'
-        )
-    odd = [message["content"] for message in messages if not isinstance(message["content"] or "", str | list)]
-    if odd or not messages[-1]["content"]:
-        raise ValueError(
-            f"Prompt {number} has a message whose content is {odd[0] if odd else 'empty'}. Give it some text."
-        )
-    if messages[-1]["role"] == "assistant":
-        raise ValueError(
-            f"Prompt {number} ends with a message of the assistant, so there is nothing to answer. End it with the "
-            "user's."
-        )
 
 
 def in_trained_form(config: WarmupConfig, prompts: Sequence[Prompt]) -> list[Prompt]:

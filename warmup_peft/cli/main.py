@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,15 @@ from warmup_peft.settings.hub import stay_offline_without_the_hub
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.settings.parsing import (
     describe,
-    nearest,
     parse,
     parse_one,
     quieten,
     set_environment_of,
     split_options,
 )
+from warmup_peft.settings.shipped import shipped_recipes
 from warmup_peft.settings.versions import with_fix
+from warmup_peft.settings.words import nearest
 
 COMPARE_PACKAGES = (
     "jinja2", "markupsafe", "math_verify", "matplotlib", "nltk", "rouge_score", "sacrebleu", "sklearn", "scipy",
@@ -62,7 +64,23 @@ class Command:
     examples: tuple[str, ...] = ()
 
 
-TRAINING = (WarmupOptions, arguments.RunOptions)
+TRAINING = (arguments.RunOptions, WarmupOptions)
+FIRST_OF_TRLS = {  # option of TRL's -> what it is, for those who have not read TRL's documentation
+    "config": "A recipe: a YAML file of options, or the name of one that comes with the package, as in logiqa.",
+    "dataset_name": "Data: a file or folder of JSON lines, CSV or Parquet, or an id on the Hub.",
+    "model_name_or_path": "Base: a folder, or an id on the Hub.",
+    "load_in_4bit": "true loads the base in 4 bits (QLoRA).",
+    "use_peft": "true trains an adapter (LoRA); otherwise the whole model is trained.",
+    "lora_r": "Rank of the adapter (default: 16).",
+    "lora_target_modules": "Layers that get an adapter, as in all-linear.",
+    "output_dir": "Folder of the trained adapter.",
+    "learning_rate": "By default 2e-4 for an adapter, and 2e-5 for a whole model.",
+    "num_train_epochs": "How often all rows are trained on (default: 3); max_steps wins over it.",
+    "max_steps": "Number of optimizer steps.",
+    "per_device_train_batch_size": "Rows of a step on each device (default: 8).",
+    "max_length": "Most tokens of prompt and answer; longer rows are cut (default: 1024).",
+    "resume_from_checkpoint": "A checkpoint to go on from: its folder, or last.",
+}
 LAUNCHED = (*TRAINING, arguments.LaunchOptions)
 COMMANDS = {
     "init": Command(
@@ -218,19 +236,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(name: str, argv: list[str]) -> None:
     """Check the options as far as that is quick, then import the command's module and run it."""
     command = COMMANDS[name]
-    if command.first_word and argv and not argv[0].startswith("-"):
-        argv = [f"--{command.first_word}", *argv]
+    argv = with_first_word(name, argv)
     if command.needs_compare:
         check_packages(name)
     launch, argv = take_launch_options(command, argv)
     options = {} if command.runs_without_packages and not argv else quick_options(command, argv)
     if not command.runs_without_packages:
         check_quantization(options)
+    if options and (nothing_left := early_check(name, options)):
+        print(nothing_left)
+        return
     stay_offline_without_the_hub(options)
     if launch.accelerate_config is not None:
         importlib.import_module("warmup_peft.cli.launch").launch(name, argv, launch)
         return
     importlib.import_module(f"warmup_peft.cli.{name}").run(argv)
+
+
+def with_first_word(name: str, argv: list[str]) -> list[str]:
+    """The words, with the name of the option that the first one may be given without. Raises ValueError without it."""
+    command = COMMANDS[name]
+    if command.first_word is None:
+        return argv
+    if argv and not argv[0].startswith("-"):
+        return [f"--{command.first_word}", *argv]
+    if not any(word.split("=")[0] == f"--{command.first_word}" for word in argv):
+        more = f" The recipes are {', '.join(shipped_recipes())}." if name == "init" else ""
+        raise ValueError(f"{name} needs a {command.first_word}, as in: {command.examples[0]}.{more}")
+    return argv
+
+
+def early_check(name: str, options: Mapping[str, Any]) -> str | None:
+    """As `warmup_peft.cli.early.check`, which takes half a second to import."""
+    from warmup_peft.cli.early import check
+
+    return check(name, options)
 
 
 def take_launch_options(command: Command, argv: list[str]) -> tuple[arguments.LaunchOptions, list[str]]:
@@ -298,23 +338,41 @@ def print_options(command: Command) -> None:
     print(command.help + "\n")
     if command.has_arms:
         print_arms()
-    for options in command.options:
-        print((options.__doc__ or "").strip())
-        hints = get_type_hints(options)
-        for option in dataclasses.fields(options):
+    if command.has_trls:
+        print("What most trainings set. These options are TRL's, and may stand in the recipe of --config, as all may.")
+        for name, text in FIRST_OF_TRLS.items():
+            print(f"  --{name}\n        {text}")
+        print()
+    for kind, options in sections(command):
+        print((kind.__doc__ or "").strip())
+        hints = get_type_hints(kind)
+        for option in options:
             default = f"default: {default_of(option)!r}" if has_default(option) else "required"
             print(f"  --{option.name} {describe(hints[option.name])}  ({default})")
             print(f"        {option.metadata['help']}")
         print()
     if command.has_trls:
         print(
-            "Every field of TRL's SFTConfig, ModelConfig and ScriptArguments is an option too, here and in --config:\n"
-            "--model_name_or_path, --dataset_name, --output_dir, --use_peft, --load_in_4bit, ...\n"
+            "Every other field of TRL's SFTConfig, ModelConfig and ScriptArguments is an option, too.\n"
             "Two defaults differ: --lora_dropout is 0, which encodes prompts once; --learning_rate of an adapter\n"
             "is 2e-4. TRL's options are listed at\n"
             "https://huggingface.co/docs/trl/sft_trainer\n"
         )
     print("For example:", *command.examples, sep="\n  ")
+
+
+def sections(command: Command) -> list[tuple[type, list[dataclasses.Field]]]:
+    """The options in the order of their use: a command's own ones, then those that its dataclasses inherit."""
+    found: dict[type, list[dataclasses.Field]] = {}
+    own = [kind for kind in command.options if dataclasses.is_dataclass(kind)]
+    inherited = [base for kind in own for base in kind.__mro__[1:] if dataclasses.is_dataclass(base)]
+    taken: set[str] = set()
+    for kind in (*own, *inherited):
+        names = [name for name in inspect.get_annotations(kind) if name not in taken]
+        fields = {option.name: option for option in dataclasses.fields(kind)}
+        found[kind] = [fields[name] for name in names if name in fields]
+        taken |= set(names)
+    return [(kind, options) for kind, options in found.items() if options]
 
 
 def print_arms() -> None:

@@ -9,16 +9,15 @@ from pathlib import Path
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
-from warmup_peft.cli.train import check_output_dir, remove_run, what_is_trained, what_was_trained
-from warmup_peft.files import read_json
+from warmup_peft.cli.train import remove_run, what_is_trained, what_was_trained
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.settings.arguments import SFTOptions
 from warmup_peft.settings.recipe import Recipe
 from warmup_peft.training.build import build_sft_trainer
 from warmup_peft.training.callbacks import ShortProgress
+from warmup_peft.training.checkpoints import check_output_dir, seconds_of
 from warmup_peft.training.config import TRAINING_KINDS, TrainingSettings
 from warmup_peft.training.saving import training_record
 
@@ -59,18 +58,6 @@ def run_sft(settings: TrainingSettings, options: SFTOptions) -> None:
     training_record(trainer).save(folder)
     trained = what_was_trained(trainer.model)
     print(f"Trained {trainer.state.global_step} steps without warmups. {trained} lies in {folder}")
-
-
-def seconds_of(folder: str) -> float:
-    """Seconds of the training that made this folder. Raises ValueError where it does not say so."""
-    path = Path(folder, TRAINER_STATE_NAME)
-    try:
-        return next(log["train_runtime"] for log in reversed(read_json(path)["log_history"]) if "train_runtime" in log)
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise ValueError(
-            f"as_long_as={folder} does not say how long it was trained ({path} is missing, or the run was cut off). "
-            "Name the output_dir of a finished training."
-        ) from error
 
 
 class TimeLimit(TrainerCallback):

@@ -12,12 +12,18 @@ from torch import nn
 from transformers import ProgressCallback
 
 from warmup_peft.comparison.training_page import TrainingPage, why_no_page
-from warmup_peft.files import check_writable, saying_where_the_disk_is_full
+from warmup_peft.files import saying_where_the_disk_is_full
 from warmup_peft.inference.chat import WarmupFormat
 from warmup_peft.inference.folder import PAGE_NAME, RUN_FILES
 from warmup_peft.training.build import build_trainer
 from warmup_peft.training.callbacks import ShortProgress, StopOnInterrupt
-from warmup_peft.training.checkpoints import checkpoint_to_resume, checkpoints, last_checkpoint, remove_unfinished
+from warmup_peft.training.checkpoints import (
+    check_output_dir,
+    checkpoint_to_resume,
+    checkpoints,
+    last_checkpoint,
+    remove_unfinished,
+)
 from warmup_peft.training.config import TrainingSettings, parse_training
 from warmup_peft.training.pool import POOL_NAME
 from warmup_peft.training.trainer import WarmupSFTTrainer
@@ -113,17 +119,6 @@ def how_to_go_on(folder: str) -> str:
     if last is None:
         return "Free some space and start the run again: there is no checkpoint yet."
     return f"The last checkpoint is complete: free some space and go on with --resume_from_checkpoint {last}"
-
-
-def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
-    """Raise ValueError for a folder that holds a run, or that cannot be written."""
-    holds_run = folder.is_dir() and bool(checkpoints(folder) or any((folder / name).exists() for name in RUN_FILES))
-    if holds_run and not overwrite and not resuming:
-        raise ValueError(
-            f"{folder} holds another run. Pass --overwrite_output_dir to replace it, --resume_from_checkpoint last to "
-            "go on with it, or another --output_dir (with make: ARGS=--overwrite_output_dir, or OUTPUT=)."
-        )
-    check_writable(folder, "--output_dir")
 
 
 def remove_run(folder: Path, keep_pool: bool = False) -> None:

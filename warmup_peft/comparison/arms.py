@@ -8,14 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from warmup_peft.settings.arguments import CompareOptions, check_counts
 from warmup_peft.settings.options import DEFAULT_ANCHOR, WarmupOptions
-from warmup_peft.settings.parsing import nearest
 from warmup_peft.settings.traits import OBJECTIVE_TRAITS
+from warmup_peft.settings.words import nearest
 
 Kind = Literal["base_model", "sft", "more_sft", "warmup", "control"]
 SFT: Final = "sft"
 MORE_SFT: Final = "more_sft"
 BASE_MODEL: Final = "base_model"
+OWN_OPTIONS = ("seed", "output_dir", "overwrite_output_dir")  # every run has its own values of these
+SAME_FOR_ALL = ("dataset_name", "dataset_config", "dataset_test_split", "test_split_size", "task", "task_args",
+                "answer_format")  # fmt: skip
 ALIASES = {"base": "base_warmups", "random_warmup": "shuffled_warmup"}  # earlier names
 WARMUP_FIELDS = {option.name for option in dataclasses.fields(WarmupOptions)}
 
@@ -153,6 +157,42 @@ def choose_arms(names: Sequence[str], anchor: float | None) -> list[Arm]:
     if MORE_SFT in names and not (SFT in names and any(arm.has_warmups and not arm.is_control for arm in arms)):
         raise ValueError("The arm more_sft trains for as long as a warmup arm. Name sft and a warmup arm too.")
     return arms
+
+
+def asked_arms(options: CompareOptions, anchor: float | None, names: Sequence[str]) -> list[Arm]:
+    """The arms that the options of `compare` name, with every swept value.
+
+    Args:
+        anchor: the recipe's `warmup_anchor`.
+        names: of the recipe's options.
+
+    Raises:
+        ValueError: as `choose_arms` and `swept_arms`.
+    """
+    fields = [name for name in names if name not in (*OWN_OPTIONS, *SAME_FOR_ALL)]
+    return swept_arms(choose_arms(split(options.arms), anchor), options.sweep, fields)
+
+
+def check_compare_options(options: CompareOptions) -> None:
+    """Raise ValueError for options of `compare` that cannot work."""
+    check_counts(options, curve_points=0, curve_samples=1, max_samples=1, eval_batch_size=1, sampled_warmups=0, jobs=1)
+    if options.goal is not None and not 0 < options.goal <= 1:
+        raise ValueError(f"goal={options.goal} cannot work. Scores are between 0 and 1.")
+    read_seeds(options.seeds)
+
+
+def split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def read_seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in split(text)]
+    except ValueError as error:
+        raise ValueError(f"--seeds {text} cannot work. Give whole numbers with commas, as in 0,1,2.") from error
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"--seeds {text} cannot work. Give different numbers of 0 or more, as in 0,1,2.")
+    return seeds
 
 
 def swept_arms(arms: Sequence[Arm], sweeps: Sequence[str], fields: Sequence[str]) -> list[Arm]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from warmup_peft.comparison.arms import MORE_SFT, SFT, Arm, choose_arms, swept_arms
+from warmup_peft.comparison.arms import MORE_SFT, OWN_OPTIONS, SFT, Arm, asked_arms, check_compare_options, read_seeds
 from warmup_peft.comparison.report.comparison_report import write_report
 from warmup_peft.comparison.results import COMPARISON_NAME, LOCK_NAME, Comparison, Job, Run, check_format, mark_format
 from warmup_peft.comparison.runner import Runner
@@ -28,22 +28,20 @@ from warmup_peft.evaluation.rows import rows_to_compare_on, task_to_score
 from warmup_peft.evaluation.tasks import fingerprint
 from warmup_peft.files import check_writable, saying_where_the_disk_is_full
 from warmup_peft.inference.loading import load_tokenizer
-from warmup_peft.settings.arguments import CompareOptions, check_counts
+from warmup_peft.settings.arguments import CompareOptions
 from warmup_peft.settings.recipe import Recipe
-from warmup_peft.training.build import check_base_model, check_training_counts
+from warmup_peft.training.build import check_attention
 from warmup_peft.training.checks import model_config
 from warmup_peft.training.config import TrainingSettings
+from warmup_peft.training.early import check_base_is_named, check_training_counts
 
 RUNS = "runs"
 DEFAULT_GOAL = 0.8  # accuracy
 SHARED_MACHINE = "Several runs shared the machine, so seconds, and the steps of more_sft, are only roughly comparable."
 REPORTS = ("report.html", "report.md")
-OWN_OPTIONS = ("seed", "output_dir", "overwrite_output_dir")  # every run has its own values of these
 # The measured time is training only, and no checkpoint is chosen with the rows of the verdict.
 UNDISTURBED = {"eval_strategy": "no", "eval_generate": 0, "save_strategy": "no", "load_best_model_at_end": False,
                "metric_for_best_model": None, "push_to_hub": False}  # fmt: skip
-SAME_FOR_ALL = ("dataset_name", "dataset_config", "dataset_test_split", "test_split_size", "task", "task_args",
-                "answer_format")  # fmt: skip
 SHOWN_SETTINGS = (
     "model_name_or_path", "dataset_name", "task", "task_args", "load_in_4bit", "dtype", "lora_r", "objective",
     "warmup_source", "num_warmups", "max_warmup_length", "warmup_separator", "warmup_anchor", "learning_rate",
@@ -116,13 +114,12 @@ def plan_experiment(recipe: Recipe, options: CompareOptions) -> Experiment:
     Raises:
         ValueError: bad input, or a folder that holds something other than this comparison.
     """
-    check_counts(options, curve_points=0, curve_samples=1, max_samples=1, eval_batch_size=1, sampled_warmups=0, jobs=1)
-    if options.goal is not None and not 0 < options.goal <= 1:
-        raise ValueError(f"goal={options.goal} cannot work. Scores are between 0 and 1.")
+    check_compare_options(options)
     settings = TrainingSettings.of(recipe)
     arms = planned_arms(recipe, settings, options)
     seeds = read_seeds(options.seeds)
-    check_base_model(settings)
+    check_base_is_named(settings.model)
+    check_attention(settings.model.attn_implementation)
     curve, test = rows_to_compare_on(
         settings.script, settings.run, options.max_samples, options.curve_samples, settings.training.eval_metrics
     )
@@ -145,34 +142,26 @@ def plan_experiment(recipe: Recipe, options: CompareOptions) -> Experiment:
         recipe=recipe.without(*OWN_OPTIONS),
         options=options,
         rows=fingerprint([*curve, *test]),
-        settings={name: values[name] for name in SHOWN_SETTINGS if values.get(name) not in (None, "", {})},
+        settings=shown_settings(values),
         num_curve_rows=len(curve) if options.curve_points else 0,
         num_test_rows=len(test),
         overwrite=overwrite,
     )
 
 
+def shown_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the report lists; of the two lengths of a training the one that rules."""
+    unused = "num_train_epochs" if values["max_steps"] > 0 else "max_steps"
+    names = [name for name in SHOWN_SETTINGS if name != unused]
+    return {name: values[name] for name in names if values.get(name) not in (None, "", {})}
+
+
 def planned_arms(recipe: Recipe, settings: TrainingSettings, options: CompareOptions) -> list[Arm]:
     """The arms that `options` names, with every swept value. Raises ValueError where one cannot run."""
-    fields = [name for name in recipe.names if name not in (*OWN_OPTIONS, *SAME_FOR_ALL)]
-    arms = swept_arms(choose_arms(split(options.arms), settings.training.warmup_anchor), options.sweep, fields)
+    arms = asked_arms(options, settings.training.warmup_anchor, recipe.names)
     for arm in arms:
         check_arm(arm, recipe)
     return arms
-
-
-def split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def read_seeds(text: str) -> list[int]:
-    try:
-        seeds = [int(part) for part in split(text)]
-    except ValueError as error:
-        raise ValueError(f"--seeds {text} cannot work. Give whole numbers with commas, as in 0,1,2.") from error
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError(f"--seeds {text} cannot work. Give different numbers of 0 or more, as in 0,1,2.")
-    return seeds
 
 
 def check_arm(arm: Arm, recipe: Recipe) -> None:

@@ -53,6 +53,7 @@ class Inspection:
         difference: of the first metric, with - without.
         warmups: gain_over_none, gain_over_others (nats a target), overlap, distinct, mean_length.
         rows: each row as answered with its warmup, and without.
+        num_examples: how many warmups of each class are shown.
     """
 
     folder: str
@@ -62,6 +63,7 @@ class Inspection:
     difference: Difference
     warmups: dict[str, float]
     rows: list[tuple[Row, Row]]
+    num_examples: int = 5
 
     def report(self, folder: str | Path) -> Path:
         """Write `inspect.md` into a folder, made if need be, and return its path."""
@@ -121,16 +123,16 @@ def inspect_warmups(
             data of the training, if its record names them.
         task: a `Task`, or its name, or the path of its file. By default that of the training, if it is a built-in one;
             without one, `prompt_completion`.
-        options: as of `warmup-peft inspect`: `max_samples`, `batch_size`, `task_args`, `dataset_config`,
-            `dataset_test_split`; and how folders are loaded: `device`, `device_map`, `revision`, `trust_remote_code`,
-            as in `evaluate`.
+        options: as of `warmup-peft inspect`: `max_samples`, `num_examples`, `batch_size`, `task_args`,
+            `dataset_config`, `dataset_test_split`; and how folders are loaded: `device`, `device_map`, `revision`,
+            `trust_remote_code`, as in `evaluate`.
 
     Raises:
         ValueError: bad input, or a model that writes no warmups, before a model is loaded.
         ImportError: a package of warmup_peft[compare] is missing, when this function is imported.
     """
     inspected = InspectArguments(name_of(model), task=task, **options)  # type: ignore[arg-type]  # or a Task
-    check_counts(inspected, batch_size=1, max_samples=1)
+    check_counts(inspected, batch_size=1, max_samples=1, num_examples=0)
     subject = Subject.of(model, inspected)
     if subject.config.max_warmup_length == 0:
         raise ValueError(
@@ -160,4 +162,5 @@ def inspect_warmups(
         difference=compare_with(WITHOUT, [pair], is_right_or_wrong(first))[0],
         warmups=warmups,
         rows=list(zip(*rows)),
+        num_examples=inspected.num_examples,
     )

@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 from transformers.utils.logging import get_logger
 
 from warmup_peft.files import first_line, write_together
 from warmup_peft.inference.folder import CURVES_NAME, PAGE_NAME
+from warmup_peft.settings.engine import EngineOptions
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.monitor import SAMPLES
@@ -63,14 +65,22 @@ def write_page(args: WarmupSFTConfig, state: TrainerState) -> None:
     from warmup_peft.comparison.report.training_report import TrainingRun, to_html, to_png  # slow to import
 
     folder = Path(args.output_dir)
-    names = [option.name for option in dataclasses.fields(WarmupOptions)] + [*TRLS_SETTINGS]
     run = TrainingRun(
         name=folder.resolve().name,
         step=state.global_step,
         max_steps=state.max_steps,
         history=state.log_history,
         samples=[(log["step"], log[SAMPLES]) for log in state.log_history if SAMPLES in log],
-        settings={name: getattr(args, name) for name in names},
+        settings=shown_settings(args),
     )
     png = to_png(run)
     write_together({PAGE_NAME: to_html(run), **({} if png is None else {CURVES_NAME: png})}, folder)
+
+
+def shown_settings(args: WarmupSFTConfig) -> dict[str, Any]:
+    """The settings on the page: those that are not at their default first, and those of vLLM only where it samples."""
+    engine = {option.name: option.default for option in dataclasses.fields(EngineOptions)}
+    defaults = {option.name: option.default for option in dataclasses.fields(args)}
+    names = [option.name for option in dataclasses.fields(WarmupOptions) if option.name not in engine]
+    names = sorted([*TRLS_SETTINGS, *names], key=lambda name: getattr(args, name) == defaults[name])
+    return {name: getattr(args, name) for name in [*names, *(engine if args.use_vllm else ())]}

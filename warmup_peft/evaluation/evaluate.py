@@ -15,6 +15,7 @@ from peft import PeftModel
 from rich.table import Table
 
 from warmup_peft.evaluation.answering import Ids, Marks, bars
+from warmup_peft.evaluation.held_out import PLAIN, REPLACED, check_warmups
 from warmup_peft.evaluation.metrics import NOTHING, RowStatistics, metric_name, printed, score_text
 from warmup_peft.evaluation.prediction import Prediction, Scores, score_predictions, share_of_options
 from warmup_peft.evaluation.predictor import Predictor, dots, empty, shuffled
@@ -22,10 +23,9 @@ from warmup_peft.evaluation.rows import (
     RowsToScore,
     held_out_questions,
     questions_to_score,
-    task_args_of,
     task_to_score,
 )
-from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice
+from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice, task_args_of
 from warmup_peft.export.model_card import score_columns
 from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
 from warmup_peft.inference.hub import local_folder
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     import pandas
 
 RECORDED_SETTINGS = ("objective", "warmup_source", "num_warmups", "warmup_sampling", "warmup_anchor", "seed", "steps")
-REPLACED = ("shuffled", "dots", "none")  # values of --warmups beside `own` and PLAIN
-PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def evaluate(
     asked = EvaluateArguments(name_of(model), task=task, **options)  # type: ignore[arg-type]  # or a Task
     check_counts(asked, batch_size=1, max_samples=1, max_new_tokens=0)
     subject = Subject.of(model, asked)
-    check_warmups(asked, subject.config)
+    check_warmups(asked, subject.config, None if asked.sft is None else WarmupConfig.load(local_folder(asked.sft)))
     record = subject.record
     task, questions, source, are_trained_on = subject.questions(dataset, asked)
     check_answers(asked, questions)
@@ -266,20 +264,6 @@ def evaluate_arms(
         if name in options.warmups.split(","):
             arms[name] = answer(name, loaded.warmup_config, warmup_ids=replaced[name])
     return arms
-
-
-def check_warmups(options: EvaluateArguments, config: WarmupConfig) -> None:
-    """Raise ValueError for what cannot stand in a warmup's place, and for an SFT folder that is none."""
-    for name in options.warmups.split(","):
-        if name not in ("own", PLAIN, *REPLACED):
-            raise ValueError(f"--warmups has '{name}'. Choose from own, {PLAIN}, {', '.join(REPLACED)}.")
-    if PLAIN in options.warmups.split(",") and not config.writes_separator:
-        raise ValueError(
-            f"--warmups plain asks for answers in one plain call, and {options.adapter} was not trained with "
-            "learn_separator. Leave it out."
-        )
-    if options.sft is not None and WarmupConfig.load(local_folder(options.sft)).max_warmup_length:
-        raise ValueError(f"sft={options.sft} answers after a warmup. Name a folder that `warmup-peft sft` made.")
 
 
 def scores_of(scores: Scores, questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, float]:

@@ -6,7 +6,6 @@ Every score is between 0 and 1, and higher is better. Standard libraries compute
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import io
 import logging
 import math
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from warmup_peft.files import first_line
+from warmup_peft.settings.words import nearest
 
 Array = NDArray[np.float64]
 Kind = Literal["right_or_wrong", "graded", "corpus"]
@@ -419,11 +419,18 @@ def as_metric(metric: Metric | Callable[[list[str], list[str]], Any], task: str)
     return Metric(name, name.replace("_", " "), 1, "corpus", compute, task=task)
 
 
-def check_metrics(names: Sequence[str], is_multiple_choice: bool) -> None:
-    """Raise ValueError if a metric is unknown or does not fit the task."""
+def check_are_known(names: Sequence[str]) -> None:
+    """Raise ValueError if a metric is unknown."""
     for name in names:
         if name not in METRICS:
-            raise ValueError(f"There is no metric '{name}'. {nearest_metric(name)}")
+            meant = nearest(name, METRICS, f"Choose from {', '.join(METRICS)}.")
+            raise ValueError(f"There is no metric '{name}'. {meant}")
+
+
+def check_metrics(names: Sequence[str], is_multiple_choice: bool) -> None:
+    """Raise ValueError if a metric is unknown or does not fit the task."""
+    check_are_known(names)
+    for name in names:
         if METRICS[name].needs_options and not is_multiple_choice:
             raise ValueError(f"The metric {name} needs options to choose from, and the task's questions have none.")
     if not names or not METRICS[names[0]].ranks_arms:
@@ -432,12 +439,6 @@ def check_metrics(names: Sequence[str], is_multiple_choice: bool) -> None:
             "The first metric is what models are judged by, so it must score each row and need no package that may be "
             f"missing. Put one of these first: {able}, or a metric of the task's own."
         )
-
-
-def nearest_metric(name: str) -> str:
-    """A sentence for who misspelt a metric."""
-    close = difflib.get_close_matches(name.lower(), METRICS, n=1)
-    return f"Did you mean {close[0]}?" if close else f"Choose from {', '.join(METRICS)}."
 
 
 def metric_names(text: str) -> tuple[str, ...]:

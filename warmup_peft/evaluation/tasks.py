@@ -11,20 +11,27 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from warmup_peft.evaluation.metrics import Answers, Metric, add_metrics
-from warmup_peft.inference.chat import Prompt
+from warmup_peft.files import near_path
+from warmup_peft.settings.arguments import EvaluateArguments, RunOptions
+from warmup_peft.settings.words import nearest
+
+if TYPE_CHECKING:  # it loads torch
+    from warmup_peft.inference.chat import Prompt
 
 PROMPT_COMPLETION = "prompt_completion"  # where no task is named
 BUILT_IN_TASKS = ("logiqa", PROMPT_COMPLETION)  # modules of this folder, written like any task's file
+TASK_NEEDS_ALL_ROWS = "dataset_streaming does not work with a task, which reads all rows at once. Leave it out."
 
 
 @dataclass(frozen=True)
@@ -140,19 +147,49 @@ def built_in_module(name: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{name}")
 
 
+def task_args_of(options: RunOptions | EvaluateArguments) -> dict[str, Any]:
+    """The option `task_args` as a dictionary, together with `answer_format`.
+
+    Raises:
+        ValueError: `task_args` is not a JSON object.
+    """
+    task_args = options.task_args or {}
+    if isinstance(task_args, str):
+        try:
+            task_args = json.loads(task_args)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f'task_args={task_args} is not valid JSON ({error.msg}). Write it as {{"name": "value"}}.'
+            ) from error
+    if not isinstance(task_args, dict):
+        raise ValueError(f'task_args={task_args} cannot work. Write it as {{"name": "value"}}.')
+    own_format = {"answer_format": options.answer_format} if options.answer_format else {}
+    return {**own_format, **task_args}
+
+
+def check_task_is_there(name: str) -> None:
+    """Raise ValueError if this is neither a built-in task nor a Python file. Runs nothing."""
+    path = Path(name)
+    if name in BUILT_IN_TASKS:
+        return
+    if not path.is_file():
+        meant = near_path(name).strip() or nearest(name, BUILT_IN_TASKS, "")
+        raise ValueError(
+            f"There is no task '{name}'. {meant}{' ' if meant else ''}Choose {' or '.join(BUILT_IN_TASKS)}, or give "
+            "the path of a Python file that defines TASK, as recipes/translation/task.py does."
+        )
+    if path.suffix != ".py":
+        raise ValueError(f"{path} is no Python file. A task's file ends in .py.")
+
+
 def run_file(name: str) -> ModuleType:
     """Raise ValueError if there is no such file, or if it raises an exception."""
+    check_task_is_there(name)
     path = Path(name)
-    if not path.is_file():
-        raise ValueError(
-            f"There is no task '{name}'. Choose {' or '.join(BUILT_IN_TASKS)}, or give the path of a Python file that "
-            "defines TASK, as recipes/translation/task.py does."
-        )
     module_name = f"warmup_peft_task_{path.resolve().parent.name}"
-    loader = TaskLoader(module_name, str(path)) if path.suffix == ".py" else None
-    spec = importlib.util.spec_from_file_location(module_name, path, loader=loader)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file. A task's file ends in .py.")
+    loader = TaskLoader(module_name, str(path))
+    spec = importlib.util.spec_from_loader(module_name, loader)
+    assert spec is not None  # as there is a loader
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

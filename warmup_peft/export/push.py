@@ -18,6 +18,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from warmup_peft.export.custom_generate import decoding_source
@@ -33,8 +34,7 @@ from warmup_peft.inference.folder import (
     TOKENIZER_CONFIG,
     TrainingRecord,
     WarmupConfig,
-    check_folder,
-    is_adapter,
+    check_can_be_pushed,
     looks_local,
 )
 from warmup_peft.inference.scores import scores_are_stale
@@ -69,9 +69,7 @@ def files_to_push(folder: str | Path) -> list[str]:
         ValueError: the folder holds neither an adapter nor a model.
     """
     folder = Path(folder)
-    check_folder(folder)
-    if not is_adapter(folder) and not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
+    check_can_be_pushed(folder)
     names, code = sorted(path.name for path in folder.iterdir() if path.is_file()), own_code(folder)
     names = [name for name in names if name in code or any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED)]
     stale = [name for name in SCORES if scores_are_stale(folder, name)]
@@ -114,8 +112,9 @@ def push_folder(
         path_in_repo: folder of the repo to upload into; by default its root.
 
     Raises:
-        ValueError: the folder holds neither an adapter nor a model.
+        ValueError: the folder holds neither an adapter nor a model, or the Hub has no such names.
     """
+    validate_repo_id(repo_id)
     files = files_to_push(folder)
     if dry_run:
         with staged(Path(folder), files):

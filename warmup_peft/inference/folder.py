@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from warmup_peft.files import read_json, write_json
+from warmup_peft.files import near_path, read_json, write_json
 
 CARD_NAME = "README.md"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
@@ -23,7 +23,8 @@ PAGE_NAME, CURVES_NAME = "training.html", "training.png"
 ADAPTER = (ADAPTER_CONFIG_NAME, "adapter_model.safetensors")
 SETTINGS = (WARMUP_CONFIG_NAME, TRAINING_RECORD_NAME)  # written by our trainer; copied by a merge
 SCORES = (METRICS_NAME, HARNESS_NAME)  # they belong to the weights beside them, so a merge does not copy them
-TRAINING_STATE = ("trainer_state.json", "training_args.bin", PAGE_NAME)  # stays here: it may show rows of the data
+TRAINER_STATE_NAME = "trainer_state.json"  # transformers' name
+TRAINING_STATE = (TRAINER_STATE_NAME, "training_args.bin", PAGE_NAME)  # stays here: it may show rows of the data
 MODEL_CONFIGS = ("config.json", "generation_config.json")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER = ("tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -59,6 +60,51 @@ def check_is_adapter(folder: str | Path) -> None:
         raise ValueError(
             f"{folder} has no {ADAPTER_CONFIG_NAME}, so it is not an adapter. Name a training's output_dir."
         )
+
+
+def check_is_no_adapter(base: str | Path) -> None:
+    """Raise ValueError if the folder of the base model holds an adapter."""
+    if is_adapter(base):
+        raise ValueError(adapter_as_base(base))
+
+
+def adapter_as_base(base: str | Path) -> str:
+    return (
+        f"The base model {base} is an adapter itself. Merge it first (warmup-peft merge --adapter {base} "
+        f"--output_dir {base}-merged) and name the merged folder; or train it on, in a script, with model="
+        f"PeftModel.from_pretrained(<its base>, '{base}', is_trainable=True)."
+    )
+
+
+def check_model_folder(name: str) -> None:
+    """Raise ValueError if this can only be the path of a model, and there is no such folder."""
+    if looks_like_a_path(name) and not Path(name).is_dir():
+        raise ValueError(
+            f"The model folder {name} does not exist. Name a folder, or a model's id on the Hub.{near_path(name)}"
+        )
+
+
+def check_named_folder(name: str, revision: str | None = None) -> bool:
+    """Whether there is a folder of this name; if not, it may be an id on the Hub.
+
+    Raises:
+        ValueError: it can only be a folder, and there is none; or a revision is given for a folder.
+    """
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(f"{name} is a local folder, which has no revisions. Leave --revision={revision} out.")
+        return True
+    # beside folders that are here: a typing error, and no id
+    if looks_like_a_path(name) or "/" not in name or Path(name).parent.is_dir():
+        check_folder(name)
+    return False
+
+
+def check_can_be_pushed(folder: str | Path) -> None:
+    """Raise ValueError if the folder holds neither an adapter nor a model."""
+    check_folder(folder)
+    if not is_adapter(folder) and not Path(folder, "config.json").is_file():
+        raise ValueError(f"{folder} is neither an adapter nor a model. Name the output_dir of a training or a merge.")
 
 
 def looks_like_a_path(name: str) -> bool:

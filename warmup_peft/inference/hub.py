@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from warmup_peft.files import first_line, near_path
-from warmup_peft.inference.folder import PUSHED, looks_like_a_path
+from warmup_peft.inference.folder import PUSHED, check_named_folder
 from warmup_peft.settings.hub import may_be_on_the_hub, why_unreachable
 
 
@@ -33,14 +33,8 @@ def local_folder(name: str, revision: str | None = None) -> str:
     Raises:
         ValueError: there is neither a folder nor such a repo, or a revision is given for a folder.
     """
-    if Path(name).is_dir():
-        if revision is not None:
-            raise ValueError(f"{name} is a local folder, which has no revisions. Leave --revision={revision} out.")
+    if check_named_folder(name, revision):
         return name
-    if looks_like_a_path(name) or "/" not in name:
-        return name  # who reads it says that it does not exist
-    if Path(name).parent.is_dir():
-        return name  # in a folder that is here: a typing error, and no id
     check_at_hand(name)
     try:
         return snapshot_download(name, revision=revision, allow_patterns=[*PUSHED, "*.py"])

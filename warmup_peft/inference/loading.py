@@ -31,7 +31,10 @@ from warmup_peft.inference.folder import (
     ADAPTER_CONFIG_NAME,
     TrainingRecord,
     WarmupConfig,
+    adapter_as_base,
     check_is_adapter,
+    check_is_no_adapter,
+    check_model_folder,
     is_adapter,
     looks_like_a_path,
 )
@@ -45,6 +48,7 @@ from warmup_peft.inference.quantization import (
     to_load_with,
 )
 from warmup_peft.method.model import without_peft_wrapper
+from warmup_peft.settings.arguments import check_placing
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -67,8 +71,7 @@ class Loading:
     trust_remote_code: bool = False
 
     def __post_init__(self):
-        if self.device is not None and self.device_map is not None:
-            raise ValueError(f"device={self.device} and device_map={self.device_map} are both given. Choose one.")
+        check_placing(self)
         if self.device is not None:
             check_device(self.device)
 
@@ -375,31 +378,15 @@ def base_name(adapter: str | Path) -> str:
 
 def check_trainable(base: str, revision: str | None = None) -> None:
     """Raise ValueError if the base model, a folder or an id on the Hub, is an adapter, or TRL could not load it."""
-    if is_adapter(base) or is_adapter_repo(base, revision):
+    check_is_no_adapter(base)
+    if is_adapter_repo(base, revision):
         raise ValueError(adapter_as_base(base))
     check_main_branch(base, revision)
 
 
-def check_is_no_adapter(base: str | Path) -> None:
-    """Raise ValueError if the folder of the base model holds an adapter."""
-    if is_adapter(base):
-        raise ValueError(adapter_as_base(base))
-
-
-def adapter_as_base(base: str | Path) -> str:
-    return (
-        f"The base model {base} is an adapter itself. Merge it first (warmup-peft merge --adapter {base} "
-        f"--output_dir {base}-merged) and name the merged folder; or train it on, in a script, with model="
-        f"PeftModel.from_pretrained(<its base>, '{base}', is_trainable=True)."
-    )
-
-
 def check_is_there(name: str) -> None:
     """Raise ValueError if this model is neither here nor to be had from the Hub, as far as that is known at once."""
-    if looks_like_a_path(name) and not Path(name).is_dir():
-        raise ValueError(
-            f"The model folder {name} does not exist. Name a folder, or a model's id on the Hub.{near_path(name)}"
-        )
+    check_model_folder(name)
     check_at_hand(name)
 
 

@@ -253,6 +253,9 @@ class InspectArguments(PlacingOptions):
         default=None, metadata={"help": "Arguments of the task; by default those of the training."}
     )
     max_samples: int | None = field(default=None, metadata={"help": "Number of rows to inspect, from the first one."})
+    num_examples: int = field(
+        default=5, metadata={"help": "Number of examples of each class of warmups, to print and for the report."}
+    )
     batch_size: int = field(default=32, metadata={"help": "Number of rows in a batch."})
 
 
@@ -449,6 +452,29 @@ class CompareOptions:
         default=1,
         metadata={"help": "Number of runs at the same time; with more than 1, times can be compared only roughly."},
     )
+
+
+def check_sampling(options: GenerateArguments | ChatArguments) -> None:
+    """Raise ValueError for numbers with which nothing can be generated."""
+    check_counts(options, max_new_tokens=1, seed=0)
+    if options.temperature <= 0 or not 0 < options.top_p <= 1:
+        raise ValueError(
+            f"temperature={options.temperature} with top_p={options.top_p} cannot work. Set temperature above 0, and "
+            "top_p above 0 and at most 1."
+        )
+
+
+def check_server(options: GenerateArguments) -> None:
+    """Raise ValueError where only one of `base_url` and `model` is given."""
+    if (options.base_url is None) != (options.model is None):
+        missing = "--model" if options.model is None else "--base_url"
+        raise ValueError(f"{missing} is not given. A server needs both --base_url and --model.")
+
+
+def check_placing(options: Any) -> None:
+    """Raise ValueError where a device and a map of devices are both given."""
+    if options.device is not None and options.device_map is not None:
+        raise ValueError(f"device={options.device} and device_map={options.device_map} are both given. Choose one.")
 
 
 def check_counts(options: Any, **least: int) -> None:

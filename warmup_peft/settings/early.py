@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import importlib.util
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_type_hints
 
@@ -30,7 +30,9 @@ PLAIN_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "dict": dic
 def check_early(
     kinds: Sequence[type], argv: Sequence[str], overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Check the options of a command that has TRL's, beside `kinds`, and return those that are set.
+    """Check the options of a command that has TRL's, beside `kinds`, and return all of them, with their defaults.
+
+    A default of TRL's that is no plain value is None.
 
     Args:
         overrides: what the command itself sets, whatever the recipe says.
@@ -41,30 +43,40 @@ def check_early(
     """
     from trl import ModelConfig, ScriptArguments  # which do not import torch
 
-    known = (ScriptArguments, ModelConfig, *kinds)
-    others = training_options(known, TRAINING_CLASSES)
-    if others is None:
+    theirs = training_options(TRAINING_CLASSES)
+    if theirs is None:
         return {}
-    recipe = Recipe.read(argv, *known, others)
-    recipe = recipe.with_overrides(overrides or {})
-    (own,) = recipe.restricted_to(WarmupOptions).settings()
-    own.check_warmup_options()
-    return recipe.values
+    recipe = Recipe.read(argv, ScriptArguments, ModelConfig, *kinds, theirs)
+    parts = recipe.with_overrides(overrides or {}).settings()
+    for part in parts:
+        if isinstance(part, WarmupOptions):
+            part.check_warmup_options()
+    return {name: value for part in parts for name, value in vars(part).items()}
 
 
-@functools.cache
-def training_options(known: tuple[type, ...], classes: tuple[tuple[str, str, str], ...]) -> type | None:
-    """A dataclass of the training options in these sources that are in no dataclass of `known`; None as below."""
-    fields, ours = training_fields(classes), option_hints(known)
-    if fields is None:
+@cache
+def training_options(classes: tuple[tuple[str, str, str], ...]) -> type | None:
+    """The options of TRL's SFTConfig, as a dataclass that does nothing; None where its source is not where it was."""
+    from trl import ModelConfig, ScriptArguments
+
+    nodes = training_nodes(classes)
+    if nodes is None:
         return None
-    options = [(name, hint, dataclasses.field(default=None)) for name, hint in fields.items() if name not in ours]
+    ours = option_hints((ScriptArguments, ModelConfig, WarmupOptions))
+    hints = {name: hint for name, hint in hints_of(nodes).items() if name not in ours}
+    options = [(name, hint, dataclasses.field(default=default_of(nodes[name]))) for name, hint in hints.items()]
     return dataclasses.make_dataclass("TrainingOptions", options)
 
 
-def training_fields(classes: Sequence[tuple[str, str, str]] = TRAINING_CLASSES) -> dict[str, Any] | None:
+def training_fields() -> dict[str, Any] | None:
     """Names and types of TRL's SFTConfig; None where its source is not where it was."""
-    annotations: dict[str, str] = {}
+    nodes = training_nodes(TRAINING_CLASSES)
+    return None if nodes is None else hints_of(nodes)
+
+
+def training_nodes(classes: tuple[tuple[str, str, str], ...]) -> dict[str, ast.AnnAssign] | None:
+    """Name -> line in the source, of every option of TRL's SFTConfig."""
+    nodes: dict[str, ast.AnnAssign] = {}
     for package, file, name in classes:
         spec = importlib.util.find_spec(package)
         path = spec and spec.origin and Path(spec.origin).parent / file
@@ -73,8 +85,22 @@ def training_fields(classes: Sequence[tuple[str, str, str]] = TRAINING_CLASSES) 
         body = class_body(path.read_text(encoding="utf-8"), name)
         if body is None:
             return None
-        annotations |= {ast.unparse(node.target): ast.unparse(node.annotation) for node in body if is_option(node)}
-    return {**types_of(annotations), "learning_rate": float | None}  # ours may be left open, see WarmupSFTConfig
+        nodes |= {ast.unparse(node.target): node for node in body if is_option(node)}
+    return nodes
+
+
+def default_of(node: ast.AnnAssign) -> Any:
+    """The default on a line of a dataclass; None where that is no plain value, and for the learning rate as ours."""
+    if ast.unparse(node.target) == "learning_rate":
+        return None
+    value = node.value
+    if isinstance(value, ast.Call):
+        value = next((word.value for word in value.keywords if word.arg == "default"), None)
+    try:
+        found = None if value is None else ast.literal_eval(value)
+    except ValueError:
+        return None
+    return None if isinstance(found, list | dict) else found
 
 
 def class_body(source: str, name: str) -> list[ast.stmt] | None:
@@ -95,6 +121,11 @@ class TypeNames(dict):
 
     def __missing__(self, name: str) -> Any:
         return dict if name.endswith("Config") else str
+
+
+def hints_of(nodes: Mapping[str, ast.AnnAssign]) -> dict[str, Any]:
+    annotations = {name: ast.unparse(node.annotation) for name, node in nodes.items()}
+    return {**types_of(annotations), "learning_rate": float | None}  # ours may be left open, see WarmupSFTConfig
 
 
 def types_of(annotations: dict[str, str]) -> dict[str, Any]:

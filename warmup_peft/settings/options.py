@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
 
 from warmup_peft.settings.engine import EngineOptions
 from warmup_peft.settings.traits import OBJECTIVE_TRAITS, SOURCE_TRAITS, objectives_with
+from warmup_peft.settings.words import nearest
 
 if TYPE_CHECKING:  # which reads no tables
     Objective = str
@@ -283,11 +283,10 @@ class WarmupOptions(EngineOptions):
 
     def _check_objective(self) -> None:
         require, objective = self._require, str(self.objective)
-        close = difflib.get_close_matches(objective, OBJECTIVE_TRAITS, n=1)
         require(
             objective in OBJECTIVE_TRAITS,
             "objective",
-            f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(OBJECTIVE_TRAITS)}.",
+            nearest(objective, OBJECTIVE_TRAITS, f"Choose one of {', '.join(OBJECTIVE_TRAITS)}."),
         )
         equal_weights = objectives_with("has_equal_weights")
         require(
@@ -333,7 +332,8 @@ class WarmupOptions(EngineOptions):
 
     def _check_source(self) -> None:
         require, source = self._require, self.warmup_source
-        require(source in SOURCE_TRAITS, "warmup_source", f"Choose one of {', '.join(SOURCE_TRAITS)}.")
+        every = f"Choose one of {', '.join(SOURCE_TRAITS)}."
+        require(source in SOURCE_TRAITS, "warmup_source", nearest(source, SOURCE_TRAITS, every))
         traits = SOURCE_TRAITS[source]
         if source != "base":
             require(

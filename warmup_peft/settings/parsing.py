@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import logging
 import os
@@ -14,46 +13,12 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from warmup_peft.files import read_text
-from warmup_peft.settings.shipped import shipped_recipe, with_located
+from warmup_peft.files import near_path, read_text
+from warmup_peft.settings.shipped import nearest_recipe, shipped_recipe, shipped_recipes, with_located
+from warmup_peft.settings.words import nearest
 
 if TYPE_CHECKING:
     from trl import TrlParser
-
-NEAR = 0.7  # share of the letters of two words that agree, in order, where one may be the other misspelt
-SHORT_NAMES = {  # what people call an option, and the options that it may be, the first known one first
-    "lr": ("learning_rate",),
-    "bs": ("per_device_train_batch_size", "batch_size"),
-    "batch_size": ("per_device_train_batch_size", "eval_batch_size"),
-    "train_batch_size": ("per_device_train_batch_size",),
-    "epochs": ("num_train_epochs",),
-    "num_epochs": ("num_train_epochs",),
-    "steps": ("max_steps",),
-    "grad_accum": ("gradient_accumulation_steps",),
-    "accumulation_steps": ("gradient_accumulation_steps",),
-    "wd": ("weight_decay",),
-    "scheduler": ("lr_scheduler_type",),
-    "lr_scheduler": ("lr_scheduler_type",),
-    "rank": ("lora_r",),
-    "r": ("lora_r",),
-    "alpha": ("lora_alpha",),
-    "dropout": ("lora_dropout",),
-    "target_modules": ("lora_target_modules",),
-    "model": ("model_name_or_path", "adapter"),
-    "base_model": ("model_name_or_path",),
-    "data": ("dataset_name",),
-    "dataset": ("dataset_name",),
-    "split": ("dataset_test_split",),
-    "out": ("output_dir",),
-    "output": ("output_dir",),
-    "max_seq_length": ("max_length",),
-    "k": ("num_warmups",),
-    "num_samples": ("max_samples", "max_train_samples"),
-    "max_tokens": ("max_new_tokens",),
-    "4bit": ("load_in_4bit",),
-    "lora": ("use_peft",),
-    "peft": ("use_peft",),
-}
 
 
 def parse(kinds: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
@@ -137,6 +102,8 @@ def hints_of(kind: type) -> dict[str, Any]:
 
 def parse_words(kinds: Sequence[type], words: Sequence[str]) -> dict[str, Any]:
     """The options that the words set, and no defaults."""
+    if not words:
+        return {}
     parser = parser_of_words(tuple(kinds))
     flags = [flag for action in parser._actions for flag in action.option_strings]
     for flag in (word.split("=")[0] for word in words if word.startswith("--")):
@@ -158,10 +125,20 @@ def strict_parser(kinds: Sequence[type]) -> TrlParser:
     from trl import TrlParser
 
     class StrictParser(TrlParser):
+        def _check_value(self, action, value):
+            if action.choices is not None and value not in action.choices:
+                raise argparse.ArgumentError(action, no_choice(value, action.choices))
+
         def error(self, message: str):
-            raise ValueError(message[0].upper() + message[1:] + ".")
+            raise ValueError(message[0].upper() + message[1:] + ("" if message.endswith((".", "?")) else "."))
 
     return StrictParser(kinds, allow_abbrev=False, add_help=False)
+
+
+def no_choice(value: Any, choices: Iterable[Any]) -> str:
+    """What is wrong with a value that is none of the choices."""
+    words = [str(choice) for choice in choices]
+    return f"there is no '{value}'. {nearest(str(value), words, 'Choose from ' + ', '.join(words) + '.')}"
 
 
 def split_options(kind: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -195,14 +172,16 @@ def split_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def recipe_file(path: Path | None) -> Path:
-    if path is not None and path.is_file():
+    """The file of this path, or the recipe of the package of this name. Raises ValueError if there is neither."""
+    if path is None:
+        raise ValueError(f"--config names nothing. Give it a recipe's YAML file, or a name. {nearest_recipe('')}")
+    if path.is_file():
         return path
-    try:
-        return shipped_recipe("" if path is None else path.as_posix())
-    except ValueError as error:
-        raise ValueError(
-            f"--config names no file ({path}). Give it the path of a recipe's YAML file, or a name: {error}"
-        ) from error
+    name = path.as_posix()
+    if name in shipped_recipes():
+        return shipped_recipe(name)
+    meant = near_path(name).strip() if path.suffix in (".yaml", ".yml") else ""
+    raise ValueError(f"--config {name} is neither a file nor a recipe of the package. {meant or nearest_recipe(name)}")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -254,17 +233,6 @@ def fits_kind(value: Any, kind: Any) -> bool:
     return True
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A question for the known word that is meant: one that is spelt nearly so, or has this usual short name."""
-    by_name = {each.lstrip("-"): each for each in known}
-    name = word.lstrip("-")
-    meant = next((by_name[each] for each in SHORT_NAMES.get(name, ()) if each in by_name), None)
-    if meant is None:
-        close = difflib.get_close_matches(name, by_name, n=1, cutoff=NEAR)
-        meant = by_name[close[0]] if close else None
-    return f"Did you mean {meant}?" if meant else "See --help."
-
-
 def describe(hint: Any) -> str:
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
     words = [w for kind in kinds for w in (get_args(kind) or (getattr(kind, "__name__", kind),))]
@@ -277,4 +245,9 @@ def quieten() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # suggests an optional package
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(is_worth_reading)
+
+
+def is_worth_reading(record: logging.LogRecord) -> bool:
+    """False of bitsandbytes' line about an optional package, without which it computes the same."""
+    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward from kernels-community")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from warmup_peft.settings.words import nearest
 
 PACKAGE = Path(__file__).parents[1]
 # in an installed package inside it, in a checkout beside it
@@ -30,10 +31,14 @@ def shipped_recipe(name: str) -> Path:
     """The YAML file of a recipe of the package. Raises ValueError, which lists them, if there is none of this name."""
     recipes = shipped_recipes()
     if name not in recipes:
-        close = difflib.get_close_matches(name, recipes, n=1)
-        meant = f" Did you mean {close[0]}?" if close else ""
-        raise ValueError(f"The package has no recipe '{name}'.{meant} It has {', '.join(recipes)}.")
+        raise ValueError(f"The package has no recipe '{name}'. {nearest_recipe(name)}")
     return recipes[name]
+
+
+def nearest_recipe(name: str) -> str:
+    """A question for the recipe that is meant, or all that there are."""
+    recipes = shipped_recipes()
+    return nearest(name, recipes, f"The recipes are {', '.join(recipes)}.")
 
 
 def located(name: str, recipe: Path | None = None) -> str:

@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -46,24 +45,12 @@ from trl import SFTConfig, SFTTrainer
 from warmup_peft.files import first_line
 from warmup_peft.inference.loading import check_is_there, load_tokenizer
 from warmup_peft.method.model import evaluation_mode
-from warmup_peft.method.objective import OBJECTIVES
 from warmup_peft.settings.arguments import BenchArguments
+from warmup_peft.settings.bench import ARMS, SHAPES
 from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.memory import LORA, AliveBytes, PredictedMemory
 from warmup_peft.training.trainer import WarmupSFTTrainer
 
-ARMS: dict[str, dict[str, Any] | None] = {
-    "sft": None,
-    "sft_rows": None,
-    "naive": None,
-    "plain": {"prefix_sharing": "never"},
-    "shared": {},
-    "anchored": {"warmup_anchor": 0.3},
-    "learned": {"warmup_anchor": 0.3, "learn_separator": True},
-    "base": {"warmup_anchor": 0.3, "warmup_source": "base"},
-    **{name: {"objective": name} for name in OBJECTIVES if name != "warmup"},
-}
-OURS = tuple(name for name, changes in ARMS.items() if changes is not None)
 # of a step, and the trainer's attribute that does it
 TIMED = {
     "prompt": "encoder",
@@ -73,24 +60,6 @@ TIMED = {
     "diagnostics": "record_metrics",
 }
 SEPARATOR = "||"  # two tokens of the byte tokenizer
-SHAPES: dict[str, dict[str, Any]] = {
-    "small": dict(
-        hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
-        vocab_size=8192,
-    ),
-    "small-llama-3-vocabulary": dict(
-        hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
-        vocab_size=128256, tie_word_embeddings=True,
-    ),
-    "llama-3.2-1b": dict(
-        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
-        vocab_size=128256, tie_word_embeddings=True,
-    ),
-    "llama-3.1-8b": dict(
-        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
-        vocab_size=128256,
-    ),
-}  # fmt: skip
 
 
 @dataclass

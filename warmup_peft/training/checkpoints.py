@@ -1,18 +1,12 @@
-"""Checkpoints of a training: which of them are whole, and how an adapter comes back from one as it was saved."""
+"""The folder of a training: whether it may be written, and which of its checkpoints are whole. Loads no torch."""
 
 from __future__ import annotations
 
-import functools
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from peft import PeftModel
-from torch import nn
-from transformers.trainer import TRAINER_STATE_NAME
-
-from warmup_peft.files import read_json
+from warmup_peft.files import check_writable, read_json
+from warmup_peft.inference.folder import RUN_FILES, TRAINER_STATE_NAME
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -65,14 +59,24 @@ def checkpoint_to_resume(name: str | bool | None, folder: str | Path) -> str | N
     return str(name)
 
 
-@contextmanager
-def adapters_load_as_saved(model: nn.Module) -> Iterator[None]:
-    """Let `load_adapter`, as transformers calls it, keep a 16-bit adapter; peft's default makes it float32."""
-    if not isinstance(model, PeftModel):
-        yield
-        return
-    model.load_adapter = functools.partial(model.load_adapter, autocast_adapter_dtype=False)
+def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
+    """Raise ValueError for a folder that holds a run, or that cannot be written."""
+    holds_run = folder.is_dir() and bool(checkpoints(folder) or any((folder / name).exists() for name in RUN_FILES))
+    if holds_run and not overwrite and not resuming:
+        raise ValueError(
+            f"{folder} holds another run. Pass --overwrite_output_dir to replace it, --resume_from_checkpoint last to "
+            "go on with it, or another --output_dir (with make: ARGS=--overwrite_output_dir, or OUTPUT=)."
+        )
+    check_writable(folder, "--output_dir")
+
+
+def seconds_of(folder: str) -> float:
+    """Seconds of the training that made this folder. Raises ValueError where it does not say so."""
+    path = Path(folder, TRAINER_STATE_NAME)
     try:
-        yield
-    finally:
-        del model.load_adapter
+        return next(log["train_runtime"] for log in reversed(read_json(path)["log_history"]) if "train_runtime" in log)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise ValueError(
+            f"as_long_as={folder} does not say how long it was trained ({path} is missing, or the run was cut off). "
+            "Name the output_dir of a finished training."
+        ) from error

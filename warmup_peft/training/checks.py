@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
+from warmup_peft.evaluation.splits import shows_boundary
 from warmup_peft.inference.loading import check_trainable, trusted_code
 from warmup_peft.method.model import keeps_initial_weights
 from warmup_peft.method.prefix import rope_limit
@@ -78,12 +79,7 @@ def check_columns(name: str, dataset: Any, args: WarmupSFTConfig) -> None:
         raise ValueError(f"The {name} dataset is empty. Give it at least one row.")
     if "image" in sample or "images" in sample:
         raise ValueError(f"The {name} dataset holds images. Warmups are text: use a text-only dataset.")
-    has_boundary = (
-        {"prompt", "completion"} <= set(sample)
-        or ("input_ids" in sample and {"labels", "completion_mask", "assistant_masks"} & set(sample))
-        or {"messages", "conversations"} & set(sample)
-    )
-    if not has_boundary:
+    if not shows_boundary(sample):
         raise ValueError(
             f"The {name} dataset (columns {', '.join(sorted(sample))}) does not show where the prompt ends and the "
             "target begins. Give it the columns `prompt` and `completion`; a `formatting_func` may return them as a "

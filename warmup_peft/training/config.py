@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-from transformers.integrations.deepspeed import is_deepspeed_available
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from transformers.utils.logging import get_logger
 from trl import ModelConfig, ScriptArguments, SFTConfig
@@ -17,31 +16,12 @@ from warmup_peft.settings import arguments
 from warmup_peft.settings.options import WarmupOptions
 from warmup_peft.settings.parsing import typed
 from warmup_peft.settings.recipe import Recipe
+from warmup_peft.training.early import check_refused
 
 logger = get_logger(__name__)
 
 ADAPTER_LEARNING_RATE = 2e-4  # LoRA's usual one: some ten times the best of full fine-tuning, as TRL's default is
 TRACKER_PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}  # all others are called as the tracker is
-NOT_COMPILED = (
-    "The passes over prompts, warmups and targets change their shapes from batch to batch, and each shape is compiled "
-    "anew: on a CPU no step ended within 200 seconds. Set {} to {}."
-)
-REFUSED_SETTINGS = {
-    "packing": "Packed rows hold several examples, but a warmup stands between one prompt and one target. Set "
-    "packing to false.",
-    "eval_packing": "Packed rows hold several examples, but a warmup stands between one prompt and one target. Set "
-    "eval_packing to false.",
-    "padding_free": "Rows laid end to end leave no room for warmups. Set padding_free to false.",
-    "label_smoothing_factor": "The objective is a likelihood; smoothed labels would train something else. Set "
-    "label_smoothing_factor to 0.",
-    "neftune_noise_alpha": "Warmups and the anchor's reference would be sampled without the noise of the training. "
-    "Set neftune_noise_alpha to null.",
-    "torch_compile": NOT_COMPILED.format("torch_compile", "false"),
-    "torch_compile_backend": NOT_COMPILED.format("torch_compile_backend", "null"),
-    "torch_compile_mode": NOT_COMPILED.format("torch_compile_mode", "null"),
-    "batch_eval_metrics": "It feeds logits to compute_metrics, and the logits depend on the warmup. Set "
-    "batch_eval_metrics to false.",
-}
 
 
 @dataclass
@@ -49,6 +29,9 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
     """Settings of `WarmupSFTTrainer`: every field of TRL's `SFTConfig`, and those of `WarmupOptions`.
 
     `temperature`, `top_k`, `top_p` and `min_p` concern the warmups; `warmup_steps` is the learning rate's, as in TRL.
+
+    Attributes:
+        notes: sentences about what was chosen because it is not set; the trainer says them once nothing is refused.
 
     Raises:
         ValueError: a value that cannot work, naming the field and the fix.
@@ -63,25 +46,12 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
     )
 
     def __post_init__(self):
+        self.notes: list[str] = []
         self.check_warmup_options()
-        for name, fix in REFUSED_SETTINGS.items():
-            if getattr(self, name):
-                raise ValueError(f"{name}={getattr(self, name)} does not work with warmups. {fix}")
-        if self.loss_type != "nll":
-            raise ValueError(
-                f"loss_type='{self.loss_type}' does not work with warmups: it reweights a plain likelihood. "
-                "Set loss_type to 'nll'."
-            )
-        if self.completion_only_loss is False:
-            raise ValueError(
-                "completion_only_loss=False trains on the prompt too, but only the target after a warmup is "
-                "supervised. Leave completion_only_loss out or set it to true."
-            )
-        self._check_deepspeed()
-        self._check_strategies()
+        check_refused(self)
         self._check_bf16()
         if 0 < self.max_steps <= self.hindsight_steps:
-            logger.warning_once(
+            self.notes.append(
                 f"All {self.max_steps} steps are within hindsight_steps={self.hindsight_steps}, so what is written as "
                 "a warmup is not trained. Lower hindsight_steps to half of the steps or less."
             )
@@ -89,7 +59,7 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
         check_trackers(self.report_to)
 
     def _check_bf16(self) -> None:
-        """Without an accelerator, leave bf16 off and say so: TRL's default is on, which transformers refuses there."""
+        """Without an accelerator, leave bf16 off and note it: TRL's default is on, which transformers refuses."""
         is_accelerated = not self.use_cpu and (is_torch_bf16_gpu_available() or is_torch_xla_available())
         asked: bool | None = self.bf16  # type: ignore[has-type]  # TRL's
         if asked and not (is_accelerated or self.use_cpu):
@@ -100,24 +70,9 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
         if asked is None and not self.fp16 and not is_accelerated:
             self.bf16 = False
             where = "use_cpu is set" if self.use_cpu else "this machine has no GPU that computes in bfloat16"
-            logger.warning_once(
+            self.notes.append(
                 f"bf16 is not set, and {where}: bf16 is off. Training computes in the model's own dtype (float32, "
                 "unless dtype says another)."
-            )
-
-    def _check_deepspeed(self) -> None:
-        if self.deepspeed and not is_deepspeed_available():
-            raise ValueError(
-                f"deepspeed={self.deepspeed} needs the package deepspeed, which is not installed. Run: pip install "
-                "deepspeed; or leave it out."
-            )
-
-    def _check_strategies(self) -> None:
-        evaluated, saved = (str(getattr(x, "value", x)) for x in (self.eval_strategy, self.save_strategy))
-        if self.load_best_model_at_end and saved not in (evaluated, "best"):
-            raise ValueError(
-                f"load_best_model_at_end needs a checkpoint at every evaluation, but eval_strategy is '{evaluated}' "
-                f"and save_strategy is '{saved}'. Set both to 'steps', or both to 'epoch'."
             )
 
 
@@ -138,15 +93,21 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def choose_learning_rate(args: WarmupSFTConfig, has_adapter: bool) -> None:
-    """Set `learning_rate` where the user did not, and say so where it is not TRL's."""
+    """Set `learning_rate` where the user did not, and note so where it is not TRL's."""
     if args.learning_rate is not None:
         return
     args.learning_rate = ADAPTER_LEARNING_RATE if has_adapter else SFTConfig.learning_rate
     if has_adapter:
-        logger.warning_once(
+        args.notes.append(
             f"learning_rate is not set: {ADAPTER_LEARNING_RATE:g}, as is usual for adapters (TRL's default, "
             f"{SFTConfig.learning_rate:g}, is for whole models)."
         )
+
+
+def say_notes(args: WarmupSFTConfig) -> None:
+    """Say, once, what was chosen because it is not set."""
+    for note in args.notes:
+        logger.warning_once(note)
 
 
 TRAINING_KINDS = (ScriptArguments, arguments.RunOptions, WarmupSFTConfig, ModelConfig)

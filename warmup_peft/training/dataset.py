@@ -59,6 +59,7 @@ def own_settings(args: WarmupSFTConfig, adapters: list[PeftConfig]) -> WarmupSFT
         value = getattr(args, option.name)
         if isinstance(value, (dict, list, AcceleratorConfig)):
             setattr(own, option.name, copy.deepcopy(value))
+    own.notes = list(args.notes)
     choose_learning_rate(own, has_adapter=bool(adapters))
     own.check_warmup_options()  # again: they may have been changed since they were made
     if own.warmup_anchor is None:

@@ -16,9 +16,7 @@ from trl import SFTTrainer
 
 from warmup_peft.evaluation.answering import Ids, answer_each, answer_limit, thought_marks, without_thought, write_each
 from warmup_peft.evaluation.metrics import (
-    METRICS,
     Answers,
-    check_metrics,
     metric_names,
     score_rows,
     totals,
@@ -27,6 +25,7 @@ from warmup_peft.evaluation.metrics import (
 from warmup_peft.inference.generation import end_token_ids
 from warmup_peft.method.branches import split_examples
 from warmup_peft.training.config import WarmupSFTConfig
+from warmup_peft.training.early import check_eval_metrics
 from warmup_peft.training.monitor import PROMPT_TOKENS_SHOWN, WarmupMonitor
 
 
@@ -47,19 +46,9 @@ def check_eval_generation(args: WarmupSFTConfig) -> None:
         ImportError: a metric's package is missing.
         ValueError: a metric that cannot be logged, or a best model by one that is not.
     """
-    best = (args.metric_for_best_model or "").removeprefix("eval_")
-    if args.eval_generate == 0:
-        if best in METRICS:
-            raise ValueError(
-                f"metric_for_best_model={best} is a score of written answers. Set eval_generate to the number of rows "
-                "to answer at every evaluation, such as 64."
-            )
-        return
-    names = metric_names(args.eval_metrics)
-    check_metrics(names, is_multiple_choice=False)
-    try_metrics(names, Answers(["a"], ["a"], ["a"]))
-    if best in METRICS and best not in names:
-        raise ValueError(f"metric_for_best_model={best} is not among eval_metrics={args.eval_metrics}. Add it there.")
+    check_eval_metrics(args)
+    if args.eval_generate:
+        try_metrics(metric_names(args.eval_metrics), Answers(["a"], ["a"], ["a"]))
 
 
 def scores_of_answers(

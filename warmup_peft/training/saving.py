@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
@@ -19,11 +21,10 @@ from trl.trainer.utils import get_config_model_id
 from warmup_peft.export.custom_generate import export_decoding
 from warmup_peft.export.model_card import write_model_card
 from warmup_peft.files import replacing_files
-from warmup_peft.inference.folder import CARD_NAME, TrainingRecord, WarmupConfig
+from warmup_peft.inference.folder import CARD_NAME, TRAINER_STATE_NAME, TrainingRecord, WarmupConfig
 from warmup_peft.inference.loading import put_adapter_first
 from warmup_peft.method.model import is_sharded, without_peft_wrapper
 from warmup_peft.settings.options import WarmupOptions
-from warmup_peft.training.checkpoints import adapters_load_as_saved
 
 RECORDED_PACKAGES = (
     "warmup_peft", "trl", "transformers", "peft", "torch", "accelerate", "datasets", "tokenizers", "bitsandbytes"
@@ -68,6 +69,19 @@ def recorded_versions() -> dict[str, str]:
 
 def source_state(checkpoint: str | Path, rank: int) -> Path:
     return Path(checkpoint, f"warmup_source_{rank}.pt")
+
+
+@contextmanager
+def adapters_load_as_saved(model: nn.Module) -> Iterator[None]:
+    """Let `load_adapter`, as transformers calls it, keep a 16-bit adapter; peft's default makes it float32."""
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    model.load_adapter = functools.partial(model.load_adapter, autocast_adapter_dtype=False)
+    try:
+        yield
+    finally:
+        del model.load_adapter
 
 
 class SavesWholeFolders:

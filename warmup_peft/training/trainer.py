@@ -54,7 +54,7 @@ from warmup_peft.training.checks import (
     memory_advice,
     model_config,
 )
-from warmup_peft.training.config import WarmupSFTConfig
+from warmup_peft.training.config import WarmupSFTConfig, say_notes
 from warmup_peft.training.conversations import (
     as_thinking_rows,
     format_of_rows,
@@ -77,7 +77,8 @@ from warmup_peft.training.eval_generation import check_eval_generation, scores_o
 from warmup_peft.training.monitor import Ratios, WarmupMonitor, keep_samples
 from warmup_peft.training.pool import SampleFunction, WarmupPool
 from warmup_peft.training.pushing import PushesListedFiles
-from warmup_peft.training.saving import SavesWholeFolders
+from warmup_peft.training.resuming import check_resumed, settings_in
+from warmup_peft.training.saving import SavesWholeFolders, training_record
 from warmup_peft.training.sources import SOURCES, DataWarmups, Policy, largest_of, random_numbers_of_rank
 from warmup_peft.training.trackers import send_table
 
@@ -210,6 +211,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         )
         self._data_warmups = DataWarmups(self.train_dataset, sampling) if args.warmup_from_data else None
         self._monitor = WarmupMonitor(args, self._tokenizer, functools.partial(send_table, self))
+        say_notes(args)
 
     @property
     def sampling(self) -> SamplingSettings:
@@ -441,9 +443,14 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             resume_from_checkpoint: True is the last checkpoint that is whole.
 
         Raises:
-            ValueError: a checkpoint that is not there, or not whole; and what `fill_warmup_pool` raises.
+            ValueError: a checkpoint that is not there, or not whole, or of a run with settings that a run keeps (see
+                `warmup_peft.training.resuming`); and what `fill_warmup_pool` raises.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is not None:
+            changed = check_resumed(checkpoint, settings_in(training_record(self)))
+            if changed and self.is_world_process_zero():
+                logger.warning(changed)
         if self.args.warmup_source == "base":
             self.fill_warmup_pool()
         return super().train(checkpoint, *positional, **keywords)

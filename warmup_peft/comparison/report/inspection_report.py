@@ -20,7 +20,6 @@ from warmup_peft.files import write_together
 from warmup_peft.method.diagnostics import UNUSED_BELOW
 
 MOST_ROWS = 30  # changed rows of each kind
-MOST_EXAMPLES = 5  # of each class
 MOST_PHRASE = 160  # characters of a warmup or a reference in a list
 CAVEAT = (
     "This compares the trained model with itself. It does not tell whether SFT would have been as good; "
@@ -183,7 +182,7 @@ def examples_table(inspection: Inspection) -> Table:
     rows = [
         [name, _phrase(row.warmup), _phrase(row.reference)]
         for name, rows in inspection.classes().items()
-        for row in rows[:MOST_EXAMPLES]
+        for row in rows[: inspection.num_examples]
     ]
     return Table("Examples of each class", ["class", "warmup", "reference"], rows)
 

@@ -10,7 +10,13 @@ from rich.table import Table
 
 from warmup_peft.comparison.formatting import estimate_text, p_text, share_text
 from warmup_peft.comparison.inspection import CLASSES, Inspection
-from warmup_peft.comparison.report.inspection_report import changed_text, use_of_warmups, worth_of_warmups
+from warmup_peft.comparison.report import tables as report
+from warmup_peft.comparison.report.inspection_report import (
+    changed_text,
+    examples_table,
+    use_of_warmups,
+    worth_of_warmups,
+)
 from warmup_peft.comparison.report.tables import score_after_text
 from warmup_peft.comparison.results import Comparison, Difference
 from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
@@ -31,8 +37,18 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     for text, count, score in inspection.common():
         common.add_row(escape(text) or "(empty)", str(count), score_text(inspection.metric, score))
     console.print(kinds, common)
+    if inspection.num_examples:
+        console.print(as_rich(examples_table(inspection)))
     for sentence in (worth_of_warmups(inspection), use_of_warmups(inspection.warmups), changed_text(inspection)):
         console.print(sentence, highlight=False, markup=False)
+
+
+def as_rich(table: report.Table) -> Table:
+    """A table of a report in the terminal."""
+    shown = Table(*table.header, title=table.title)
+    for row in table.rows:
+        shown.add_row(*map(escape, row))
+    return shown
 
 
 def arms_table(comparison: Comparison) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,14 +53,16 @@ def test_the_code_of_a_model_is_fetched_with_it(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "nowhere"])
-def test_what_is_no_id_is_left_to_who_reads_the_folder(name):
-    assert local_folder(name) == name
+def test_what_is_no_id_is_a_folder_that_does_not_exist(name):
+    with pytest.raises(ValueError, match=rf"^The folder {re.escape(name)} does not exist\."):
+        local_folder(name)
 
 
 def test_a_typing_error_in_a_folder_is_no_id(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert local_folder("runs/mien") == "runs/mien"
+    with pytest.raises(ValueError, match=r"^The folder runs/mien does not exist\."):
+        local_folder("runs/mien")
 
 
 @pytest.mark.parametrize("name", ["me/gone", "me/--odd.."])

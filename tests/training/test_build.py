@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from warmup_peft import merge_adapter
 from warmup_peft.cli.main import main
-from warmup_peft.inference.loading import Loading, load_folder
-from warmup_peft.training.build import FLASH_ATTENTION, build_sft_trainer, build_trainer, check_settings
+from warmup_peft.inference.loading import Loading, check_trainable, load_folder
+from warmup_peft.training.build import FLASH_ATTENTION, build_sft_trainer, build_trainer, check_attention
 from warmup_peft.training.config import TrainingSettings, parse_training
+from warmup_peft.training.early import check_settings
 from warmup_peft.training.saving import training_record
 
 
@@ -42,7 +43,7 @@ def test_building_a_trainer_changes_none_of_its_options(settings, build):
 
 
 def test_settings_that_work_pass(settings):
-    check_settings(settings())
+    check_settings(*settings())
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_settings_that_work_pass(settings):
 )
 def test_settings_that_cannot_work(settings, options, said):
     with pytest.raises(ValueError, match=said):
-        check_settings(settings(**options))
+        check_settings(*settings(**options))
 
 
 def test_sft_has_no_score_of_written_answers(settings):
@@ -69,17 +70,17 @@ def test_a_folder_that_is_written_and_read(settings, model_folder):
     given = settings()
     given.training.output_dir = model_folder
     with pytest.raises(ValueError, match="is the base model's own folder"):
-        check_settings(given)
+        check_settings(*given)
 
 
 def test_evaluation_on_a_single_file_needs_rows_of_its_own(settings, tmp_path):
     given = settings(eval_strategy="epoch", test_split_size="0.5")
-    check_settings(given)
+    check_settings(*given)
     given.script.dataset_name = str(tmp_path / "data" / "train.jsonl")
-    check_settings(given)
+    check_settings(*given)
     given.run.test_split_size = 0.0
     with pytest.raises(ValueError, match=r"would evaluate on the training rows: .*--test_split_size 0.1"):
-        check_settings(given)
+        check_settings(*given)
 
 
 @pytest.mark.parametrize(("part", "name"), [("model", "model_name_or_path"), ("script", "dataset_name")])
@@ -87,18 +88,17 @@ def test_a_model_and_data_have_to_be_named(settings, part, name):
     given = settings()
     setattr(getattr(given, part), name, None)
     with pytest.raises(ValueError, match=f"Set --{name} to"):
-        check_settings(given)
+        check_settings(*given)
 
 
-def test_attention_that_is_not_installed(settings, monkeypatch):
-    given = settings(attn_implementation="flash_attention_2")
+def test_attention_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(FLASH_ATTENTION, "flash_attention_2", lambda: False)
     with pytest.raises(
         ValueError, match=r"^attn_implementation=flash_attention_2 needs the package flash-attn.* sdpa"
     ):
-        check_settings(given)
+        check_attention("flash_attention_2")
     monkeypatch.setitem(FLASH_ATTENTION, "flash_attention_2", lambda: True)
-    check_settings(given)
+    check_attention("flash_attention_2")
 
 
 # ---- Bases with code of their own ----
@@ -191,6 +191,6 @@ def test_a_revision_whose_main_branch_is_not_at_hand(settings, cache, model_fold
     given = settings(model_revision="v2")
     given.model.model_name_or_path = "me/base"
     with pytest.raises(ValueError, match=r"main branch cannot be had .*Run: hf download me/base config\.json"):
-        check_settings(given)
+        build_trainer(given)
     put_into_cache(cache, "me/base", Path(model_folder), COMMITS[1])
-    check_settings(given)
+    check_trainable("me/base", "v2")

@@ -68,9 +68,9 @@ def training_options(classes: tuple[tuple[str, str, str], ...]) -> type | None:
     return dataclasses.make_dataclass("TrainingOptions", options)
 
 
-def training_fields() -> dict[str, Any] | None:
+def training_fields(classes: tuple[tuple[str, str, str], ...] = TRAINING_CLASSES) -> dict[str, Any] | None:
     """Names and types of TRL's SFTConfig; None where its source is not where it was."""
-    nodes = training_nodes(TRAINING_CLASSES)
+    nodes = training_nodes(classes)
     return None if nodes is None else hints_of(nodes)
 
 

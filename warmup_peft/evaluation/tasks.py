@@ -192,7 +192,7 @@ def run_file(name: str) -> ModuleType:
     assert spec is not None  # as there is a loader
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"The task {path} cannot be loaded: {type(error).__name__}: {error}") from error
     return module

@@ -101,6 +101,12 @@ def test_rows_are_streamed_from_the_hub(monkeypatch):
     assert asked == [("some/data", None, "train", True)]
 
 
+def test_rows_of_a_stream_that_nobody_reads_name_what_the_command_line_takes(monkeypatch):
+    hub(monkeypatch)
+    with pytest.raises(ValueError, match=r"columns answer, options, question, text\).* with --task"):
+        training_rows(script("some/data", streaming=True), RunOptions(), "train", 3)
+
+
 @pytest.mark.parametrize(
     ("name", "task", "words"),
     [

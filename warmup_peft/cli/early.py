@@ -32,6 +32,7 @@ from warmup_peft.settings.arguments import (
     BenchArguments,
     CompareOptions,
     EvaluateArguments,
+    check_address,
     check_counts,
     check_placing,
     check_sampling,
@@ -105,6 +106,8 @@ def check_sft(options: Any) -> None:
 def check_sample(options: Any) -> None:
     check_refused(options)
     check_settings(options, options, options, options)
+    if options.base_url is not None:
+        check_address(options.base_url, options.server_timeout)
 
 
 def check_compare(options: Any) -> None:

@@ -25,6 +25,7 @@ from warmup_peft.inference.decoding import warmup_lengths
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.method.branches import Warmups
 from warmup_peft.method.sampling import SamplingSettings, end_warmups
+from warmup_peft.settings.arguments import check_address
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +63,7 @@ class CompletionsClient:
     pause: float = 1.0
 
     def __post_init__(self):
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url={self.base_url} is not an address. Give one such as http://localhost:8000/v1.")
-        if self.timeout <= 0:
-            raise ValueError(f"A server_timeout of {self.timeout:g} seconds cannot work. Set it above 0.")
+        check_address(self.base_url, self.timeout)
 
     def complete(self, prompts: Sequence[Sequence[int]] | str, **options: Any) -> list[dict[str, Any]]:
         """The completions of all prompts (token ids of each, or one text), in order.

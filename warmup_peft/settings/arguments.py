@@ -465,10 +465,19 @@ def check_sampling(options: GenerateArguments | ChatArguments) -> None:
 
 
 def check_server(options: GenerateArguments) -> None:
-    """Raise ValueError where only one of `base_url` and `model` is given."""
+    """Raise ValueError where only one of `base_url` and `model` is given, or no address."""
     if (options.base_url is None) != (options.model is None):
         missing = "--model" if options.model is None else "--base_url"
         raise ValueError(f"{missing} is not given. A server needs both --base_url and --model.")
+    if options.base_url is not None:
+        check_address(options.base_url, options.server_timeout)
+
+
+def check_address(base_url: str, timeout: float) -> None:
+    if not base_url.startswith(("http://", "https://")):
+        raise ValueError(f"base_url={base_url} is not an address. Give one such as http://localhost:8000/v1.")
+    if timeout <= 0:
+        raise ValueError(f"A server_timeout of {timeout:g} seconds cannot work. Set it above 0.")
 
 
 def check_placing(options: Any) -> None:

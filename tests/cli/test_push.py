@@ -29,15 +29,16 @@ def test_push_dry_run_lists_the_files(capsys, tmp_path, model_folder, tokenizer,
 
 @pytest.mark.parametrize(("flags", "private"), [([], True), (["--private", "false"], False)])
 def test_push_passes_on_what_was_asked(capsys, monkeypatch, tmp_path, flags, private):
-    asked = []
+    asked, folder = [], str(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
 
     def push_folder(folder, repo_id, **keywords):
         asked.append((folder, repo_id, keywords))
         return PushPlan(repo_id, private, [], card_kept=True, url="https://huggingface.co/me/it")
 
     monkeypatch.setattr("warmup_peft.cli.push.push_folder", push_folder)
-    assert main(["push", "--folder", "it", "--repo_id", "me/it", *flags]) == 0
-    assert asked == [("it", "me/it", {"private": private, "create_pr": False, "dry_run": False})]
+    assert main(["push", "--folder", folder, "--repo_id", "me/it", *flags]) == 0
+    assert asked == [(folder, "me/it", {"private": private, "create_pr": False, "dry_run": False})]
     out = capsys.readouterr().out
     assert "Uploaded" in out
     assert "card on the Hub was edited" in out

@@ -28,7 +28,7 @@ def test_a_task_is_a_file_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("logica", None, "no task 'logica'. Choose logiqa or prompt_completion, or give the path"),
+        ("logica", None, r"no task 'logica'. Did you mean 'logiqa'\? Choose logiqa or prompt_completion, or give"),
         ("task.txt", OWN_TASK, "ends in .py"),
         ("task.py", "TASK = 1", "defines no TASK"),
         ("task.py", "import nothing_of_this_name", "cannot be loaded: ModuleNotFoundError"),

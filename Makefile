@@ -26,17 +26,18 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[qlora,dev]"
 	@touch $@
 
-# The small model's tensors are too small for two threads, which would only wait for each other.
+# The small model's tensors are too small for two threads in training, which would only wait for each other.
 ifeq ($(PROFILE),relay)
-recipe-logiqa compare-logiqa: export OMP_NUM_THREADS := 1
+ONE_THREAD := OMP_NUM_THREADS=1
+compare-logiqa: export OMP_NUM_THREADS := 1
 recipe-logiqa: EVALUATE_ARGS := --sft $(OUTPUT)/sft --warmups own,shuffled,none --batch_size 256
 compare-logiqa: COMPARE_ARGS := --max_steps 120 --per_device_train_batch_size 16 --learning_rate 2e-3 \
 	--hindsight_steps 50 --max_train_samples 3072 --task recipes/logiqa/relay/task.py --sampled_warmups 2 --eval_batch_size 128 --jobs 2
 endif
 recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS=
-	@$(BIN)/warmup-peft train --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT) \
+	@$(ONE_THREAD) $(BIN)/warmup-peft train --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT) \
 		$(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
-	$(if $(EVALUATE_ARGS),@$(BIN)/warmup-peft sft --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT)/sft \
+	$(if $(EVALUATE_ARGS),@$(ONE_THREAD) $(BIN)/warmup-peft sft --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT)/sft \
 		--as_long_as $(OUTPUT) $(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS))
 	@$(BIN)/warmup-peft evaluate --adapter $(OUTPUT) $(EVALUATE_ARGS)
 

@@ -18,6 +18,7 @@ from warmup_peft.inference.folder import HARNESS_NAME, METRICS_NAME, WarmupConfi
 from warmup_peft.inference.hub import with_local_folder
 from warmup_peft.inference.loading import Loading, load_folder, load_tokenizer
 from warmup_peft.inference.scores import ARM_NAMES, load_scores, save_scores
+from warmup_peft.method.model import adapter_off
 from warmup_peft.settings.arguments import EvaluateArguments, check_counts
 from warmup_peft.settings.parsing import parse_one
 
@@ -92,7 +93,7 @@ def run_harness(options: EvaluateArguments, loading: Loading, saves: bool = True
     tasks = options.harness.split(",")
     arms = {}
     if options.compare_base and has_base(loaded):
-        with loaded.model.disable_adapter():
+        with adapter_off(loaded.model):
             arms["base"] = run_tasks(loaded.model, loaded.tokenizer, None, tasks, **settings)
     arms["warmup"] = run_tasks(loaded.model, loaded.tokenizer, loaded.warmup_config, tasks, **settings)
     for name, results in arms.items():

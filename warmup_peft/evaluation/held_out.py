@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warmup_peft.evaluation.splits import check_is_there, has_split, is_one_split, is_same_source
+from warmup_peft.evaluation.splits import check_data_is_named, check_is_there, has_split, is_one_split, is_same_source
 from warmup_peft.evaluation.tasks import BUILT_IN_TASKS, PROMPT_COMPLETION, TASK_NEEDS_ALL_ROWS, Task
 from warmup_peft.inference.folder import WarmupConfig
 from warmup_peft.settings.arguments import EvaluateArguments, RunOptions
@@ -111,8 +111,7 @@ def check_rows_to_compare_on(script_args: Any, options: RunOptions) -> tuple[str
     if script_args.dataset_streaming:
         raise ValueError(TASK_NEEDS_ALL_ROWS)
     name = script_args.dataset_name
-    if name is None:
-        raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
+    check_data_is_named(name)
     if is_one_split(name) and options.test_split_size == 0:
         raise ValueError(f"{name} has no rows to compare on. Keep some out of training with --test_split_size 0.1.")
     split = split_to_score(name, script_args.dataset_test_split)

@@ -30,6 +30,11 @@ def parts_of(name: str) -> list[Path]:
     return [Path(part.strip()) for part in name.split(",")]
 
 
+def check_data_is_named(name: str | None) -> None:
+    if name is None:
+        raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
+
+
 def check_is_there(name: str, split: str) -> None:
     """Raise ValueError if data that can only be local are not there, or a local folder lacks the split."""
     path = Path(name)

@@ -81,7 +81,7 @@ def typed(kinds: Sequence[type], values: Mapping[str, Any], place: str) -> dict[
     words = [
         f"--{name}={value}" for name, value in values.items() if isinstance(value, str) and not is_text(hints[name])
     ]
-    return {**values, **(parse_words(kinds, words) if words else {})}
+    return {**values, **parse_words(kinds, words)}
 
 
 def is_text(hint: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from warmup_peft.evaluation.metrics import METRICS, check_metrics, metric_names
 from warmup_peft.evaluation.splits import (
     check_columns,
+    check_data_is_named,
     check_is_there,
     check_streams,
     check_test_split_size,
@@ -128,7 +129,7 @@ def check_losses_choose(args: Any) -> None:
 def check_settings(script: Any, run: RunOptions, args: Any, model: Any) -> None:
     """Raise ValueError for settings that cannot work together, or that name a model or data that are not there."""
     check_base_is_named(model)
-    check_data_is_named(script)
+    check_data_is_named(script.dataset_name)
     check_counts(run, max_train_samples=1)
     check_test_split_size(run.test_split_size)
     check_training_counts(args)
@@ -169,11 +170,6 @@ def check_base_is_named(model: Any) -> None:
         raise ValueError("No model is named. Set --model_name_or_path to a folder or a Hub id.")
     check_model_folder(model.model_name_or_path)
     check_is_no_adapter(model.model_name_or_path)
-
-
-def check_data_is_named(script: Any) -> None:
-    if script.dataset_name is None:
-        raise ValueError("No data is named. Set --dataset_name to a file, a folder or a Hub id.")
 
 
 def check_task(script: Any, run: RunOptions) -> None:

@@ -26,28 +26,38 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[qlora,dev]"
 	@touch $@
 
-# The small model's tensors are too small for two threads in training, which would only wait for each other.
+# The small model's tensors are too small for two threads in training, which would only wait for each other. So the adapter
+# and SFT are trained beside each other, and SFT has as many steps as fit into the adapter's seconds. Nothing is compiled,
+# and importing torch's compiler takes two seconds in each process.
 ifeq ($(PROFILE),relay)
+recipe-logiqa compare-logiqa: export TORCHDYNAMO_DISABLE := 1
 ONE_THREAD := OMP_NUM_THREADS=1
 compare-logiqa: export OMP_NUM_THREADS := 1
-recipe-logiqa: EVALUATE_ARGS := --sft $(OUTPUT)/sft --warmups own,shuffled,none --batch_size 256
+SFT_STEPS := 275
+EVALUATE_ARGS := --sft $(OUTPUT)-sft --warmups own,shuffled,none --batch_size 256 --max_new_tokens 0
 compare-logiqa: COMPARE_ARGS := --max_steps 120 --per_device_train_batch_size 16 --learning_rate 2e-3 \
 	--hindsight_steps 50 --max_train_samples 3072 --task recipes/logiqa/relay/task.py --sampled_warmups 2 --eval_batch_size 128 --jobs 2
 endif
+RECIPE = --config recipes/logiqa/$(PROFILE).yaml $(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA))
+TRAIN = $(ONE_THREAD) $(BIN)/warmup-peft train $(RECIPE) --output_dir $(OUTPUT) $(ARGS)
+TRAIN_SFT = $(ONE_THREAD) $(BIN)/warmup-peft sft $(RECIPE) --output_dir $(OUTPUT)-sft --max_steps $(SFT_STEPS) $(ARGS)
+
 recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS=
-	@$(ONE_THREAD) $(BIN)/warmup-peft train --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT) \
-		$(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
-	$(if $(EVALUATE_ARGS),@$(ONE_THREAD) $(BIN)/warmup-peft sft --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT)/sft \
-		--as_long_as $(OUTPUT) $(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS))
+ifdef SFT_STEPS
+	@echo "SFT is trained beside it, on the second core. Its progress: $(OUTPUT)-sft.log"
+	@mkdir -p $(dir $(OUTPUT)); $(TRAIN_SFT) > $(OUTPUT)-sft.log 2>&1 & sft=$$!; trap "kill $$sft 2> /dev/null" EXIT; \
+		$(TRAIN) || exit; wait $$sft || { tail -n 3 $(OUTPUT)-sft.log; exit 2; }
+else
+	@$(TRAIN)
+endif
 	@$(BIN)/warmup-peft evaluate --adapter $(OUTPUT) $(EVALUATE_ARGS)
 
 # SFT, also for as long as the slowest arm, every objective, and a control arm; three seeds each.
 ARMS ?= base_model,sft,more_sft,paper,anchored,jensen,log_mean_exp,latro,verifree,rlpr,base_warmups,posterior,shuffled_warmup
 SEEDS ?= 0,1,2
 compare-logiqa: announce setup  ## Do warmups help? Every arm with every seed, and a report; takes ARMS= SEEDS= PROFILE= MODEL= DATA= ARGS=
-	@$(BIN)/warmup-peft compare --config recipes/logiqa/$(PROFILE).yaml --output_dir $(OUTPUT)-compare \
-		--arms $(ARMS) --seeds $(SEEDS) $(COMPARE_ARGS) \
-		$(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA)) $(ARGS)
+	@$(BIN)/warmup-peft compare $(RECIPE) --output_dir $(OUTPUT)-compare \
+		--arms $(ARMS) --seeds $(SEEDS) $(COMPARE_ARGS) $(ARGS)
 
 announce:
 	$(if $(findstring --output_dir,$(subst --overwrite_output_dir,,$(ARGS))),$(error Choose the folder with OUTPUT=, so that scoring finds it))

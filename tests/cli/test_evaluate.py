@@ -29,6 +29,7 @@ from warmup_peft.evaluation.logiqa import TASK, logiqa
 from warmup_peft.evaluation.metrics import mean_of_rows
 from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.evaluation.rows import held_out_questions
+from warmup_peft.inference.folder import training_seconds
 from warmup_peft.inference.loading import load_folder
 from warmup_peft.inference.scores import ARM_NAMES
 from warmup_peft.settings.arguments import EvaluateArguments
@@ -104,6 +105,9 @@ def test_an_sft_adapter_is_scored_beside(run, model_folder, puzzle_data, tmp_pat
     assert main(argv_of("evaluate", adapter=run, sft=tmp_path / "sft")) == 0
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["sft"]["n"] == metrics["warmup"]["n"]
+    said = re.search(r"The adapter was trained for (\d+) seconds, SFT for (\d+)\.", capsys.readouterr().out)
+    assert said, "how long both were trained"
+    assert [float(each) for each in said.groups()] == [round(training_seconds(at)) for at in (run, tmp_path / "sft")]
     assert main(argv_of("evaluate", adapter=run, sft=run)) == BAD_INPUT
     assert "answers after a warmup" in capsys.readouterr().err
 

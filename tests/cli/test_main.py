@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -28,6 +29,7 @@ from warmup_peft.cli.main import (
     COMPARE_PACKAGES,
     FIRST_OF_TRLS,
     INTERRUPTED,
+    imported,
     main,
 )
 from warmup_peft.settings.early import check_early
@@ -77,6 +79,16 @@ def test_unknown_command_names_the_nearest(refusal):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_a_row_and_a_module(command):
     assert callable(importlib.import_module(f"warmup_peft.cli.{command}").run)
+
+
+def test_garbage_is_collected_again_after_an_import(monkeypatch, tmp_path):
+    (tmp_path / "looks.py").write_text("import gc\nWAS_ON = gc.isenabled()\n")
+    (tmp_path / "fails.py").write_text("raise ImportError('no')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not imported("looks").WAS_ON
+    with pytest.raises(ImportError):
+        imported("fails")
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize(("alias", "name"), ALIASES.items())

@@ -130,6 +130,27 @@ def test_progress_sees_every_batch_and_every_question_once(model, tokenizer):
         assert sorted(i for batch in batches for i in batch) == list(range(6))
 
 
+def test_questions_are_tokenised_once_however_often_they_are_answered(model, tokenizer):
+    read = []
+
+    class Counting(type(tokenizer)):
+        def __call__(self, text, *positional, **keywords):
+            read.extend([text] if isinstance(text, str) else text)
+            return super().__call__(text, *positional, **keywords)
+
+    counting = copy.copy(tokenizer)
+    counting.__class__ = Counting
+    predictor = Predictor(model, counting, warmup_config(tokenizer))
+    first = predictor.answer(QUESTIONS, max_new_tokens=1)
+    known = len(read)
+    assert known > len(QUESTIONS)
+    again = predictor.answer(QUESTIONS[::-1], max_new_tokens=1)[::-1]
+    assert len(read) == known
+    assert [each.target_tokens for each in again] == [each.target_tokens for each in first]
+    predictor.answer([dataclasses.replace(QUESTIONS[0], prompt="Another?")], max_new_tokens=0)
+    assert "Another?" in read[known:]
+
+
 def test_answers_after_given_warmups_are_those_after_the_same_text(model, tokenizer):
     """Its own warmups given back change nothing; others, none among them, are what stands before the separator."""
     config = warmup_config(tokenizer)

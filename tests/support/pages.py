@@ -16,7 +16,7 @@ EVIL = "<script>alert(1)</script> | `x` **y** [z](u)\n# &amp;"
 @pytest.fixture
 def quick_pictures(monkeypatch):
     """Drawing a report's charts takes seconds; tests of `charts` and of `comparison_report` draw real ones."""
-    monkeypatch.setattr(charts, "data_url", lambda draw, colors, background: "data:image/svg+xml;base64,")
+    monkeypatch.setattr(charts, "drawn", lambda draw, **options: b"")
 
 
 class Page(HTMLParser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 import importlib.util
 import inspect
@@ -10,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, get_type_hints
 
 from warmup_peft import __version__
@@ -248,9 +250,18 @@ def run_command(name: str, argv: list[str]) -> None:
         return
     stay_offline_without_the_hub(options)
     if launch.accelerate_config is not None:
-        importlib.import_module("warmup_peft.cli.launch").launch(name, argv, launch)
+        imported("warmup_peft.cli.launch").launch(name, argv, launch)
         return
-    importlib.import_module(f"warmup_peft.cli.{name}").run(argv)
+    imported(f"warmup_peft.cli.{name}").run(argv)
+
+
+def imported(module: str) -> ModuleType:
+    """A module of this package. Garbage is not looked for while it imports torch, which would take an eighth of it."""
+    gc.disable()
+    try:
+        return importlib.import_module(module)
+    finally:
+        gc.enable()
 
 
 def with_first_word(name: str, argv: list[str]) -> list[str]:

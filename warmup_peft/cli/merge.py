@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from warmup_peft.evaluation.answering import bars
+from warmup_peft.evaluation.answering import Bars
 from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
 from warmup_peft.evaluation.prediction import score_predictions
 from warmup_peft.evaluation.predictor import Predictor
@@ -60,7 +60,7 @@ def score_change(options: MergeArguments) -> str:
     scores = []
     for name, folder in (("adapter", options.adapter), ("merged", options.output_dir)):
         loaded = load_folder(folder, Loading.of(options))
-        predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config, progress=bars(name))
+        predictor = Predictor(loaded.model, loaded.tokenizer, loaded.warmup_config, progress=Bars(name))
         predictions = predictor.answer(questions, max_new_tokens)
         scores.append(score_predictions([metric], questions, predictions).totals[metric])
     return (

@@ -19,7 +19,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from warmup_peft.comparison.results import Difference
 from warmup_peft.comparison.significance import compare_with
-from warmup_peft.evaluation.answering import bars
+from warmup_peft.evaluation.answering import Bars
 from warmup_peft.evaluation.evaluate import Subject, name_of
 from warmup_peft.evaluation.metrics import is_right_or_wrong, printed
 from warmup_peft.evaluation.prediction import Scores, as_rows, score_predictions
@@ -147,7 +147,7 @@ def inspect_warmups(
     rows: list[list[Row]] = []
     warmups: dict[str, float] = {}
     for arm, instead in ((WITH, None), (WITHOUT, empty)):
-        predictor = Predictor(*answerer, instead, bars(arm))
+        predictor = Predictor(*answerer, instead, Bars(arm))
         predictions = predictor.answer(questions, task.max_new_tokens)
         warmups |= predictor.warmup_metrics(questions, predictions)  # none without warmups
         scores.append(score_predictions(task.metric_names, questions, predictions))

@@ -7,6 +7,7 @@ is found here, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -44,8 +45,31 @@ def no_progress(batches: Sequence[Any], what: str) -> Iterable[Any]:
     return batches
 
 
-def bars(name: str) -> Progress:
-    return lambda batches, what: tqdm(batches, desc=f"{name}: {what}", unit="batch")
+@dataclass
+class Bars:
+    """A progress bar for each step of whatever has this name."""
+
+    name: str = ""
+
+    def __call__(self, batches: Sequence[Any], what: str) -> Iterable[Any]:
+        return tqdm(batches, desc=f"{self.name}: {what}", unit="batch")
+
+
+class OnceEach:
+    """A function of questions that is asked once for each, however often they are answered.
+
+    Args:
+        function: questions -> one item for each.
+    """
+
+    def __init__(self, function: Callable[[Sequence[Question]], Sequence[Any]]):
+        self._function = function
+        self._known: dict[int, tuple[Question, Any]] = {}  # with the question, so that no other one gets its id
+
+    def __call__(self, questions: Sequence[Question]) -> list[Any]:
+        new = [question for question in questions if id(question) not in self._known]
+        self._known |= {id(question): (question, item) for question, item in zip(new, self._function(new))}
+        return [self._known[id(question)][1] for question in questions]
 
 
 class Marks(NamedTuple):

@@ -14,7 +14,7 @@ from datasets import Dataset
 from peft import PeftModel
 from rich.table import Table
 
-from warmup_peft.evaluation.answering import Ids, Marks, bars
+from warmup_peft.evaluation.answering import Bars, Ids, Marks
 from warmup_peft.evaluation.held_out import PLAIN, REPLACED, check_warmups
 from warmup_peft.evaluation.metrics import NOTHING, RowStatistics, metric_name, printed, score_text
 from warmup_peft.evaluation.prediction import Prediction, Scores, score_predictions, share_of_options
@@ -27,7 +27,7 @@ from warmup_peft.evaluation.rows import (
 )
 from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice, task_args_of
 from warmup_peft.export.model_card import score_columns
-from warmup_peft.inference.folder import TrainingRecord, WarmupConfig
+from warmup_peft.inference.folder import TrainingRecord, WarmupConfig, training_seconds
 from warmup_peft.inference.hub import local_folder
 from warmup_peft.inference.loading import (
     LoadedModel,
@@ -55,7 +55,7 @@ class Evaluation:
         scores: of each arm (`base`, `base_with_warmup`, `sft`, `warmup`, `plain`, `shuffled`, `dots`, `none`, those
             asked for): the task's metrics, between 0 and 1; perplexity of the reference, a token; `n` rows.
         source: where the rows come from, in words.
-        sentences: whether warmups are read, and how far SFT comes.
+        sentences: whether warmups are read, how far SFT comes, and how long both were trained.
         left_out: metrics that could not be computed, with the reason.
         questions, predictions: the rows, and the model's answers after its own warmups, in the same order.
         settings: of the model's training, as far as it is recorded.
@@ -126,7 +126,10 @@ def evaluate(
     return Evaluation(
         scores,
         source,
-        what_it_shows({name: each.statistics[task.metric_names[0]] for name, each in scored.items()}),
+        [
+            *what_it_shows({name: each.statistics[task.metric_names[0]] for name, each in scored.items()}),
+            *how_long(model, asked.sft),
+        ],
         scored["warmup"].left_out,
         questions,
         arms["warmup"],
@@ -223,46 +226,42 @@ def evaluate_arms(
 
     own_config = loaded.warmup_config
     limit = task.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens
+    progress = Bars()
 
-    def answer(
-        name: str,
-        warmup_config: WarmupConfig | None,
-        loaded: LoadedModel = loaded,
-        warmup_ids: list[Ids] | None = None,
-        marks: Marks | None = None,
-    ) -> list[Prediction]:
-        directly: dict[str, Any] = {
-            "room_to_think": own_config.room,
-            "template": own_config.chat_template_kwargs,
-            "marks": marks,
-        }
-        predictor = Predictor(
+    def predictor(loaded: LoadedModel, warmup_config: WarmupConfig | None, marks: Marks | None = None) -> Predictor:
+        directly: dict[str, Any] = {"room_to_think": own_config.room, "template": own_config.chat_template_kwargs}
+        return Predictor(
             loaded.model,
             loaded.tokenizer,
             warmup_config,
             options.batch_size,
-            progress=bars(name),
-            **(directly if warmup_config is None else {}),
+            progress=progress,
+            **({**directly, "marks": marks} if warmup_config is None else {}),
         )
+
+    def answer(name: str, predictor: Predictor, warmup_ids: list[Ids] | None = None) -> list[Prediction]:
+        progress.name = name
         return predictor.answer(questions, limit, warmup_ids)
 
+    own = predictor(loaded, own_config)
     arms = {}
     if options.compare_base and has_base(loaded):
         with adapter_off(loaded.model):
-            arms["base"] = answer("base", None)
-            arms["base_with_warmup"] = answer("base with its own warmup", loaded.warmup_config)
+            arms["base"] = answer("base", predictor(loaded, None))
+            arms["base_with_warmup"] = answer("base with its own warmup", own)
     if options.sft is not None:
-        arms["sft"] = answer("SFT", None, load_folder(local_folder(options.sft), Loading.of(options)))
-    arms["warmup"] = own = answer("warmup", loaded.warmup_config)
+        sft = load_folder(local_folder(options.sft), Loading.of(options))
+        arms["sft"] = answer("SFT", predictor(sft, None))
+    arms["warmup"] = answer("warmup", own)
     if PLAIN in options.warmups.split(","):
         marks = Marks(tuple(own_config.warmup_opening_ids), tuple(own_config.warmup_separator_ids))
-        arms[PLAIN] = answer("one plain call", None, marks=marks)
-    warmup_ids = [list(prediction.warmup_ids) for prediction in own]
+        arms[PLAIN] = answer("one plain call", predictor(loaded, None, marks))
+    warmup_ids = [list(prediction.warmup_ids) for prediction in arms["warmup"]]
     dot = loaded.tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
     replaced = {"shuffled": shuffled(warmup_ids), "dots": dots(warmup_ids, dot), "none": empty(warmup_ids)}
     for name in REPLACED:
         if name in options.warmups.split(","):
-            arms[name] = answer(name, loaded.warmup_config, warmup_ids=replaced[name])
+            arms[name] = answer(name, own, replaced[name])
     return arms
 
 
@@ -326,3 +325,12 @@ def what_it_shows(statistics: Mapping[str, RowStatistics]) -> list[str]:
         else:
             found.append(f"Its warmups are not used: after another row's it has {shuffled}, after none {none}.")
     return found
+
+
+def how_long(model: Any, sft: str | None) -> list[str]:
+    """A sentence on how long the model and SFT were trained, where both of their folders say so."""
+    folders = [folder for folder in (model, sft) if isinstance(folder, str | Path)]
+    seconds = [found for folder in folders if (found := training_seconds(folder)) is not None]
+    if len(seconds) < 2:
+        return []
+    return [f"The adapter was trained for {seconds[0]:.0f} seconds, SFT for {seconds[1]:.0f}."]

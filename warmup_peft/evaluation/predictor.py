@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from warmup_peft.evaluation.answering import (
     Ids,
     Marks,
+    OnceEach,
     Progress,
     all_continuations,
     answer_each,
     answer_limit,
     batches_with,
     check_logps,
-    continuation_ids,
     ids_before_answer,
     no_progress,
     option_logps,
@@ -100,16 +101,19 @@ class Predictor:
         Raises:
             FloatingPointError: the model's logits are NaN.
         """
+        logps_each = self.logps(questions, written.warmup_ids)
         return [
             Prediction(
                 choice=max(range(len(logps)), key=logps.__getitem__),
                 option_logps=logps,
-                target_tokens=len(continuation_ids(self.tokenizer, question.prompt, question.completion)),
+                target_tokens=len(options[question.answer]),
                 warmup=self.tokenizer.decode(ids),
                 warmup_ids=tuple(ids),
                 generation=text,
             )
-            for question, ids, text, logps in zip(questions, *written, self.logps(questions, written.warmup_ids))
+            for question, ids, text, logps, options in zip(
+                questions, *written, logps_each, self._option_ids(questions)
+            )
         ]
 
     def warmups(self, questions: Sequence[Question]) -> list[Ids]:
@@ -143,8 +147,7 @@ class Predictor:
         for indices, prompt, warmups in batches_with(
             prompts, warmup_ids, self.model.device, self.batch_size, self.progress, "scores"
         ):
-            chosen = [questions[i] for i in indices]
-            options = [all_continuations(self.tokenizer, each.prompt, each.options) for each in chosen]
+            options = self._option_ids([questions[i] for i in indices])
             with evaluation_mode(self.model):
                 logps = option_logps(encoder, prompt, warmups, between, options)
             check_logps(logps)
@@ -203,8 +206,15 @@ class Predictor:
         config = self.warmup_config
         return None if config is None or config.max_warmup_length == 0 else config
 
-    def _prompt_ids(self, questions: Sequence[Question]) -> list[Ids]:
-        return prompt_ids(self.tokenizer, questions, self._config, self.template)
+    @cached_property
+    def _prompt_ids(self) -> Callable[[Sequence[Question]], list[Ids]]:
+        return OnceEach(lambda questions: prompt_ids(self.tokenizer, questions, self._config, self.template))
+
+    @cached_property
+    def _option_ids(self) -> Callable[[Sequence[Question]], list[list[Ids]]]:
+        return OnceEach(
+            lambda questions: [all_continuations(self.tokenizer, each.prompt, each.options) for each in questions]
+        )
 
     def _answers(self, questions: Sequence[Question], warmup_ids: list[Ids], max_new_tokens: int) -> list[str | None]:
         if max_new_tokens == 0:

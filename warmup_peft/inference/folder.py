@@ -53,6 +53,15 @@ def is_adapter(folder: str | Path) -> bool:
     return Path(folder, ADAPTER_CONFIG_NAME).is_file()
 
 
+def training_seconds(folder: str | Path) -> float | None:
+    """Seconds that the training of this folder took; None where it does not say so."""
+    try:
+        logs = read_json(Path(folder, TRAINER_STATE_NAME))["log_history"]
+        return next((log["train_runtime"] for log in reversed(logs) if "train_runtime" in log), None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def check_is_adapter(folder: str | Path) -> None:
     """Raise ValueError if the folder does not exist or holds no adapter."""
     check_folder(folder)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from warmup_peft.files import check_writable, read_json
-from warmup_peft.inference.folder import RUN_FILES, TRAINER_STATE_NAME
+from warmup_peft.inference.folder import RUN_FILES, TRAINER_STATE_NAME, training_seconds
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -72,11 +72,10 @@ def check_output_dir(folder: Path, overwrite: bool, resuming: bool) -> None:
 
 def seconds_of(folder: str) -> float:
     """Seconds of the training that made this folder. Raises ValueError where it does not say so."""
-    path = Path(folder, TRAINER_STATE_NAME)
-    try:
-        return next(log["train_runtime"] for log in reversed(read_json(path)["log_history"]) if "train_runtime" in log)
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+    seconds = training_seconds(folder)
+    if seconds is None:
         raise ValueError(
-            f"as_long_as={folder} does not say how long it was trained ({path} is missing, or the run was cut off). "
-            "Name the output_dir of a finished training."
-        ) from error
+            f"as_long_as={folder} does not say how long it was trained ({Path(folder, TRAINER_STATE_NAME)} is "
+            "missing, or the run was cut off). Name the output_dir of a finished training."
+        )
+    return seconds

@@ -48,6 +48,12 @@ def test_a_picture_holds_a_drawing_for_light_and_one_for_dark_pages(draw):
         assert "<script" not in text
 
 
+def test_a_dark_drawing_has_every_line_in_a_colour_of_its_own():
+    light, dark = drawings(line_chart("", "steps", [Line(str(i), i, [0, 1], [0, i]) for i in range(len(LIGHT))], ""))
+    assert all(color in light and color not in dark for color in LIGHT)
+    assert [dark.count(color) for color in DARK] == [light.count(color) for color in LIGHT]
+
+
 def test_drawings_have_the_texts_and_every_line():
     light, _ = drawings(line_chart("accuracy", "steps", LINES[:1] * 3, "", goal=0.8))
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", light)

@@ -29,6 +29,7 @@ PANEL_DPI = 110
 # different numbers of arms, so that arms with the same colour still look different.
 LIGHT = ("#1b1c20", "#0072b2", "#c08000", "#009e73", "#d55e00", "#b85c93", "#2f95d0")
 DARK = ("#e8e9ec", "#3d9bdb", "#e69f00", "#1fbf92", "#f0803c", "#e09cc3", "#8fd0f7")
+LIGHT_PAGE, DARK_PAGE = "#ffffff", "#15171b"
 DASHES = ("-", "--", "-.", (0, (1, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 STYLE = {
@@ -110,7 +111,7 @@ def panels(charts: Mapping[str, Sequence[Line]], x_label: str) -> bytes:
                 axes.legend()
         return figure
 
-    return drawn(draw, LIGHT, "#fff", format="png", dpi=PANEL_DPI, facecolor="#fff", metadata={"Software": None})
+    return drawn(draw, format="png", dpi=PANEL_DPI, facecolor=LIGHT_PAGE, metadata={"Software": None})
 
 
 def difference_chart(title: str, differences: Sequence[tuple[str, Difference]], alternative: str) -> Markup:
@@ -156,22 +157,28 @@ def new_figure(height: float) -> tuple:
 
 
 def picture(draw: Callable[[], Figure], alternative: str) -> Markup:
-    """A `<picture>` that holds both drawings."""
-    light, dark = data_url(draw, LIGHT, "#fff"), data_url(draw, DARK, "#15171b")
+    """A `<picture>` that holds the drawing for a light page, and the same in the colours for a dark one."""
+    light = drawn(draw, format="svg", transparent=True, metadata={"Date": None}).decode()
     return Markup(
         '<picture><source media="(prefers-color-scheme: dark)" srcset="{}"><img src="{}" alt="{}"></picture>'
-    ).format(dark, light, alternative)
+    ).format(data_url(darkened(light)), data_url(light), alternative)
 
 
-def data_url(draw: Callable[[], Figure], colors: Sequence[str], background: str) -> str:
-    file = drawn(draw, colors, background, format="svg", transparent=True, metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(file).decode()}"
+def darkened(svg: str) -> str:
+    """An SVG with the dark page's colours in place of the light one's."""
+    for light, dark in zip((LIGHT_PAGE, *LIGHT), (DARK_PAGE, *DARK)):
+        svg = svg.replace(light, dark)
+    return svg
 
 
-def drawn(draw: Callable[[], Figure], colors: Sequence[str], background: str, **options: Any) -> bytes:
-    """The picture's file; `options` go to matplotlib's `savefig`."""
-    text = {f"{name}color": colors[0] for name in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")}
-    cycle = {"axes.prop_cycle": cycler(color=colors), "axes.facecolor": background}
+def data_url(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+
+
+def drawn(draw: Callable[[], Figure], **options: Any) -> bytes:
+    """The picture's file, for a light page; `options` go to matplotlib's `savefig`."""
+    text = {f"{name}color": LIGHT[0] for name in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")}
+    cycle = {"axes.prop_cycle": cycler(color=LIGHT), "axes.facecolor": LIGHT_PAGE}
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE | text | cycle):
         draw().savefig(file, **options)

@@ -90,6 +90,11 @@ def test_two_processes_train_one_adapter_and_fail_with_their_exit_code(model_fol
     data = write_rows(tmp_path / "rows.jsonl", EXAMPLES)
     words = ["--accelerate_config", str(tmp_path / "two.yaml"), "--use_cpu", "true"]
     argv = train_argv(model_folder, data, tmp_path / "run", per_device_train_batch_size=1)
+    with pytest.raises(SystemExit) as alone:
+        main([*argv, *words[:2]])
+    assert alone.value.code == BAD_INPUT
+    assert "each would train alone" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
     assert main([*argv, *words]) == 0
     assert capfd.readouterr().out.count("Trained 2 steps") == 1
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from warmup_peft import WarmupSFTConfig
@@ -100,6 +102,18 @@ def test_bfloat16_where_the_machine_has_it(monkeypatch, has_gpu, use_cpu, is_on,
     assert args.bf16 is is_on
     said = args.notes
     assert [text.partition(": ")[0] for text in said] == ([] if reason is None else [f"bf16 is not set, and {reason}"])
+
+
+def test_processes_that_would_train_alone_are_refused(monkeypatch):
+    args = config()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    module.check_processes(args)  # a cluster's own number, and nothing was launched
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ValueError, match=r"^2 processes were started on .* without a GPU.* set use_cpu to true"):
+        module.check_processes(args)
+    module.check_processes(SimpleNamespace(world_size=2))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    module.check_processes(args)
 
 
 def test_what_is_set_stays(monkeypatch):

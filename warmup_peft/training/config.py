@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,7 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
             )
         super().__post_init__()
         check_trackers(self.report_to)
+        check_processes(self)
 
     def _check_bf16(self) -> None:
         """Without an accelerator, leave bf16 off and note it: TRL's default is on, which transformers refuses."""
@@ -74,6 +76,16 @@ class WarmupSFTConfig(WarmupOptions, SFTConfig):
                 f"bf16 is not set, and {where}: bf16 is off. Training computes in the model's own dtype (float32, "
                 "unless dtype says another)."
             )
+
+
+def check_processes(args: SFTConfig) -> None:
+    """Raise ValueError where several processes were started that do not know of each other."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if started > args.world_size == 1:
+        raise ValueError(
+            f"{started} processes were started on a machine without a GPU, where each would train alone, into the "
+            "same folder. Start one process, or set use_cpu to true, with which they train together."
+        )
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from warmup_peft.comparison.inspection import inspect_warmups
     from warmup_peft.comparison.training_page import TrainingPage
     from warmup_peft.evaluation.evaluate import evaluate
-    from warmup_peft.evaluation.metrics import Metric
+    from warmup_peft.evaluation.metric import Metric
     from warmup_peft.evaluation.tasks import Question, Task
     from warmup_peft.export.merge import merge_adapter
     from warmup_peft.inference.decoding import warmup_generate
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Metric": "warmup_peft.evaluation.metrics",
+    "Metric": "warmup_peft.evaluation.metric",
     "Question": "warmup_peft.evaluation.tasks",
     "Task": "warmup_peft.evaluation.tasks",
     "TrainingPage": "warmup_peft.comparison.training_page",

@@ -26,7 +26,7 @@ from warmup_peft.cli.main import BAD_INPUT, main
 from warmup_peft.evaluation.answering import generate_texts
 from warmup_peft.evaluation.evaluate import evaluate_arms, what_it_shows
 from warmup_peft.evaluation.logiqa import TASK, logiqa
-from warmup_peft.evaluation.metrics import mean_of_rows
+from warmup_peft.evaluation.metric import mean_of_rows
 from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.evaluation.rows import held_out_questions
 from warmup_peft.inference.folder import training_seconds

@@ -19,7 +19,8 @@ from warmup_peft.comparison.significance import (
     paired_bootstrap,
     seeds_p,
 )
-from warmup_peft.evaluation.metrics import METRICS, Answers, RowStatistics, mean_of_rows
+from warmup_peft.evaluation.metric import Answers, RowStatistics, mean_of_rows
+from warmup_peft.evaluation.metrics import METRICS
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from folders import argv_of, puzzles, train_argv, write_rows
@@ -48,9 +49,10 @@ def task_file(folder: Path, metrics: str = "brevity, variety, starts, 'rougeL',"
 
 
 @pytest.fixture(autouse=True)
-def registry(monkeypatch):
+def registry():
     """What a test's task enters is gone after it."""
-    monkeypatch.setattr("warmup_peft.evaluation.metrics.METRICS", dict(METRICS))
+    with patch.dict(METRICS):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 from worlds import ROOT, SPLITS, check_base, read_splits, run_script
 
-from warmup_peft.evaluation.metrics import METRICS, Answers
+from warmup_peft.evaluation.metric import Answers
+from warmup_peft.evaluation.metrics import METRICS
 from warmup_peft.evaluation.tasks import find_task, read_questions
 from warmup_peft.inference.chat import find_format
 from warmup_peft.training.config import parse_training

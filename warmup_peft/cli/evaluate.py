@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from warmup_peft.evaluation.evaluate import evaluate, has_base, scores_table
-from warmup_peft.evaluation.metrics import metric_name
 from warmup_peft.evaluation.prediction import Prediction, answer_text
+from warmup_peft.evaluation.score_texts import metric_name
 from warmup_peft.evaluation.tasks import Question
 from warmup_peft.export.model_card import write_model_card
 from warmup_peft.inference.chat import check_template

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from warmup_peft.evaluation.answering import Bars
-from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
 from warmup_peft.evaluation.prediction import score_predictions
 from warmup_peft.evaluation.predictor import Predictor
 from warmup_peft.evaluation.rows import held_out_questions
+from warmup_peft.evaluation.score_texts import metric_name, points_text, score_text
 from warmup_peft.evaluation.tasks import find_task, is_multiple_choice
 from warmup_peft.export.merge import merge_adapter
 from warmup_peft.files import saying_where_the_disk_is_full

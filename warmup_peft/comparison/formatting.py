@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from warmup_peft.comparison.results import Difference, Estimate
-from warmup_peft.evaluation.metrics import NOTHING, number_text, points_text
+from warmup_peft.evaluation.score_texts import NOTHING, number_text, points_text
 
 GLUE = "\N{NO-BREAK SPACE}"  # keeps a line of a narrow cell from ending here
 

@@ -21,9 +21,9 @@ from warmup_peft.comparison.results import Difference
 from warmup_peft.comparison.significance import compare_with
 from warmup_peft.evaluation.answering import Bars
 from warmup_peft.evaluation.evaluate import Subject, name_of
-from warmup_peft.evaluation.metrics import is_right_or_wrong, printed
 from warmup_peft.evaluation.prediction import Scores, as_rows, score_predictions
 from warmup_peft.evaluation.predictor import Predictor, empty
+from warmup_peft.evaluation.score_texts import is_right_or_wrong, printed
 from warmup_peft.evaluation.tasks import Row, Task
 from warmup_peft.method.diagnostics import words
 from warmup_peft.settings.arguments import EvaluateArguments, InspectArguments, check_counts

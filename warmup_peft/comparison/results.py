@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from warmup_peft import __version__
-from warmup_peft.evaluation.metrics import printed
+from warmup_peft.evaluation.score_texts import printed
 from warmup_peft.evaluation.tasks import Row
 from warmup_peft.files import write_together
 

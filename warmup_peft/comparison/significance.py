@@ -16,7 +16,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
 from warmup_peft.comparison.results import Difference, Estimate, Gain, UseOfWarmups, WarmupUse
-from warmup_peft.evaluation.metrics import Array, RowStatistics
+from warmup_peft.evaluation.metric import Array, RowStatistics
 from warmup_peft.method.diagnostics import UNUSED_BELOW
 
 Pair = tuple[Sequence[RowStatistics], Sequence[RowStatistics]]

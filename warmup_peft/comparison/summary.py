@@ -24,7 +24,9 @@ from warmup_peft.comparison.verdict import (
     use_of_best,
     verdict,
 )
-from warmup_peft.evaluation.metrics import METRICS, Answers, RowStatistics, is_right_or_wrong, mean_of_rows
+from warmup_peft.evaluation.metric import Answers, RowStatistics, mean_of_rows
+from warmup_peft.evaluation.metrics import METRICS
+from warmup_peft.evaluation.score_texts import is_right_or_wrong
 
 Runs = Mapping[str, Sequence[Run]]  # of each arm's name, those that have ended, in the order of their seeds
 

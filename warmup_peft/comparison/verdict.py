@@ -8,7 +8,7 @@ from warmup_peft.comparison.arms import SFT, Arm
 from warmup_peft.comparison.formatting import count, interval_text, listed, p_text, significance_text, time_unit
 from warmup_peft.comparison.results import ArmSummary, Difference, Gain, WarmupUse
 from warmup_peft.comparison.significance import LEVEL
-from warmup_peft.evaluation.metrics import metric_name, number_text, points_text, score_text
+from warmup_peft.evaluation.score_texts import metric_name, number_text, points_text, score_text
 
 SLOWER = 1.1  # times as long as SFT; below that the difference may be the machine's
 STILL_FALLING = 0.95  # share of the loss that is left at the last point of a learning curve, of that before it

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from warmup_peft.evaluation.answering import Bars, Ids, Marks
 from warmup_peft.evaluation.held_out import PLAIN, REPLACED, check_warmups
-from warmup_peft.evaluation.metrics import NOTHING, RowStatistics, metric_name, printed, score_text
+from warmup_peft.evaluation.metric import RowStatistics
 from warmup_peft.evaluation.prediction import Prediction, Scores, score_predictions, share_of_options
 from warmup_peft.evaluation.predictor import Predictor, dots, empty, shuffled
 from warmup_peft.evaluation.rows import (
@@ -25,6 +25,7 @@ from warmup_peft.evaluation.rows import (
     questions_to_score,
     task_to_score,
 )
+from warmup_peft.evaluation.score_texts import NOTHING, metric_name, printed, score_text
 from warmup_peft.evaluation.tasks import Question, Task, is_multiple_choice, task_args_of
 from warmup_peft.export.model_card import score_columns
 from warmup_peft.inference.folder import TrainingRecord, WarmupConfig, training_seconds

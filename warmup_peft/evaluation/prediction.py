@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from warmup_peft.evaluation.metrics import Array, RowStatistics, score_rows, totals
+from warmup_peft.evaluation.metric import Array, RowStatistics
+from warmup_peft.evaluation.metrics import score_rows, totals
 from warmup_peft.evaluation.tasks import Question, Row, as_answers, is_multiple_choice
 
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from warmup_peft.evaluation.metrics import Answers, Metric, add_metrics
+from warmup_peft.evaluation.metric import Answers, Metric
+from warmup_peft.evaluation.metrics import add_metrics
 from warmup_peft.files import near_path
 from warmup_peft.settings.arguments import EvaluateArguments, RunOptions
 from warmup_peft.settings.words import nearest

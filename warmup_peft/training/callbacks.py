@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import ProgressCallback, TrainerCallback
 
-from warmup_peft.evaluation.metrics import METRICS, metric_name, score_text
+from warmup_peft.evaluation.metrics import METRICS
+from warmup_peft.evaluation.score_texts import metric_name, score_text
 
 SHOWN = {
     "loss": "loss {:.3f}",

@@ -15,13 +15,8 @@ from accelerate.utils import gather_object
 from trl import SFTTrainer
 
 from warmup_peft.evaluation.answering import Ids, answer_each, answer_limit, thought_marks, without_thought, write_each
-from warmup_peft.evaluation.metrics import (
-    Answers,
-    metric_names,
-    score_rows,
-    totals,
-    try_metrics,
-)
+from warmup_peft.evaluation.metric import Answers
+from warmup_peft.evaluation.metrics import metric_names, score_rows, totals, try_metrics
 from warmup_peft.inference.generation import end_token_ids
 from warmup_peft.method.branches import split_examples
 from warmup_peft.training.config import WarmupSFTConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from warmup_peft.inference.chat import WarmupFormat
 from warmup_peft.method.branches import Tokens, Warmups, no_warmups, shuffled_warmups
 from warmup_peft.method.encoding import Encoded, alone
 from warmup_peft.method.model import is_sharded, random_numbers_from
@@ -24,7 +25,7 @@ from warmup_peft.training.base_sampler import BaseSampler
 from warmup_peft.training.checks import is_fsdp
 from warmup_peft.training.config import WarmupSFTConfig
 from warmup_peft.training.dataset import base_fingerprint, prompts_of
-from warmup_peft.training.engine import pool_sampler
+from warmup_peft.training.engine import EngineSampler, pool_sampler
 from warmup_peft.training.pool import POOL_NAME, SampleFunction, WarmupPool
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,27 @@ def largest_of(accelerator: Accelerator) -> Callable[[int], int]:
     return largest
 
 
+def sampling_settings(
+    args: WarmupSFTConfig, warmup_format: WarmupFormat, end_tokens: Collection[int], pad_token_id: int
+) -> SamplingSettings:
+    """The distribution that a training's options ask for. A learned separator, or a thought's, ends a warmup, too."""
+    separator_ids = warmup_format.separator_ids
+    closes = args.learn_separator or warmup_format.thinking is not None
+    return SamplingSettings(
+        num_warmups=args.num_warmups,
+        max_length=args.max_warmup_length,
+        end_token_ids=tuple(sorted({*end_tokens, *separator_ids[:closes]})),
+        separator_ids=separator_ids,
+        pad_token_id=pad_token_id,
+        num_beams=args.num_beams,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        closing_id=separator_ids[0] if args.learn_separator else None,
+    )
+
+
 class Policy:
     """The model's own warmups, sampled from it as it is now.
 
@@ -76,7 +98,9 @@ class Policy:
         tokenizer: PreTrainedTokenizerBase,
     ):
         self.args, self.sampling, self.accelerator, self.tokenizer = args, sampling, accelerator, tokenizer
-        self.sampler = WarmupSampler(largest_of(accelerator) if is_fsdp(args) else alone)
+        self.sampler: WarmupSampler | EngineSampler = WarmupSampler(
+            largest_of(accelerator) if is_fsdp(args) else alone
+        )
 
     @property
     def autocast(self) -> Callable[[], AbstractContextManager]:

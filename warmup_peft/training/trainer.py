@@ -79,7 +79,15 @@ from warmup_peft.training.pool import SampleFunction, WarmupPool
 from warmup_peft.training.pushing import PushesListedFiles
 from warmup_peft.training.resuming import check_resumed, settings_in
 from warmup_peft.training.saving import SavesWholeFolders, training_record
-from warmup_peft.training.sources import SOURCES, DataWarmups, Policy, largest_of, random_numbers_of_rank
+from warmup_peft.training.sources import (
+    SOURCES,
+    Base,
+    DataWarmups,
+    Policy,
+    largest_of,
+    random_numbers_of_rank,
+    sampling_settings,
+)
 from warmup_peft.training.trackers import send_table
 
 logger = get_logger(__name__)
@@ -159,17 +167,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
         super().__init__(*call.args[1:], **call.kwargs)
 
         self.base_revision = named and commit_of(named, (args.model_init_kwargs or {}).get("revision"))
-        check_one_device(self.model, self.args)  # TRL may have put a model that was named on one of several GPUs
-        keep_4bit_weights_in_place(self.model)
-        save_as_it_is(without_peft_wrapper(self.model))
-        name_the_base(self.model)
-        if self.aux_loss_enabled:  # asked for where rows are scored, not in every forward
-            without_peft_wrapper(self.model).config.get_text_config().output_router_logits = False
-        needs_base = args.warmup_anchor > 0 or args.warmup_source == "base"
-        if needs_base and isinstance(self.model, PeftModel) and not switches_off(self.model):
-            keep_initial_weights(self.model)
-        if is_fsdp(args):
-            check_sharding(self.model)
+        self._prepare_model()
         self.model_accepts_loss_kwargs = True  # so that the targets of the accumulated batch are always counted
         self.data_record: dict[str, Any] = data_record
         self.encoder = PromptEncoder(
@@ -181,37 +179,42 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
             is_mixed=self.args.bf16 or self.args.fp16,
             num_opening=len(self.warmup_format.opening_ids) * args.learn_separator,
         )
-        end_tokens, separator_ids = end_token_ids(self.model, self._tokenizer), self.warmup_format.separator_ids
-        closes = args.learn_separator or self.warmup_format.thinking is not None
-        sampling = SamplingSettings(
-            num_warmups=args.num_warmups,
-            max_length=args.max_warmup_length,
-            end_token_ids=tuple(sorted({*end_tokens, *separator_ids[:closes]})),
-            separator_ids=separator_ids,
-            pad_token_id=self._tokenizer.pad_token_id,
-            num_beams=args.num_beams,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            min_p=args.min_p,
-            closing_id=separator_ids[0] if args.learn_separator else None,
-        )
-        source_arguments = (self.args, sampling, self.accelerator, self._tokenizer)
-        self.source = SOURCES[args.warmup_source](*source_arguments)
-        self._eval_source = Policy(*source_arguments) if self.source.is_off_policy else self.source
-        if args.use_vllm and not self.source.is_off_policy:
-            from warmup_peft.training.vllm_engine import start_engine  # imports vLLM
-
-            engine = start_engine(self.model, *source_arguments)
-            self.source.sampler = EngineSampler(engine, lambda: self.state.global_step)
+        self._start_sources()
         self._ratio_bounds = RatioBounds(
             args.vllm_importance_sampling_clip_min,
             args.vllm_importance_sampling_clip_max,
             masks=args.vllm_importance_sampling_mode == "sequence_mask",
         )
-        self._data_warmups = DataWarmups(self.train_dataset, sampling) if args.warmup_from_data else None
+        self._data_warmups = DataWarmups(self.train_dataset, self.sampling) if args.warmup_from_data else None
         self._monitor = WarmupMonitor(args, self._tokenizer, functools.partial(send_table, self))
         say_notes(args)
+
+    def _prepare_model(self) -> None:
+        """Check the model that TRL has made, and make it save and switch back to its base as the method needs it."""
+        check_one_device(self.model, self.args)  # TRL may have put a model that was named on one of several GPUs
+        keep_4bit_weights_in_place(self.model)
+        save_as_it_is(without_peft_wrapper(self.model))
+        name_the_base(self.model)
+        if self.aux_loss_enabled:  # asked for where rows are scored, not in every forward
+            without_peft_wrapper(self.model).config.get_text_config().output_router_logits = False
+        needs_base = self.args.warmup_anchor > 0 or self.args.warmup_source == "base"
+        if needs_base and isinstance(self.model, PeftModel) and not switches_off(self.model):
+            keep_initial_weights(self.model)
+        if is_fsdp(self.args):
+            check_sharding(self.model)
+
+    def _start_sources(self) -> None:
+        """Set where the warmups of training and evaluation come from, and start the engine where one samples them."""
+        end_tokens = end_token_ids(self.model, self._tokenizer)
+        sampling = sampling_settings(self.args, self.warmup_format, end_tokens, self._tokenizer.pad_token_id)
+        arguments = (self.args, sampling, self.accelerator, self._tokenizer)
+        self.source = SOURCES[self.args.warmup_source](*arguments)
+        self._eval_source = Policy(*arguments) if self.source.is_off_policy else self.source
+        if self.args.use_vllm and not self.source.is_off_policy:
+            from warmup_peft.training.vllm_engine import start_engine  # imports vLLM
+
+            engine = start_engine(self.model, *arguments)
+            self.source.sampler = EngineSampler(engine, lambda: self.state.global_step)
 
     @property
     def sampling(self) -> SamplingSettings:
@@ -467,7 +470,7 @@ class WarmupSFTTrainer(SavesWholeFolders, PushesListedFiles, SFTTrainer):
                 was cut short, samples of another model, a base model all of whose warmups are empty or equal, or
                 missing warmups of a whole model that this trainer has trained since it started.
         """
-        if self.args.warmup_source != "base":
+        if not isinstance(self.source, Base):
             raise ValueError(f"warmup_source={self.args.warmup_source} keeps no pool. Set warmup_source to 'base'.")
         return self.source.fill(self.accelerator.unwrap_model(self.model), self.train_dataset, sample)
 

@@ -20,7 +20,7 @@ from warmup_peft.comparison.report.glossary import GAINS, WORDS
 from warmup_peft.comparison.report.rendering import are_graded, render
 from warmup_peft.comparison.report.tables import differences_table, references, results_table, warmups_table
 from warmup_peft.comparison.results import Comparison, Difference, Point
-from warmup_peft.evaluation.metrics import metric_name, number_text, scale_of, score_text
+from warmup_peft.evaluation.score_texts import metric_name, number_text, scale_of, score_text
 from warmup_peft.evaluation.tasks import Row
 from warmup_peft.files import write_together
 

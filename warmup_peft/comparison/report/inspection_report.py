@@ -15,7 +15,7 @@ from warmup_peft.comparison.inspection import CLASSES, WITH, WITHOUT, Inspection
 from warmup_peft.comparison.report.glossary import GAINS, WORDS_OF_INSPECTION
 from warmup_peft.comparison.report.rendering import are_graded, clip_end, render
 from warmup_peft.comparison.report.tables import WARMUP_METRICS, Table, p_texts
-from warmup_peft.evaluation.metrics import metric_name, number_text, points_text, score_text
+from warmup_peft.evaluation.score_texts import metric_name, number_text, points_text, score_text
 from warmup_peft.files import write_together
 from warmup_peft.method.diagnostics import UNUSED_BELOW
 

@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from warmup_peft.comparison.formatting import count
-from warmup_peft.evaluation.metrics import is_right_or_wrong, metric_name, score_text
+from warmup_peft.evaluation.score_texts import is_right_or_wrong, metric_name, score_text
 from warmup_peft.evaluation.tasks import Row
 
 MOST_PROMPT = 600  # characters, the last ones

@@ -18,7 +18,7 @@ from warmup_peft.comparison.formatting import (
     time_unit,
 )
 from warmup_peft.comparison.results import ArmSummary, Comparison, Difference, Estimate
-from warmup_peft.evaluation.metrics import NOTHING, metric_name, number_text, score_text
+from warmup_peft.evaluation.score_texts import NOTHING, metric_name, number_text, score_text
 
 SCORES_AFTER = {
     "score_after_others": "after a shuffled warmup",

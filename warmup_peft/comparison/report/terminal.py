@@ -19,7 +19,7 @@ from warmup_peft.comparison.report.inspection_report import (
 )
 from warmup_peft.comparison.report.tables import score_after_text
 from warmup_peft.comparison.results import Comparison, Difference
-from warmup_peft.evaluation.metrics import metric_name, points_text, score_text
+from warmup_peft.evaluation.score_texts import metric_name, points_text, score_text
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:

@@ -17,7 +17,8 @@ from warmup_peft.comparison.report.charts import Line, line_chart, panels
 from warmup_peft.comparison.report.glossary import GAINS, WORDS
 from warmup_peft.comparison.report.rendering import render
 from warmup_peft.comparison.report.tables import Table
-from warmup_peft.evaluation.metrics import METRICS, metric_name, number_text
+from warmup_peft.evaluation.metrics import METRICS
+from warmup_peft.evaluation.score_texts import metric_name, number_text
 
 Log = Mapping[str, Any]
 EVALUATION = "eval_"

@@ -169,7 +169,8 @@ def test_only_files_py_writes_to_a_file():
 # ---- Tests ----
 
 OF_THE_WHOLE_HOUSE = (
-    "test_makefile.py", "test_package.py", "test_project.py", "test_readmes.py", "test_wheel.py", "recipes", "faults", "gpu"
+    "test_makefile.py", "test_package.py", "test_project.py", "test_readmes.py", "test_wheel.py", "recipes", "faults",
+    "gpu",
 )  # fmt: skip
 
 

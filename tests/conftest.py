@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from architectures import build
 from datasets import Dataset, disable_progress_bars
 from folders import logits, random_adapter, save_adapter
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from warmup_peft.cli.main import BAD_INPUT, main
@@ -36,6 +37,20 @@ def quick_pages():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warmup_peft.comparison.training_page.write_page", write)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_saving():
+    """peft compiles a template for a card that ours replaces, which takes longer than all else in saving."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
+        yield
+
+
+def pytest_collection_finish():
+    """What was imported stays: each training calls for a search for garbage, which would go through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 EXAMPLES = [

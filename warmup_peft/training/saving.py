@@ -58,6 +58,7 @@ def training_record(trainer: SFTTrainer) -> TrainingRecord:
     )
 
 
+@functools.cache  # reading what is installed takes longer than saving a small adapter
 def recorded_versions() -> dict[str, str]:
     """The exact versions of Python and of those packages that are installed."""
     versions = {"python": platform.python_version()}

@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 HAS_GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
 PROFILE ?= $(if $(HAS_GPU),qlora,relay)
 OUTPUT ?= runs/logiqa
+override OUTPUT := $(OUTPUT:%/=%)
 MODEL ?=
 DATA ?=
 ARGS ?=
@@ -26,27 +27,34 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[qlora,dev]"
 	@touch $@
 
+RECIPE = --config recipes/logiqa/$(PROFILE).yaml $(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA))
+TRAIN = $(BIN)/warmup-peft train $(RECIPE) --output_dir $(OUTPUT) $(ARGS)
+
 # The small model's tensors are too small for two threads in training, which would only wait for each other. So the adapter
 # and SFT are trained beside each other, and SFT has as many steps as fit into the adapter's seconds. Nothing is compiled,
 # and importing torch's compiler takes two seconds in each process.
 ifeq ($(PROFILE),relay)
 recipe-logiqa compare-logiqa: export TORCHDYNAMO_DISABLE := 1
-ONE_THREAD := OMP_NUM_THREADS=1
 compare-logiqa: export OMP_NUM_THREADS := 1
-SFT_STEPS := 275
+SFT_STEPS ?= 275
+SFT_LOG = $(OUTPUT)-sft.log
+TRAIN_SFT = $(BIN)/warmup-peft sft $(RECIPE) --output_dir $(OUTPUT)-sft --max_steps $(SFT_STEPS) $(ARGS)
 EVALUATE_ARGS := --sft $(OUTPUT)-sft --warmups own,shuffled,none --batch_size 256 --max_new_tokens 0
 compare-logiqa: COMPARE_ARGS := --max_steps 120 --per_device_train_batch_size 16 --learning_rate 2e-3 \
 	--hindsight_steps 50 --max_train_samples 3072 --task recipes/logiqa/relay/task.py --sampled_warmups 2 --eval_batch_size 128 --jobs 2
-endif
-RECIPE = --config recipes/logiqa/$(PROFILE).yaml $(if $(MODEL),--model_name_or_path $(MODEL)) $(if $(DATA),--dataset_name $(DATA))
-TRAIN = $(ONE_THREAD) $(BIN)/warmup-peft train $(RECIPE) --output_dir $(OUTPUT) $(ARGS)
-TRAIN_SFT = $(ONE_THREAD) $(BIN)/warmup-peft sft $(RECIPE) --output_dir $(OUTPUT)-sft --max_steps $(SFT_STEPS) $(ARGS)
 
-recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS=
-ifdef SFT_STEPS
-	@echo "SFT is trained beside it, on the second core. Its progress: $(OUTPUT)-sft.log"
-	@mkdir -p $(dir $(OUTPUT)); $(TRAIN_SFT) > $(OUTPUT)-sft.log 2>&1 & sft=$$!; trap "kill $$sft 2> /dev/null" EXIT; \
-		$(TRAIN) || exit; wait $$sft || { tail -n 3 $(OUTPUT)-sft.log; exit 2; }
+define TRAIN_BOTH
+mkdir -p $(dir $(OUTPUT)); OMP_NUM_THREADS=1 $(TRAIN_SFT) > $(SFT_LOG) 2>&1 & sft=$$!; \
+trap "kill $$sft 2> /dev/null" EXIT; trap "exit 130" INT TERM HUP; \
+OMP_NUM_THREADS=1 $(TRAIN) || exit; \
+wait $$sft || { tail -n 3 $(SFT_LOG); echo "SFT failed, see $(SFT_LOG). To start again: ARGS=--overwrite_output_dir"; exit 2; } >&2
+endef
+endif
+
+recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS= SFT_STEPS=
+ifeq ($(PROFILE),relay)
+	@echo "SFT is trained beside it, on the second core. Its progress: $(SFT_LOG)"
+	@$(TRAIN_BOTH)
 else
 	@$(TRAIN)
 endif

@@ -39,12 +39,21 @@ def quick_pages():
         yield
 
 
+PEFTS_CARD = PeftModel.create_or_update_model_card
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_saving():
     """peft compiles a template for a card that ours replaces, which takes longer than all else in saving."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
         yield
+
+
+@pytest.fixture
+def pefts_card(monkeypatch):
+    """Its card all the same, for a test that is about it."""
+    monkeypatch.setattr(PeftModel, "create_or_update_model_card", PEFTS_CARD)
 
 
 def pytest_collection_finish():

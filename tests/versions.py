@@ -31,6 +31,7 @@ DIAGONAL = (  # where trl, transformers, peft, datasets, accelerate, pandas and 
     "tests/training/test_pool.py",
     "tests/inference/test_loading.py",
     "tests/export/test_merge.py",
+    "tests/evaluation/test_built_in_metrics.py",
     "tests/evaluation/test_metrics.py",
     "tests/comparison/test_significance.py",
     "tests/cli/test_train.py",

@@ -13,6 +13,8 @@ from warmup_peft.files import replacing_files
 from warmup_peft.inference.folder import CARD_NAME, CURVES_NAME, METRICS_NAME, TrainingRecord, WarmupConfig
 from warmup_peft.inference.scores import save_scores
 
+pytestmark = pytest.mark.usefixtures("pefts_card")
+
 
 @pytest.fixture
 def adapter(tmp_path, model_folder, tokenizer, lora) -> Path:

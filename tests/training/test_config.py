@@ -109,7 +109,7 @@ def test_processes_that_would_train_alone_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     module.check_processes(args)  # a cluster's own number, and nothing was launched
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(ValueError, match=r"^2 processes were started on .* without a GPU.* set use_cpu to true"):
+    with pytest.raises(ValueError, match=r"^2 processes were started, and there are no GPUs.* set use_cpu to true"):
         module.check_processes(args)
     module.check_processes(SimpleNamespace(world_size=2))
     monkeypatch.setenv("WORLD_SIZE", "1")

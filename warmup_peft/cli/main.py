@@ -257,11 +257,13 @@ def run_command(name: str, argv: list[str]) -> None:
 
 def imported(module: str) -> ModuleType:
     """A module of this package. Garbage is not looked for while it imports torch, which would take an eighth of it."""
+    was_on = gc.isenabled()
     gc.disable()
     try:
         return importlib.import_module(module)
     finally:
-        gc.enable()
+        if was_on:
+            gc.enable()
 
 
 def with_first_word(name: str, argv: list[str]) -> list[str]:

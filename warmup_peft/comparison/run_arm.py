@@ -8,6 +8,7 @@ ends when its parent does, even if the parent is killed, so that the same comman
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import shutil
@@ -104,7 +105,7 @@ def run_arm(job: Job, folder: Path) -> Run:
 
     memory = peak_memory()
     start = time.perf_counter()
-    written = predictor.write(test_rows, task.max_new_tokens)
+    written = dataclasses.replace(predictor).write(test_rows, task.max_new_tokens)  # which knows no row's tokens yet
     seconds_per_answer = (time.perf_counter() - start) / len(test_rows)
     predictions = predictor.score(test_rows, written)
     scores = score_predictions(task.metric_names, test_rows, predictions)

@@ -68,7 +68,8 @@ class OnceEach:
 
     def __call__(self, questions: Sequence[Question]) -> list[Any]:
         new = [question for question in questions if id(question) not in self._known]
-        self._known |= {id(question): (question, item) for question, item in zip(new, self._function(new))}
+        if new:
+            self._known |= {id(question): (question, item) for question, item in zip(new, self._function(new))}
         return [self._known[id(question)][1] for question in questions]
 
 

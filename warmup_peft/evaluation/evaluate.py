@@ -129,7 +129,7 @@ def evaluate(
         source,
         [
             *what_it_shows({name: each.statistics[task.metric_names[0]] for name, each in scored.items()}),
-            *how_long(model, asked.sft),
+            *how_long(None if asked.sft is None else local_folder(asked.sft), model),
         ],
         scored["warmup"].left_out,
         questions,
@@ -328,10 +328,10 @@ def what_it_shows(statistics: Mapping[str, RowStatistics]) -> list[str]:
     return found
 
 
-def how_long(model: Any, sft: str | None) -> list[str]:
-    """A sentence on how long the model and SFT were trained, where both of their folders say so."""
-    folders = [folder for folder in (model, sft) if isinstance(folder, str | Path)]
-    seconds = [found for folder in folders if (found := training_seconds(folder)) is not None]
-    if len(seconds) < 2:
+def how_long(sft: str | None, model: Any) -> list[str]:
+    """A sentence on how long SFT and the model were trained, where both of their folders say so."""
+    of_sft = None if sft is None else training_seconds(sft)
+    own = training_seconds(model) if isinstance(model, str | Path) else None
+    if of_sft is None or own is None:
         return []
-    return [f"The adapter was trained for {seconds[0]:.0f} seconds, SFT for {seconds[1]:.0f}."]
+    return [f"The adapter was trained for {own:,.0f} seconds, SFT for {of_sft:,.0f}."]

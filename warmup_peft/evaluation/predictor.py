@@ -186,7 +186,7 @@ class Predictor:
         if not self.has_warmups:
             return {}
         if replaced is None:
-            replaced = self.after_replaced([as_target(question) for question in questions], predictions)
+            replaced = self.after_replaced(self._targets(questions), predictions)
         warmup_ids = [list(prediction.warmup_ids) for prediction in predictions]
         shared = [num_shared_words(p.warmup, q.completion) for q, p in zip(questions, predictions)]
         return {
@@ -215,6 +215,10 @@ class Predictor:
         return OnceEach(
             lambda questions: [all_continuations(self.tokenizer, each.prompt, each.options) for each in questions]
         )
+
+    @cached_property
+    def _targets(self) -> Callable[[Sequence[Question]], list[Question]]:
+        return OnceEach(lambda questions: [as_target(question) for question in questions])
 
     def _answers(self, questions: Sequence[Question], warmup_ids: list[Ids], max_new_tokens: int) -> list[str | None]:
         if max_new_tokens == 0:

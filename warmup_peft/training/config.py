@@ -83,7 +83,7 @@ def check_processes(args: SFTConfig) -> None:
     started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
     if started > args.world_size == 1:
         raise ValueError(
-            f"{started} processes were started on a machine without a GPU, where each would train alone, into the "
+            f"{started} processes were started, and there are no GPUs for them, so each would train alone, into the "
             "same folder. Start one process, or set use_cpu to true, with which they train together."
         )
 

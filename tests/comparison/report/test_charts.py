@@ -10,7 +10,7 @@ import pytest
 from pages import EVIL, Page
 from summaries import difference
 
-from warmup_peft.comparison.report.charts import DARK, LIGHT, Line, difference_chart, line_chart, look
+from warmup_peft.comparison.report.charts import DARK, LIGHT, LIGHT_PAGE, Line, difference_chart, line_chart, look
 
 LINES = [
     Line("sft", 0, [0, 1], [0.5, float("nan")]),
@@ -42,6 +42,7 @@ def test_a_picture_holds_a_drawing_for_light_and_one_for_dark_pages(draw):
     assert LIGHT[0] in light
     assert LIGHT[0] not in dark
     assert DARK[0] in dark
+    assert LIGHT_PAGE not in dark
     assert Page(picture).all("img")[0]["alt"] == EVIL
     for text in (light, dark):
         assert "&lt;script&gt;alert(1)" in text

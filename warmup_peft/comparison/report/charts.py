@@ -1,4 +1,4 @@
-"""Charts, by matplotlib. Each exists twice, for a light and for a dark page, but for the picture beside a card."""
+"""Charts, by matplotlib: for a light page and, in other colours, for a dark one, but for the picture beside a card."""
 
 from __future__ import annotations
 

@@ -155,9 +155,27 @@ def log_mean_exp(values: Sequence[float]) -> float:
     return (tensor.logsumexp(0) - torch.tensor(len(values)).log()).item()
 
 
-@cache  # it reads thousands of files, and base and adapter are scored on the same tasks
-def all_tasks() -> TaskManager:
-    return TaskManager()
+@cache  # base and adapter are scored on the same tasks
+def manager_of(with_the_harness_own: bool) -> TaskManager:
+    """Finds tasks. For the harness' own it reads thousands of files."""
+    return TaskManager(include_defaults=with_the_harness_own)
+
+
+def task_in(file: str) -> dict[str, Any]:
+    """The task of a YAML file. Raises ValueError where there is none."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if not Path(file).is_file():
+        raise ValueError(f"--harness names the file {file}, which does not exist.")
+    try:
+        return load_yaml(file, resolve_func=True)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no valid YAML: {error}") from error
+
+
+def is_by_itself(task: str | dict[str, Any]) -> bool:
+    """Whether it is a file's task, and no group of others."""
+    return isinstance(task, dict) and isinstance(task.get("task"), str)
 
 
 def run_tasks(
@@ -183,20 +201,12 @@ def run_tasks(
         ValueError: a task is neither known to lm-evaluation-harness nor a file.
     """
     from lm_eval import simple_evaluate
-    from lm_eval.tasks._yaml_loader import load_yaml
 
-    manager = all_tasks()
-    chosen: list[str | dict[str, Any]] = []
-    for task in tasks:
-        is_file = task.endswith((".yaml", ".yml"))
-        if is_file and not Path(task).is_file():
-            raise ValueError(f"--harness names the file {task}, which does not exist.")
-        if not is_file and not manager.match_tasks([task]):
+    chosen = [task_in(task) if task.endswith((".yaml", ".yml")) else task for task in tasks]
+    manager = manager_of(with_the_harness_own=not all(map(is_by_itself, chosen)))
+    for task in chosen:
+        if isinstance(task, str) and not manager.match_tasks([task]):
             raise ValueError(f"lm-evaluation-harness has no task '{task}'. `lm-eval ls tasks` lists them.")
-        try:
-            chosen.append(load_yaml(task, resolve_func=True) if is_file else task)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{task} is no valid YAML: {error}") from error
     set_seed(seed)
     off = WarmupConfig("", [], 0, chat_template_kwargs=dict(chat_template_kwargs or {}))
     lm = WarmupLM(model, tokenizer, warmup_config or off, num_warmups, batch_size, is_chat=apply_chat_template)

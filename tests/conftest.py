@@ -6,6 +6,7 @@ import gc
 import os
 from pathlib import Path
 
+gc.disable()  # until everything is imported, see pytest_collection_finish
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 if "WITH_GPU" not in os.environ:  # of `make test-gpu`
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -61,6 +62,7 @@ def pytest_collection_finish():
     """What was imported stays: each training calls for a search for garbage, which would go through all of it."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 EXAMPLES = [

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from pathlib import Path
 
-gc.disable()  # until everything is imported, see pytest_collection_finish
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 if "WITH_GPU" not in os.environ:  # of `make test-gpu`
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -14,6 +14,7 @@ if "WITH_GPU" not in os.environ:  # of `make test-gpu`
 
 import pytest
 import torch
+from accelerate.utils import imports
 from architectures import build
 from datasets import Dataset, disable_progress_bars
 from folders import logits, random_adapter, save_adapter
@@ -58,11 +59,18 @@ def pefts_card(monkeypatch):
     monkeypatch.setattr(PeftModel, "create_or_update_model_card", PEFTS_CARD)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_accelerators():
+    """Each `Accelerator` reads the metadata of a dozen packages, which takes as long as a training step here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imports, "_is_package_available", functools.cache(imports._is_package_available))
+        yield
+
+
 def pytest_collection_finish():
     """What was imported stays: each training calls for a search for garbage, which would go through all of it."""
     gc.collect()
     gc.freeze()
-    gc.enable()
 
 
 EXAMPLES = [

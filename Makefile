@@ -77,7 +77,7 @@ bench: setup  ## Time a training step with and without warmups; takes ARGS=, suc
 # One thread each: two workers of two threads would only wait for each other.
 test test-slow: export OMP_NUM_THREADS := 1
 test: setup  ## Run the tests (no network, no GPU)
-	@$(BIN)/python -m pytest -n auto
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: setup  ## Run the tests that take minutes: every architecture of transformers, and more
 	@$(BIN)/python -m pytest -m slow --ignore tests/faults

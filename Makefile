@@ -39,7 +39,7 @@ compare-logiqa: export OMP_NUM_THREADS := 1
 SFT_STEPS ?= 275
 SFT_LOG = $(OUTPUT)-sft.log
 TRAIN_SFT = $(BIN)/warmup-peft sft $(RECIPE) --output_dir $(OUTPUT)-sft --max_steps $(SFT_STEPS) $(ARGS)
-EVALUATE_ARGS := --sft $(OUTPUT)-sft --warmups own,shuffled,none --batch_size 256 --max_new_tokens 0
+EVALUATE_ARGS := --sft $(OUTPUT)-sft --warmups own,shuffled,none --batch_size 64 --max_new_tokens 0
 compare-logiqa: COMPARE_ARGS := --max_steps 120 --per_device_train_batch_size 16 --learning_rate 2e-3 \
 	--hindsight_steps 50 --max_train_samples 3072 --task recipes/logiqa/relay/task.py --sampled_warmups 2 --eval_batch_size 128 --jobs 2
 

@@ -53,7 +53,7 @@ endif
 
 recipe-logiqa: announce setup  ## Train, score and show a warmup adapter; takes PROFILE= MODEL= DATA= OUTPUT= ARGS= SFT_STEPS=
 ifeq ($(PROFILE),relay)
-	@echo "SFT is trained beside it, on the second core. Its progress: $(SFT_LOG)"
+	@echo "SFT, to compare the adapter with, is trained at the same time, on the second core. Its progress: $(SFT_LOG)"
 	@$(TRAIN_BOTH)
 else
 	@$(TRAIN)

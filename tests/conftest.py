@@ -30,26 +30,24 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 disable_progress_bars()
 
 
+PEFTS_CARD = PeftModel.create_or_update_model_card
+
+
 @pytest.fixture(scope="session", autouse=True)
-def quick_pages():
-    """Drawing a page takes seconds; tests/comparison/test_training_page.py draws real ones."""
+def quick_trainings():
+    """Without what takes longer than a tiny training.
+
+    A page takes seconds to draw; tests/comparison/test_training_page.py draws real ones. peft compiles a template for
+    a card that ours replaces. Each `Accelerator` reads the metadata of a dozen packages.
+    """
 
     def write(args, state):
         write_together({PAGE_NAME: "<!DOCTYPE html>", CURVES_NAME: b"png"}, Path(args.output_dir))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warmup_peft.comparison.training_page.write_page", write)
-        yield
-
-
-PEFTS_CARD = PeftModel.create_or_update_model_card
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_saving():
-    """peft compiles a template for a card that ours replaces, which takes longer than all else in saving."""
-    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
+        patch.setattr(imports, "_is_package_available", functools.cache(imports._is_package_available))
         yield
 
 
@@ -57,14 +55,6 @@ def quick_saving():
 def pefts_card(monkeypatch):
     """Its card all the same, for a test that is about it."""
     monkeypatch.setattr(PeftModel, "create_or_update_model_card", PEFTS_CARD)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_accelerators():
-    """Each `Accelerator` reads the metadata of a dozen packages, which takes as long as a training step here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(imports, "_is_package_available", functools.cache(imports._is_package_available))
-        yield
 
 
 def pytest_collection_finish():

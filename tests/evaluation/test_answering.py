@@ -10,7 +10,7 @@ from chat_world import CONVERSATIONS, RENDERED
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from warmup_peft.evaluation.answering import continuation_ids, prompt_ids, thought_marks, without_thought
+from warmup_peft.evaluation.answering import all_continuations, prompt_ids, thought_marks, without_thought
 from warmup_peft.evaluation.prompt_completion import prompt_completion
 from warmup_peft.inference.folder import WarmupConfig
 
@@ -34,9 +34,9 @@ def test_continuation_that_merges_with_the_prompt_is_encoded_alone():
     vocabulary = {"a": 0, "b": 1, "c": 2, "bc": 3}
     merging = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[("b", "c")])))
     assert merging("abc")["input_ids"] == [0, 3]
-    assert continuation_ids(merging, "ab", "c") == [2]
-    assert continuation_ids(merging, "a", "bc") == [3]
-    assert continuation_ids(merging, "ac", "ab") == [0, 1]
+    assert all_continuations(merging, "ab", ["c"]) == [[2]]
+    assert all_continuations(merging, "a", ["bc"]) == [[3]]
+    assert all_continuations(merging, "ac", ["ab"]) == [[0, 1]]
 
 
 def test_token_ids_of_conversations(thinker, config):
@@ -45,7 +45,7 @@ def test_token_ids_of_conversations(thinker, config):
     ]
     (opened, *_) = prompt_ids(thinker, QUESTIONS, config)
     assert thinker.decode(opened) == RENDERED.format("one?") + OPENING
-    assert thinker.decode(continuation_ids(thinker, QUESTIONS[0].prompt, "ONE")) == "ONE"
+    assert thinker.batch_decode(all_continuations(thinker, QUESTIONS[0].prompt, ["ONE"])) == ["ONE"]
 
 
 @pytest.mark.parametrize(

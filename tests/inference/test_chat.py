@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from warmup_peft.evaluation.answering import continuation_ids
+from warmup_peft.evaluation.answering import all_continuations
 from warmup_peft.inference import chat
 from warmup_peft.inference.folder import WarmupConfig
 
@@ -193,7 +193,7 @@ def test_a_row_has_the_ids_of_the_whole_text(scheme):
     whole = spaces(chat.render(spaces, [*HISTORY, answer]), add_special_tokens=False)["input_ids"]
     assert ids == whole[: len(ids)]
     assert spaces.decode(whole[len(ids) :]).strip() == ""
-    assert row.target_ids[:-1] == continuation_ids(spaces, HISTORY, ANSWER["content"])  # as `evaluate` scores it
+    assert [row.target_ids[:-1]] == all_continuations(spaces, HISTORY, [ANSWER["content"]])  # as `evaluate` scores it
 
 
 def test_a_closing_token_is_no_white_space(tokenizer):

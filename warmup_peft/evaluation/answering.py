@@ -106,16 +106,11 @@ def prompt_ids(
     return found
 
 
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str) -> list[int]:
-    """Token ids of `text` after `prompt`, and after what the chat template puts between a conversation and an answer.
-
-    They are those of `text` alone if the tokenizer merges tokens across the boundary.
-    """
-    return all_continuations(tokenizer, prompt, [text])[0]
-
-
 def all_continuations(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, texts: Sequence[str]) -> list[list[int]]:
-    """`continuation_ids` of several texts."""
+    """Token ids of each text after `prompt`, or after what the chat template puts between a conversation and answers.
+
+    They are those of the text alone if the tokenizer merges tokens across the boundary.
+    """
     if isinstance(prompt, str):
         return all_behind(tokenizer, prompt, texts)
     answer = {"role": "assistant", "content": ANSWER}

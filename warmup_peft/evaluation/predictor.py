@@ -218,6 +218,7 @@ class Predictor:
 
     @cached_property
     def _targets(self) -> Callable[[Sequence[Question]], list[Question]]:
+        """The same objects every time, whose token ids are known the second time."""
         return OnceEach(lambda questions: [as_target(question) for question in questions])
 
     def _answers(self, questions: Sequence[Question], warmup_ids: list[Ids], max_new_tokens: int) -> list[str | None]:

@@ -118,17 +118,16 @@ def difference_chart(title: str, differences: Sequence[tuple[str, Difference]], 
     """Arms' differences in points with their intervals, one below the other, around a line at 0."""
 
     def draw() -> Figure:
-        background = matplotlib.rcParams["axes.facecolor"]
         figure, axes = new_figure(height=0.42 * len(differences) + 0.9)
         axes.grid(False)
         axes.axvline(0, color="C0", linewidth=0.9, alpha=0.45)
         for place, (name, difference) in enumerate(differences):
             mean, low, high = (100 * value for value in (difference.estimate, difference.low, difference.high))
             axes.plot([low, high], [place, place], color="C0", linewidth=2.2)
-            fill = "C0" if difference.is_significant else background
+            fill = "C0" if difference.is_significant else LIGHT_PAGE
             axes.plot([mean], [place], "o", color="C0", markersize=7, markerfacecolor=fill)
             for text, x, side in ((clipped(name), 0, "left"), (significance_text(difference), 1, "right")):
-                behind = {"facecolor": background, "edgecolor": "none", "pad": 1}  # hides the line at 0
+                behind = {"facecolor": LIGHT_PAGE, "edgecolor": "none", "pad": 1}  # hides the line at 0
                 above = {"xycoords": ("axes fraction", "data"), "va": "bottom", "fontsize": 11, "bbox": behind}
                 axes.annotate(text, (x, place - 0.28), ha=side, **above)
         axes.set(title=title, xlabel="points", yticks=[], ylim=(len(differences) - 0.6, -0.75))
